@@ -1,0 +1,173 @@
+use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+use halfbyte_quant::ActivationStats;
+use rayon::prelude::*;
+
+/// Columns of the Hessian one task computes. Fixed, so that sums run in the same order on any number of threads.
+const PANEL: usize = 192;
+
+/// Sums `x xᵀ` and `|x|` over tokens.
+#[derive(Debug)]
+pub struct Accumulator {
+    /// Lower triangle of the sum, column-major; what lies above is not kept up.
+    sum: Mat<f32>,
+    abs: Vec<f64>,
+    n_tokens: u64,
+}
+
+impl Accumulator {
+    /// An empty sum for inputs of `features` channels.
+    pub fn new(features: usize) -> Self {
+        Self { sum: Mat::zeros(features, features), abs: vec![0.0; features], n_tokens: 0 }
+    }
+
+    /// Tokens seen.
+    pub fn n_tokens(&self) -> u64 {
+        self.n_tokens
+    }
+
+    /// Adds tokens, `rows` `[tokens, features]` row-major. Only the lower triangle is computed, in panels of columns
+    /// that the threads share out; a product runs in f32 over the rows given, the sum of calls too.
+    ///
+    /// # Errors
+    /// The index of the first row that holds a NaN or an infinity.
+    pub fn add(&mut self, rows: &[f32]) -> Result<(), usize> {
+        let features = self.abs.len();
+        let tokens = rows.len() / features;
+        self.add_abs(rows, features)?;
+        let x = MatRef::from_row_major_slice(rows, tokens, features);
+        panels(self.sum.as_mut()).into_par_iter().for_each(|(start, panel)| {
+            let width = panel.ncols();
+            let (mut diagonal, mut below) = panel.subrows_mut(start, features - start).split_at_row_mut(width);
+            let columns = x.subcols(start, width);
+            triangular_matmul(
+                diagonal.as_mut(),
+                BlockStructure::TriangularLower,
+                Accum::Add,
+                columns.transpose(),
+                BlockStructure::Rectangular,
+                columns,
+                BlockStructure::Rectangular,
+                1.0,
+                Par::Seq,
+            );
+            let rest = x.subcols(start + width, features - start - width);
+            matmul(below.as_mut(), Accum::Add, rest.transpose(), columns, 1.0, Par::Seq);
+        });
+        self.n_tokens += tokens as u64;
+        Ok(())
+    }
+
+    /// The mean over all tokens added; `H = I` when there were none.
+    pub fn finish(self) -> ActivationStats {
+        let features = self.abs.len();
+        if self.n_tokens == 0 {
+            return ActivationStats::identity(features);
+        }
+        let scale = 1.0 / self.n_tokens as f64;
+        let mut hessian = vec![0.0; features * features];
+        for column in 0..features {
+            for row in column..features {
+                let value = (f64::from(self.sum[(row, column)]) * scale) as f32;
+                hessian[row * features + column] = value;
+                hessian[column * features + row] = value;
+            }
+        }
+        let mean_abs = self.abs.iter().map(|a| (a * scale) as f32).collect();
+        ActivationStats { in_features: features, hessian, mean_abs, n_tokens: self.n_tokens }
+    }
+
+    fn add_abs(&mut self, rows: &[f32], features: usize) -> Result<(), usize> {
+        let mut batch = vec![0.0f32; features];
+        for chunk in rows.chunks(features * 64) {
+            batch.fill(0.0);
+            for row in chunk.chunks_exact(features) {
+                batch.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.abs());
+            }
+            self.abs.iter_mut().zip(&batch).for_each(|(sum, x)| *sum += f64::from(*x));
+        }
+        if self.abs.iter().all(|sum| sum.is_finite()) {
+            return Ok(());
+        }
+        let bad = rows.chunks_exact(features).position(|row| row.iter().any(|x| !x.is_finite()));
+        Err(bad.unwrap_or(0))
+    }
+}
+
+fn panels(mut sum: MatMut<'_, f32>) -> Vec<(usize, MatMut<'_, f32>)> {
+    let (mut panels, mut start) = (Vec::new(), 0);
+    while sum.ncols() > 0 {
+        let width = PANEL.min(sum.ncols());
+        let (panel, rest) = sum.split_at_col_mut(width);
+        panels.push((start, panel));
+        start += width;
+        sum = rest;
+    }
+    panels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn means_match_a_naive_sum_in_f64() {
+        for features in [1, 17, 192, 193, 400] {
+            let (a, b) = (rows(31 * features, 1), rows(8 * features, 2));
+            let mut accumulator = Accumulator::new(features);
+            accumulator.add(&a).unwrap();
+            accumulator.add(&b).unwrap();
+            let stats = accumulator.finish();
+            assert_eq!(stats.n_tokens, 39);
+            let all: Vec<f32> = a.into_iter().chain(b).collect();
+            for i in 0..features {
+                let mean_abs: f64 = all.chunks(features).map(|r| f64::from(r[i].abs())).sum::<f64>() / 39.0;
+                assert!((f64::from(stats.mean_abs[i]) - mean_abs).abs() < 1e-6);
+                for j in (0..features).step_by(7) {
+                    let mean: f64 =
+                        all.chunks(features).map(|r| f64::from(r[i]) * f64::from(r[j])).sum::<f64>() / 39.0;
+                    let found = f64::from(stats.hessian[i * features + j]);
+                    assert!((found - mean).abs() < 1e-6, "{features}: [{i}, {j}] is {found}, wanted {mean}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_are_the_same_bits_on_any_number_of_threads() {
+        let (features, x) = (500, rows(64 * 500, 3));
+        let sum = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut accumulator = Accumulator::new(features);
+                accumulator.add(&x).unwrap();
+                accumulator.finish()
+            })
+        };
+        let one = sum(1);
+        assert_eq!(one, sum(2));
+        assert_eq!(one, sum(7));
+    }
+
+    #[test]
+    fn a_row_that_is_not_finite_is_named() {
+        let mut x = rows(5 * 20, 4);
+        x[3 * 20 + 7] = f32::NAN;
+        assert_eq!(Accumulator::new(20).add(&x), Err(3));
+    }
+
+    #[test]
+    fn no_token_at_all_means_white_input() {
+        assert_eq!(Accumulator::new(2).finish().hessian, [1.0, 0.0, 0.0, 1.0]);
+    }
+}

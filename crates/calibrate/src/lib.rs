@@ -1,0 +1,16 @@
+//! What a model's linears see: calibration text to token windows to input statistics, stage by stage.
+//!
+//! In: text sources and a decoder block. Out: [`halfbyte_quant::ActivationStats`] of each of a block's stages, on the
+//! calibration windows and on held-out ones. The walk advances one stage at a call and keeps only the residual stream
+//! and one stage activation, so each linear runs once a pass whatever is solved in between; the rejected alternative,
+//! a forward of the whole block per group of linears, runs it four or five times.
+
+pub mod text;
+
+mod accumulate;
+mod store;
+mod walk;
+
+pub use accumulate::Accumulator;
+pub use store::{Store, StoreError};
+pub use walk::{StageStats, Walk, WalkError, WalkOptions};

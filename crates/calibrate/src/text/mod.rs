@@ -1,0 +1,36 @@
+//! Calibration text to token windows, and evaluation text to token windows.
+//!
+//! In: text files, JSON Lines, JSON, parquet, folders of them, or text already in memory, mixed by weight.
+//! Out: windows of exactly `sequence_length` token ids, a held-out share of them, and an account of every
+//! document and token that was read, used, cut off or dropped.
+//!
+//! What a *document* is depends on the file: one record of JSON Lines, JSON or parquet; one entry of text in
+//! memory; one whole text file. [`Packing`] then says how documents become windows.
+//!
+//! Special tokens are never added: the perplexity protocol of GPTQ has none either, and one token more at the
+//! head of each window would move every window by one. A truncation or padding setting inside `tokenizer.json`
+//! is ignored.
+//!
+//! The alternative to reading everything through one path, a reader per tool convention (chat templates,
+//! sorting by length, concatenation with separators), was rejected: every one of those choices changes the
+//! statistics, and none of them would show in the pipeline file.
+
+mod error;
+mod evaluation;
+mod json;
+mod mix;
+mod parquet_file;
+mod pack;
+mod random;
+mod read;
+mod report;
+mod source;
+mod tokenize;
+mod windows;
+
+pub use error::TextError;
+pub use evaluation::{EvaluationText, WindowChoice, evaluation_windows};
+pub use read::read_text;
+pub use report::{DroppedDocuments, SourceReport, TextReport};
+pub use source::{SourceKind, TextSource};
+pub use windows::{Packing, Window, WindowOptions, Windows, load_windows};

@@ -1,0 +1,325 @@
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use burn::prelude::*;
+use halfbyte_model::{Block, Decoder, ModelError, Stage};
+use halfbyte_quant::ActivationStats;
+
+use crate::text::{Window, Windows};
+use crate::{Accumulator, Store, StoreError};
+
+/// Tokens one batch holds: large enough for dense products, small enough that a batch's activations stay in cache.
+const BATCH_TOKENS: usize = 2048;
+
+/// What a stage's statistics came out as.
+#[derive(Clone, Debug)]
+pub struct StageStats {
+    /// On the calibration windows: what solvers see.
+    pub calibration: ActivationStats,
+    /// On the held-out windows, if there are any: what nobody fits.
+    pub holdout: Option<ActivationStats>,
+}
+
+/// How a walk keeps its activations and samples the costly statistic.
+#[derive(Clone, Debug)]
+pub struct WalkOptions {
+    /// Bytes of activations to keep in memory; what is beyond goes to files in `spill_folder`.
+    pub max_bytes: u64,
+    /// Where spilled activations go.
+    pub spill_folder: PathBuf,
+    /// Calibration windows the attention-mixed statistic is taken from, evenly spaced; 0 for none at all.
+    pub mixed_windows: usize,
+}
+
+/// Why the walk stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum WalkError {
+    /// The model's fault.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The spill file's fault.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An activation overflowed or was not a number.
+    #[error("{stage:?}: the activation of window {window}, token {token} is not finite; the model's weights overflow in this place")]
+    NotFinite {
+        /// Which input.
+        stage: Stage,
+        /// Calibration windows first, then held-out ones.
+        window: usize,
+        /// Position in the window.
+        token: usize,
+    },
+}
+
+/// All calibration windows, walking through the decoder one stage at a call.
+///
+/// The calls of a block come in the order of [`Stage`]; between two of them the caller may replace the weights that
+/// the next call runs (sequential propagation) or not (float).
+#[derive(Debug)]
+pub struct Walk {
+    options: WalkOptions,
+    device: Device,
+    tokens: usize,
+    hidden: usize,
+    /// Real tokens of every window; the calibration windows come first.
+    lengths: Vec<usize>,
+    n_calibration: usize,
+    stream: Store,
+    kept: Kept,
+    bytes_in_memory: u64,
+}
+
+/// The one stage activation that is kept beside the residual stream.
+#[derive(Debug)]
+enum Kept {
+    Nothing,
+    QueriesAndKeys(Store, Store),
+    Attention(Store),
+    Mlp(Store),
+}
+
+impl Walk {
+    /// Embeds all windows.
+    ///
+    /// # Errors
+    /// Token ids beyond the vocabulary, non-finite embeddings, no room for a spill file.
+    pub fn new(windows: &Windows, decoder: &Decoder, options: WalkOptions) -> Result<Self, WalkError> {
+        let all: Vec<&Window> = windows.calibration.iter().chain(&windows.holdout).collect();
+        let tokens = all.first().map_or(0, |w| w.ids.len());
+        let hidden = decoder.weights().config().hidden_size;
+        let mut walk = Self {
+            device: decoder.device().clone(),
+            tokens,
+            hidden,
+            lengths: all.iter().map(|w| w.len).collect(),
+            n_calibration: windows.calibration.len(),
+            stream: Store::in_memory(0, 0),
+            kept: Kept::Nothing,
+            bytes_in_memory: 0,
+            options,
+        };
+        walk.stream = walk.store(tokens * hidden, "stream")?;
+        walk.bytes_in_memory = Store::bytes(all.len(), tokens * hidden);
+        for (index, window) in all.iter().enumerate() {
+            walk.stream.write(index, &decoder.embed(&window.ids)?)?;
+        }
+        Ok(walk)
+    }
+
+    /// Windows, held-out ones included.
+    pub fn n_windows(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Tokens a window, padding included.
+    pub fn tokens_per_window(&self) -> usize {
+        self.tokens
+    }
+
+    /// The residual stream's bits in bf16, to go on later from here.
+    pub fn save(&self) -> Result<Vec<u16>, WalkError> {
+        Ok(self.stream.read_bits(0, self.n_windows())?)
+    }
+
+    /// Replaces the residual stream by saved bits.
+    pub fn restore(&mut self, bits: &[u16]) -> Result<(), WalkError> {
+        for (index, window) in bits.chunks(self.tokens * self.hidden).enumerate() {
+            let values: Vec<f32> = window.iter().map(|b| f32::from_bits(u32::from(*b) << 16)).collect();
+            self.stream.write(index, &values)?;
+        }
+        Ok(())
+    }
+
+    /// Statistics of `norm1(h)`.
+    pub fn attention_input(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<StageStats, WalkError> {
+        let mut sums = Sums::new(self.hidden);
+        for batch in self.batches() {
+            let x = block.attention_input(self.stream(&batch)?);
+            self.observe(Stage::AttentionInput, &mut sums, &batch, &values(x)?)?;
+            tick(batch.end * self.tokens);
+        }
+        Ok(sums.finish())
+    }
+
+    /// Runs q and k, and gives the statistics of `A norm1(h)` for every kv head (none when
+    /// `options.mixed_windows` is 0): the second moment of what attention adds up, over the query heads that share
+    /// the kv head.
+    pub fn attention_mixed(
+        &mut self,
+        block: &Block,
+        tick: &mut dyn FnMut(usize),
+    ) -> Result<Vec<StageStats>, WalkError> {
+        let (heads, kv_heads, head_dim) = (block.heads(), block.kv_heads(), block.head_dim());
+        let mut queries = self.store(self.tokens * heads * head_dim, "queries")?;
+        let mut keys = self.store(self.tokens * kv_heads * head_dim, "keys")?;
+        let mut sums: Vec<Sums> = (0..kv_heads).map(|_| Sums::new(self.hidden)).collect();
+        for batch in self.batches() {
+            let x = block.attention_input(self.stream(&batch)?);
+            let (q, k) = block.query_key(x.clone());
+            for window in batch.clone().filter(|&w| self.is_sampled(w)) {
+                let at = window - batch.start;
+                let one = |t: &Tensor<4>, head: usize, n: usize| t.clone().narrow(0, at, 1).narrow(1, head, n);
+                for (head, sums) in sums.iter_mut().enumerate() {
+                    let shared = heads / kv_heads;
+                    let (q, k) = (one(&q, head * shared, shared), one(&k, head, 1));
+                    let mixed = values(block.attention_mixed_input(q, k, x.clone().narrow(0, at, 1)))?;
+                    for rows in mixed.chunks(self.tokens * self.hidden) {
+                        self.observe(Stage::AttentionMixed, sums, &(window..window + 1), rows)?;
+                    }
+                }
+            }
+            queries.write(batch.start, &values(q)?)?;
+            keys.write(batch.start, &values(k)?)?;
+            tick(batch.end * self.tokens);
+        }
+        self.kept = Kept::QueriesAndKeys(queries, keys);
+        let taken = if self.options.mixed_windows == 0 { Vec::new() } else { sums };
+        Ok(taken.into_iter().map(Sums::finish).collect())
+    }
+
+    /// Runs v and the attention, and gives the statistics of o's input.
+    pub fn attention_output(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<StageStats, WalkError> {
+        let (heads, kv_heads, head_dim) = (block.heads(), block.kv_heads(), block.head_dim());
+        let Kept::QueriesAndKeys(queries, keys) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
+            unreachable!("attention_mixed comes before attention_output");
+        };
+        let features = heads * head_dim;
+        let mut attention = self.store(self.tokens * features, "attention")?;
+        let mut sums = Sums::new(features);
+        for batch in self.batches() {
+            let x = block.attention_input(self.stream(&batch)?);
+            let read = |store: &Store, heads: usize| -> Result<Tensor<4>, WalkError> {
+                let shape = [batch.len(), heads, self.tokens, head_dim];
+                let values = store.read(batch.start, batch.len())?;
+                Ok(Tensor::from_data(TensorData::new(values, shape), &self.device))
+            };
+            let a = values(block.attention(read(&queries, heads)?, read(&keys, kv_heads)?, x))?;
+            self.observe(Stage::AttentionOutput, &mut sums, &batch, &a)?;
+            attention.write(batch.start, &a)?;
+            tick(batch.end * self.tokens);
+        }
+        self.kept = Kept::Attention(attention);
+        Ok(sums.finish())
+    }
+
+    /// Runs o into the residual stream, and gives the statistics of `norm2(h)`.
+    pub fn mlp_input(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<StageStats, WalkError> {
+        let Kept::Attention(attention) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
+            unreachable!("attention_output comes before mlp_input");
+        };
+        let mut sums = Sums::new(self.hidden);
+        for batch in self.batches() {
+            let a = self.tensor(attention.read(batch.start, batch.len())?, &batch);
+            let h = block.attention_output(self.stream(&batch)?, a);
+            self.stream.write(batch.start, &values(h.clone())?)?;
+            self.observe(Stage::MlpInput, &mut sums, &batch, &values(block.mlp_input(h))?)?;
+            tick(batch.end * self.tokens);
+        }
+        Ok(sums.finish())
+    }
+
+    /// Runs gate and up, and gives the statistics of down's input.
+    pub fn mlp_output(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<StageStats, WalkError> {
+        let features = block.linears.get(halfbyte_model::LinearKind::Down).in_features();
+        let mut mlp = self.store(self.tokens * features, "mlp")?;
+        let mut sums = Sums::new(features);
+        for batch in self.batches() {
+            let m = values(block.mlp_mix(block.mlp_input(self.stream(&batch)?)))?;
+            self.observe(Stage::MlpOutput, &mut sums, &batch, &m)?;
+            mlp.write(batch.start, &m)?;
+            tick(batch.end * self.tokens);
+        }
+        self.kept = Kept::Mlp(mlp);
+        Ok(sums.finish())
+    }
+
+    /// Runs down into the residual stream: the next block's input.
+    pub fn finish_block(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<(), WalkError> {
+        let Kept::Mlp(mlp) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
+            unreachable!("mlp_output comes before finish_block");
+        };
+        for batch in self.batches() {
+            let m = self.tensor(mlp.read(batch.start, batch.len())?, &batch);
+            let h = block.mlp_output(self.stream(&batch)?, m);
+            self.stream.write(batch.start, &values(h)?)?;
+            tick(batch.end * self.tokens);
+        }
+        Ok(())
+    }
+
+    fn batches(&self) -> Vec<Range<usize>> {
+        let size = (BATCH_TOKENS / self.tokens.max(1)).max(1);
+        (0..self.n_windows()).step_by(size).map(|start| start..(start + size).min(self.n_windows())).collect()
+    }
+
+    fn stream(&self, batch: &Range<usize>) -> Result<Tensor<3>, WalkError> {
+        Ok(self.tensor(self.stream.read(batch.start, batch.len())?, batch))
+    }
+
+    fn tensor(&self, values: Vec<f32>, batch: &Range<usize>) -> Tensor<3> {
+        let features = values.len() / (batch.len() * self.tokens);
+        Tensor::from_data(TensorData::new(values, [batch.len(), self.tokens, features]), &self.device)
+    }
+
+    fn store(&self, values_per_window: usize, name: &str) -> Result<Store, WalkError> {
+        let windows = self.n_windows();
+        let bytes = self.bytes_in_memory + Store::bytes(windows, values_per_window);
+        if bytes <= self.options.max_bytes {
+            return Ok(Store::in_memory(windows, values_per_window));
+        }
+        let path: &Path = &self.options.spill_folder.join(format!("{name}.spill"));
+        Ok(Store::in_file(windows, values_per_window, path)?)
+    }
+
+    /// Held-out windows always count; calibration windows are taken evenly spaced.
+    fn is_sampled(&self, window: usize) -> bool {
+        let (wanted, all) = (self.options.mixed_windows, self.n_calibration);
+        wanted > 0 && (window >= all || wanted >= all || (window * wanted) % all < wanted)
+    }
+
+    /// Adds the real tokens of a batch to its windows' sums; padding is left out.
+    fn observe(&self, stage: Stage, sums: &mut Sums, batch: &Range<usize>, values: &[f32]) -> Result<(), WalkError> {
+        let per_window = values.len() / batch.len();
+        let features = per_window / self.tokens;
+        let not_finite = |row: usize, first: usize| WalkError::NotFinite {
+            stage,
+            window: first + row / self.tokens,
+            token: row % self.tokens,
+        };
+        let mut window = batch.start;
+        while window < batch.end {
+            let mut end = window + 1;
+            let whole = |w: usize| self.lengths[w] == self.tokens;
+            while end < batch.end && whole(window) && whole(end) && (end < self.n_calibration) == (window < self.n_calibration) {
+                end += 1;
+            }
+            let start = (window - batch.start) * per_window;
+            let rows = if whole(window) { (end - window) * self.tokens } else { self.lengths[window] };
+            let sum = if window < self.n_calibration { &mut sums.calibration } else { &mut sums.holdout };
+            sum.add(&values[start..start + rows * features]).map_err(|row| not_finite(row, window))?;
+            window = end;
+        }
+        Ok(())
+    }
+}
+
+struct Sums {
+    calibration: Accumulator,
+    holdout: Accumulator,
+}
+
+impl Sums {
+    fn new(features: usize) -> Self {
+        Self { calibration: Accumulator::new(features), holdout: Accumulator::new(features) }
+    }
+
+    fn finish(self) -> StageStats {
+        let holdout = (self.holdout.n_tokens() > 0).then(|| self.holdout.finish());
+        StageStats { calibration: self.calibration.finish(), holdout }
+    }
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, WalkError> {
+    tensor.try_into_vec_as::<f32>().map_err(|e| ModelError::Execution(e.to_string()).into())
+}

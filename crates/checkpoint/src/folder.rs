@@ -1,0 +1,1278 @@
+//! A model folder opened for reading: config, tensor index over one or many mapped safetensors files, tokenizer.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokenizers::Tokenizer;
+
+use crate::config::{expected_tensors, parse_json};
+use crate::{CheckpointError, ModelConfig, Result, copy_file, write_file};
+
+/// A tensor as it lies in the file: row-major, little endian, not necessarily aligned.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    /// Type of the elements.
+    pub dtype: Dtype,
+    /// Shape, `[out_features, in_features]` for linears.
+    pub shape: &'a [usize],
+    /// The elements' bytes.
+    pub bytes: &'a [u8],
+}
+
+/// One file of an [`Identity`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// Name inside the folder.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+    /// Time of last change, nanoseconds since 1970; absent for the embedded model.
+    pub modified_ns: Option<u64>,
+}
+
+/// A cheap fingerprint of a model: enough to see that it was changed or exchanged, without reading the weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The folder, or `embedded:tiny`.
+    pub source: String,
+    /// SHA-256 of config.json, hex.
+    pub config_sha256: String,
+    /// The weight files, the tokenizer and the shard index, sorted by name.
+    pub files: Vec<FileIdentity>,
+    /// SHA-256 over all of the above but `source`, hex.
+    pub fingerprint: String,
+}
+
+/// A model folder, opened and indexed. Reading is by shared reference from any thread.
+#[derive(Debug)]
+pub struct ModelFolder {
+    home: Home,
+    config: ModelConfig,
+    raw_config: Value,
+    weights: Vec<WeightFile>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+/// Where the files are.
+#[derive(Clone, Debug)]
+enum Home {
+    Disk(PathBuf),
+    Embedded(&'static EmbeddedModel),
+}
+
+/// A model inside this program.
+#[derive(Debug)]
+struct EmbeddedModel {
+    name: &'static str,
+    files: &'static [(&'static str, &'static [u8])],
+}
+
+const EMBEDDED: &[EmbeddedModel] = &[EmbeddedModel {
+    name: "tiny",
+    files: &[
+        (
+            "config.json",
+            include_bytes!("../embedded/tiny/config.json"),
+        ),
+        (
+            "generation_config.json",
+            include_bytes!("../embedded/tiny/generation_config.json"),
+        ),
+        (
+            "model.safetensors",
+            include_bytes!("../embedded/tiny/model.safetensors"),
+        ),
+        (
+            "tokenizer.json",
+            include_bytes!("../embedded/tiny/tokenizer.json"),
+        ),
+        (
+            "tokenizer_config.json",
+            include_bytes!("../embedded/tiny/tokenizer_config.json"),
+        ),
+    ],
+}];
+
+/// A safetensors file in memory, by the system's pages or as part of the program.
+#[derive(Debug)]
+enum WeightFile {
+    Mapped(Mmap),
+    Static(&'static [u8]),
+}
+
+impl WeightFile {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Static(bytes) => bytes,
+        }
+    }
+}
+
+/// Where a tensor lies.
+#[derive(Debug)]
+struct Entry {
+    weight_file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// The weight file of a model that is not sharded.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// The list of the weight files of one that is.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// model.safetensors.index.json, as it stands.
+#[derive(Deserialize)]
+struct IndexFile {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Missing tensors that a message names.
+const NAMED_MISSING: usize = 5;
+
+impl ModelFolder {
+    /// Opens a folder with config.json and model.safetensors (or model.safetensors.index.json and its shards).
+    /// Headers are read and checked; weights are not.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            let kind = match path.exists() {
+                true => io::ErrorKind::NotADirectory,
+                false => io::ErrorKind::NotFound,
+            };
+            return Err(CheckpointError::io("open model folder", path, kind.into()));
+        }
+        Self::open_home(Home::Disk(path.to_owned()))
+    }
+
+    /// Opens a model that is part of this program; `tiny` is the only one.
+    pub fn embedded(name: &str) -> Result<Self> {
+        let model = EMBEDDED
+            .iter()
+            .find(|model| model.name == name)
+            .ok_or_else(|| CheckpointError::Embedded(name.to_owned()))?;
+        Self::open_home(Home::Embedded(model))
+    }
+
+    fn open_home(home: Home) -> Result<Self> {
+        let config_path = home.path("config.json");
+        if !home.has("config.json") {
+            return Err(CheckpointError::NoConfig(home.path("")));
+        }
+        let text = home.read("config.json")?;
+        let raw_config = parse_json(&text, &config_path)?;
+        let config = ModelConfig::parse(&text, &config_path)?;
+
+        let mut weights = Vec::new();
+        let mut tensors = BTreeMap::new();
+        for name in weight_files(&home)? {
+            let file = home.map(&name)?;
+            index_tensors(file.bytes(), &home.path(&name), weights.len(), &mut tensors)?;
+            weights.push(file);
+        }
+        Ok(Self {
+            home,
+            config,
+            raw_config,
+            weights,
+            tensors,
+        })
+    }
+
+    /// The folder's path, or `embedded:NAME`: for messages and records.
+    pub fn place(&self) -> String {
+        self.home.to_string()
+    }
+
+    /// The config, resolved.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// config.json as it stands, key order kept: what is written back with additions.
+    pub fn raw_config(&self) -> &Value {
+        &self.raw_config
+    }
+
+    /// Every tensor's name, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether a tensor of this name exists.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// A tensor's bytes in place; nothing is copied.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        let entry = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| CheckpointError::NoTensor {
+                place: self.place(),
+                name: name.to_owned(),
+            })?;
+        Ok(TensorView {
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            bytes: &self.weights[entry.weight_file].bytes()[entry.range.clone()],
+        })
+    }
+
+    /// A tensor as `f32`, converted exactly from F32, F16 or BF16. Fails on another shape or type, and on the first
+    /// value that is NaN or infinite.
+    pub fn f32(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name)?;
+        self.check_shape(name, tensor.shape, expected_shape)?;
+        let values = to_f32(tensor.dtype, tensor.bytes)
+            .ok_or_else(|| self.element_type(name, tensor.dtype))?;
+        match values.iter().position(|x| !x.is_finite()) {
+            None => Ok(values),
+            Some(index) => Err(CheckpointError::NotFinite {
+                place: self.place(),
+                name: name.to_owned(),
+                value: values[index],
+                index,
+                row_column: match *tensor.shape {
+                    [_, columns] => Some((index / columns, index % columns)),
+                    _ => None,
+                },
+            }),
+        }
+    }
+
+    /// Rows of a tensor as `f32`, in the order asked for: an embedding without reading the rest of it. Fails as
+    /// [`Self::f32`] does; `rows` must be below the first extent.
+    pub fn f32_rows(
+        &self,
+        name: &str,
+        expected_shape: &[usize; 2],
+        rows: &[u32],
+    ) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name)?;
+        self.check_shape(name, tensor.shape, expected_shape)?;
+        let row_bytes = tensor.bytes.len() / expected_shape[0].max(1);
+        let mut values = Vec::with_capacity(rows.len() * expected_shape[1]);
+        for &row in rows {
+            let bytes = &tensor.bytes[row as usize * row_bytes..][..row_bytes];
+            let decoded =
+                to_f32(tensor.dtype, bytes).ok_or_else(|| self.element_type(name, tensor.dtype))?;
+            if let Some(column) = decoded.iter().position(|x| !x.is_finite()) {
+                return Err(CheckpointError::NotFinite {
+                    place: self.place(),
+                    name: name.to_owned(),
+                    value: decoded[column],
+                    index: row as usize * expected_shape[1] + column,
+                    row_column: Some((row as usize, column)),
+                });
+            }
+            values.extend(decoded);
+        }
+        Ok(values)
+    }
+
+    /// Gives the pages of these tensors back to the system, so that resident memory does not grow with the file.
+    /// They are read again from the file when touched again. Unknown names and the embedded model are no-ops.
+    pub fn release<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        let mut ranges: Vec<_> = names
+            .into_iter()
+            .filter_map(|name| self.tensors.get(name))
+            .map(|entry| (entry.weight_file, entry.range.clone()))
+            .collect();
+        ranges.sort_by_key(|(file, range)| (*file, range.start));
+        // Neighbours are joined first: a page that two of them share is then given back as well.
+        let mut joined: Vec<(usize, Range<usize>)> = Vec::new();
+        for (file, range) in ranges {
+            match joined.last_mut() {
+                Some((last, whole)) if *last == file && range.start <= whole.end => {
+                    whole.end = whole.end.max(range.end);
+                }
+                _ => joined.push((file, range)),
+            }
+        }
+        for (file, range) in joined {
+            if let WeightFile::Mapped(map) = &self.weights[file] {
+                release_pages(map, range);
+            }
+        }
+    }
+
+    /// Checks that every tensor the config requires exists with its shape, in F32, F16 or BF16.
+    pub fn check_tensors(&self) -> Result<()> {
+        let expected = expected_tensors(&self.config);
+        let missing: Vec<_> = expected
+            .iter()
+            .map(|(name, _)| name)
+            .filter(|name| !self.has(name))
+            .collect();
+        if !missing.is_empty() {
+            return Err(CheckpointError::TensorsMissing {
+                place: self.place(),
+                count: missing.len(),
+                first: missing.into_iter().take(NAMED_MISSING).cloned().collect(),
+            });
+        }
+        for (name, shape) in &expected {
+            let tensor = self.tensor(name)?;
+            self.check_shape(name, tensor.shape, shape)?;
+            if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                return Err(self.element_type(name, tensor.dtype));
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of the files that go with the model unchanged: tokenizer, chat template, generation config, code, licence.
+    pub fn other_files(&self) -> Result<Vec<String>> {
+        let mut names = self.home.list()?;
+        names.retain(|name| goes_with_model(name));
+        Ok(names)
+    }
+
+    /// A file of the folder whole.
+    pub fn read_file(&self, name: &str) -> Result<Cow<'static, [u8]>> {
+        self.home.read(name)
+    }
+
+    /// Copies [`Self::other_files`] into the existing folder `out`, each atomically; returns their names.
+    pub fn copy_other_files(&self, out: &Path) -> Result<Vec<String>> {
+        let names = self.other_files()?;
+        for name in &names {
+            match &self.home {
+                Home::Disk(folder) => copy_file(&folder.join(name), &out.join(name))?,
+                Home::Embedded(_) => write_file(&out.join(name), &self.read_file(name)?)?,
+            }
+        }
+        Ok(names)
+    }
+
+    /// tokenizer.json, ready to encode.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let fail = |reason: String| CheckpointError::Tokenizer {
+            place: self.place(),
+            reason,
+        };
+        if !self.home.has("tokenizer.json") {
+            return Err(fail(
+                "missing; the folder needs the tokenizer's own JSON file, which transformers writes with \
+                 save_pretrained of a fast tokenizer"
+                    .to_owned(),
+            ));
+        }
+        let text = self.home.read("tokenizer.json")?;
+        Tokenizer::from_bytes(&text).map_err(|error| fail(format!("cannot be read: {error}")))
+    }
+
+    /// A fingerprint for resuming and provenance.
+    pub fn identity(&self) -> Result<Identity> {
+        let config_sha256 = hex(&Sha256::digest(self.home.read("config.json")?));
+        let mut names = weight_files(&self.home)?;
+        names.extend(["tokenizer.json".to_owned(), INDEX.to_owned()]);
+        names.retain(|name| self.home.has(name));
+        names.sort();
+        let files: Vec<FileIdentity> = names
+            .iter()
+            .map(|name| self.home.file_identity(name))
+            .collect::<Result<_>>()?;
+
+        let mut hash = Sha256::new();
+        hash.update(&config_sha256);
+        for file in &files {
+            hash.update(format!(
+                "\n{} {} {:?}",
+                file.name, file.bytes, file.modified_ns
+            ));
+            if let Home::Embedded(_) = self.home {
+                // No time of change tells two builds apart; the bytes are few.
+                hash.update(self.home.read(&file.name)?);
+            }
+        }
+        Ok(Identity {
+            source: self.place(),
+            config_sha256,
+            files,
+            fingerprint: hex(&hash.finalize()),
+        })
+    }
+
+    fn check_shape(&self, name: &str, found: &[usize], wanted: &[usize]) -> Result<()> {
+        if found == wanted {
+            return Ok(());
+        }
+        Err(CheckpointError::Shape {
+            place: self.place(),
+            name: name.to_owned(),
+            found: found.to_vec(),
+            wanted: wanted.to_vec(),
+        })
+    }
+
+    fn element_type(&self, name: &str, found: Dtype) -> CheckpointError {
+        CheckpointError::ElementType {
+            place: self.place(),
+            name: name.to_owned(),
+            found,
+        }
+    }
+}
+
+impl std::fmt::Display for Home {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Disk(folder) => folder.display().fmt(f),
+            Self::Embedded(model) => write!(f, "embedded:{}", model.name),
+        }
+    }
+}
+
+impl Home {
+    /// A file's path, for messages when embedded.
+    fn path(&self, name: &str) -> PathBuf {
+        match self {
+            Self::Disk(folder) if name.is_empty() => folder.clone(),
+            Self::Disk(folder) => folder.join(name),
+            Self::Embedded(model) => PathBuf::from(format!("embedded:{}/{name}", model.name)),
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Disk(folder) => folder.join(name).is_file(),
+            Self::Embedded(model) => model.files.iter().any(|(file, _)| *file == name),
+        }
+    }
+
+    /// Files directly in the folder, sorted.
+    fn list(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = match self {
+            Self::Embedded(model) => model.files.iter().map(|(f, _)| (*f).to_owned()).collect(),
+            Self::Disk(folder) => {
+                let fail = |error| CheckpointError::io("list", folder, error);
+                fs::read_dir(folder)
+                    .map_err(fail)?
+                    .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                    .collect::<io::Result<Vec<_>>>()
+                    .map_err(fail)?
+                    .into_iter()
+                    .filter(|name| folder.join(name).is_file())
+                    .collect()
+            }
+        };
+        names.sort();
+        Ok(names)
+    }
+
+    fn embedded_bytes(model: &EmbeddedModel, name: &str) -> Result<&'static [u8]> {
+        model
+            .files
+            .iter()
+            .find(|(file, _)| *file == name)
+            .map(|(_, bytes)| *bytes)
+            .ok_or_else(|| {
+                let path = PathBuf::from(format!("embedded:{}/{name}", model.name));
+                CheckpointError::io("read", &path, io::ErrorKind::NotFound.into())
+            })
+    }
+
+    fn read(&self, name: &str) -> Result<Cow<'static, [u8]>> {
+        match self {
+            Self::Embedded(model) => Self::embedded_bytes(model, name).map(Cow::Borrowed),
+            Self::Disk(folder) => {
+                let path = folder.join(name);
+                fs::read(&path)
+                    .map(Cow::Owned)
+                    .map_err(|error| CheckpointError::io("read", &path, error))
+            }
+        }
+    }
+
+    fn map(&self, name: &str) -> Result<WeightFile> {
+        match self {
+            Self::Embedded(model) => Self::embedded_bytes(model, name).map(WeightFile::Static),
+            Self::Disk(folder) => {
+                let path = folder.join(name);
+                let fail = |error| CheckpointError::io("read", &path, error);
+                let file = fs::File::open(&path).map_err(fail)?;
+                if file.metadata().map_err(fail)?.len() == 0 {
+                    // An empty file cannot be mapped.
+                    return Ok(WeightFile::Static(&[]));
+                }
+                // SAFETY: the map is read-only and private. Another process that cuts the file while it is read could
+                // still fault this one; every reader of mapped weights takes that risk, and nothing here writes them.
+                let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
+                Ok(WeightFile::Mapped(map))
+            }
+        }
+    }
+
+    fn file_identity(&self, name: &str) -> Result<FileIdentity> {
+        let (bytes, modified_ns) = match self {
+            Self::Embedded(model) => (Self::embedded_bytes(model, name)?.len() as u64, None),
+            Self::Disk(folder) => {
+                let path = folder.join(name);
+                let data = fs::metadata(&path)
+                    .map_err(|error| CheckpointError::io("read", &path, error))?;
+                let modified = data.modified().ok();
+                let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+                (data.len(), since.map(|since| since.as_nanos() as u64))
+            }
+        };
+        Ok(FileIdentity {
+            name: name.to_owned(),
+            bytes,
+            modified_ns,
+        })
+    }
+}
+
+/// Names of the weight files, sorted: the index's shards, or the single file.
+fn weight_files(home: &Home) -> Result<Vec<String>> {
+    if home.has(INDEX) {
+        let path = home.path(INDEX);
+        let index = parse_index(&home.read(INDEX)?, &path)?;
+        for (shard, tensors) in &index {
+            if !home.has(shard) {
+                return Err(CheckpointError::ShardMissing {
+                    index: path,
+                    shard: shard.clone(),
+                    n_tensors: tensors.len(),
+                    first: tensors[0].clone(),
+                });
+            }
+        }
+        return Ok(index.into_keys().collect());
+    }
+    if home.has(SINGLE) {
+        return Ok(vec![SINGLE.to_owned()]);
+    }
+    let mut others = home.list()?;
+    others.retain(|name| {
+        [
+            ".bin",
+            ".pt",
+            ".pth",
+            ".gguf",
+            ".safetensors",
+            ".msgpack",
+            ".h5",
+        ]
+        .iter()
+        .any(|end| name.ends_with(end))
+    });
+    Err(CheckpointError::NoWeights {
+        folder: home.path(""),
+        others,
+    })
+}
+
+/// Weight files with the tensors that an index puts in each, both sorted.
+pub(crate) fn parse_index(text: &[u8], path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let index: IndexFile = parse_json(text, path)?;
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, shard) in index.weight_map {
+        if !is_plain_name(&shard) {
+            return Err(CheckpointError::Json {
+                path: path.to_owned(),
+                reason: format!("weight_map names '{shard}', wanted a file beside the index"),
+            });
+        }
+        shards.entry(shard).or_default().push(tensor);
+    }
+    if shards.is_empty() {
+        return Err(CheckpointError::Json {
+            path: path.to_owned(),
+            reason: "weight_map is empty".to_owned(),
+        });
+    }
+    Ok(shards)
+}
+
+/// Whether a name stays inside the folder it is joined to.
+pub(crate) fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && Path::new(name)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Whether a file belongs to the model but is neither its config nor its weights.
+pub(crate) fn goes_with_model(name: &str) -> bool {
+    const NAMES: &[&str] = &[
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "tokenizer.model",
+        "spiece.model",
+        "chat_template.jinja",
+        "chat_template.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+    ];
+    let licence = ["LICENSE", "LICENCE", "NOTICE"]
+        .iter()
+        .any(|start| name.starts_with(start));
+    !name.contains('/') && (NAMES.contains(&name) || licence || name.ends_with(".py"))
+}
+
+/// Adds a file's tensors to the index, after checking its header against its size.
+fn index_tensors(
+    bytes: &[u8],
+    path: &Path,
+    weight_file: usize,
+    tensors: &mut BTreeMap<String, Entry>,
+) -> Result<()> {
+    check_frame(bytes, path)?;
+    let (header, metadata) =
+        SafeTensors::read_metadata(bytes).or_else(|error| Err(header_error(error, bytes, path)))?;
+    let data = 8 + header;
+    for (name, info) in metadata.tensors() {
+        let (start, end) = info.data_offsets;
+        let entry = Entry {
+            weight_file,
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            range: data + start..data + end,
+        };
+        if tensors.insert(name.clone(), entry).is_some() {
+            return Err(CheckpointError::Header {
+                path: path.to_owned(),
+                reason: format!("{name} stands in another weight file as well"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Tells files of another kind and cut ones from safetensors, by the first nine bytes and the size.
+fn check_frame(bytes: &[u8], path: &Path) -> Result<()> {
+    let wrong = |reason| CheckpointError::NotSafetensors {
+        path: path.to_owned(),
+        reason,
+    };
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Err(wrong(
+            "it is a git-lfs pointer; fetch the file with git lfs pull",
+        ));
+    }
+    if bytes.starts_with(b"GGUF") {
+        return Err(wrong(
+            "it is a GGUF file; take the model's original checkpoint",
+        ));
+    }
+    if bytes.starts_with(b"PK\x03\x04") {
+        return Err(wrong(
+            "it is a zip archive as torch.save writes; convert it to safetensors",
+        ));
+    }
+    let Some(length) = bytes.first_chunk::<8>() else {
+        return Err(wrong(
+            "it is shorter than the 8 bytes of the header's length; copy or download it again",
+        ));
+    };
+    if bytes.get(8).is_some_and(|&b| b != b'{') {
+        return Err(wrong(
+            "no header follows the first 8 bytes; copy or download it again",
+        ));
+    }
+    let header = u64::from_le_bytes(*length);
+    if header > bytes.len() as u64 - 8 {
+        return Err(CheckpointError::HeaderBeyondFile {
+            path: path.to_owned(),
+            header,
+            bytes: bytes.len() as u64,
+        });
+    }
+    Ok(())
+}
+
+/// Says a cut file apart from a damaged header.
+fn header_error(error: safetensors::SafeTensorError, bytes: &[u8], path: &Path) -> CheckpointError {
+    let damaged = |reason: String| CheckpointError::Header {
+        path: path.to_owned(),
+        reason,
+    };
+    if !matches!(
+        error,
+        safetensors::SafeTensorError::MetadataIncompleteBuffer
+    ) {
+        return damaged(error.to_string());
+    }
+    let header = match bytes.first_chunk::<8>() {
+        Some(length) => u64::from_le_bytes(*length) as usize,
+        None => return damaged(error.to_string()),
+    };
+    let parsed: Option<safetensors::tensor::Metadata> = bytes
+        .get(8..8 + header)
+        .and_then(|text| serde_json::from_slice(text).ok());
+    let Some(metadata) = parsed else {
+        return damaged(error.to_string());
+    };
+    let wanted = 8 + header + metadata.data_len();
+    if bytes.len() < wanted {
+        CheckpointError::Truncated {
+            path: path.to_owned(),
+            bytes: bytes.len() as u64,
+            wanted: wanted as u64,
+        }
+    } else {
+        damaged(format!(
+            "{} bytes follow the last tensor, wanted none",
+            bytes.len() - wanted
+        ))
+    }
+}
+
+/// Little-endian elements as `f32`, exactly; `None` for other types.
+fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    let pairs = bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    match dtype {
+        Dtype::F32 => Some(
+            bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+        ),
+        Dtype::F16 => Some(pairs.map(|b| f16::from_le_bytes(b).to_f32()).collect()),
+        Dtype::BF16 => Some(pairs.map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
+        _ => None,
+    }
+}
+
+/// A multiple of every page size in use.
+#[cfg(unix)]
+const PAGES: usize = 64 << 10;
+
+/// Tells the system that the whole pages inside `range` are not needed.
+#[cfg(unix)]
+fn release_pages(map: &Mmap, range: Range<usize>) {
+    // The map itself begins on a page, so offsets are rounded inward, never over a neighbour's bytes. At the end of
+    // the file the last page belongs to no one else.
+    let start = range.start.next_multiple_of(PAGES);
+    let end = match range.end == map.len() {
+        true => range.end,
+        false => range.end / PAGES * PAGES,
+    };
+    if start >= end {
+        return;
+    }
+    // SAFETY: the map is read-only and backed by a file, so dropped pages come back with the same bytes on the next
+    // read; outstanding slices stay valid.
+    let released = unsafe {
+        map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+    };
+    if let Err(error) = released {
+        tracing::debug!("pages could not be given back: {error}");
+    }
+}
+
+/// Other systems decide by themselves.
+#[cfg(not(unix))]
+fn release_pages(_map: &Mmap, _range: Range<usize>) {}
+
+/// Whether this program holds a model of this name.
+pub(crate) fn is_embedded(name: &str) -> bool {
+    EMBEDDED.iter().any(|model| model.name == name)
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::fixture::{config, message, tensors, write_model, write_tensors};
+    use crate::{TensorInfo, expected_tensors};
+
+    const ONE_FILE: u64 = u64::MAX;
+
+    fn model(changes: Value, max_shard_bytes: u64) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), changes, max_shard_bytes);
+        dir
+    }
+
+    fn open_message(dir: &TempDir) -> String {
+        message(&ModelFolder::open(dir.path()).unwrap_err(), dir.path())
+    }
+
+    /// A model whose weights are exactly these.
+    fn with_tensors(tensors: &[(TensorInfo, Vec<u8>)]) -> TempDir {
+        let dir = model(json!({}), ONE_FILE);
+        write_tensors(&dir.path().join(SINGLE), tensors);
+        dir
+    }
+
+    fn llama_tensors() -> Vec<(TensorInfo, Vec<u8>)> {
+        tensors(&config(json!({})).unwrap())
+    }
+
+    #[test]
+    fn one_file_and_shards_hold_the_same_tensors() {
+        let (single, sharded) = (model(json!({}), ONE_FILE), model(json!({}), 2000));
+        let single = ModelFolder::open(single.path()).unwrap();
+        let shards = ModelFolder::open(sharded.path()).unwrap();
+        assert!(shards.weights.len() > 2);
+        single.check_tensors().unwrap();
+        shards.check_tensors().unwrap();
+        assert!(single.names().eq(shards.names()));
+        for name in single.names() {
+            let (a, b) = (single.tensor(name).unwrap(), shards.tensor(name).unwrap());
+            assert_eq!(
+                (a.dtype, a.shape, a.bytes),
+                (b.dtype, b.shape, b.bytes),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn tensors_read_back_as_written() {
+        let dir = model(json!({}), ONE_FILE);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        for (info, bytes) in llama_tensors() {
+            assert!(folder.has(&info.name));
+            assert_eq!(folder.tensor(&info.name).unwrap().bytes, bytes);
+        }
+        let values = folder.f32("model.embed_tokens.weight", &[32, 16]).unwrap();
+        assert_eq!(values[..3], [-3.0, -2.875, -2.75]);
+    }
+
+    #[test]
+    fn every_sixteen_bit_pattern_converts_exactly() {
+        // Independent oracle: the value by its bit fields, in f64.
+        let value = |bits: u16, exponent_bits: u32| {
+            let fraction_bits = 15 - exponent_bits;
+            let bias = (1i32 << (exponent_bits - 1)) - 1;
+            let exponent = i32::from((bits & 0x7fff) >> fraction_bits);
+            let fraction =
+                f64::from(bits & ((1 << fraction_bits) - 1)) / f64::from(1u32 << fraction_bits);
+            let size = match exponent {
+                0 => fraction * 2f64.powi(1 - bias),
+                e if e == (1 << exponent_bits) - 1 => return None,
+                e => (1.0 + fraction) * 2f64.powi(e - bias),
+            };
+            Some(if bits >> 15 == 1 { -size } else { size })
+        };
+        for (dtype, exponent_bits) in [(Dtype::F16, 5), (Dtype::BF16, 8)] {
+            let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+            let found = to_f32(dtype, &bytes).unwrap();
+            for bits in 0..=u16::MAX {
+                let found = found[usize::from(bits)];
+                match value(bits, exponent_bits) {
+                    Some(wanted) => assert_eq!(f64::from(found), wanted, "{dtype} {bits:#x}"),
+                    None => assert!(!found.is_finite()),
+                }
+            }
+        }
+        assert_eq!(to_f32(Dtype::F32, &1.5f32.to_le_bytes()), Some(vec![1.5]));
+        assert_eq!(to_f32(Dtype::I32, &[0; 4]), None);
+    }
+
+    #[test]
+    fn embedded_tiny_opens_whole_and_encodes() {
+        let folder = ModelFolder::embedded("tiny").unwrap();
+        folder.check_tensors().unwrap();
+        assert_eq!(folder.place(), "embedded:tiny");
+        assert!(!folder.has("lm_head.weight"));
+        let norm = folder.f32("model.norm.weight", &[256]).unwrap();
+        assert!(norm.iter().all(|x| x.abs() < 100.0));
+        let encoding = folder.tokenizer().unwrap();
+        let encoding = encoding.encode("fn main() {}", false).unwrap();
+        assert!(!encoding.get_ids().is_empty());
+        folder.release(["model.norm.weight"]);
+        assert_eq!(folder.f32("model.norm.weight", &[256]).unwrap(), norm);
+        let unknown = ModelFolder::embedded("huge").unwrap_err();
+        assert_eq!(
+            unknown.to_string(),
+            "no embedded model is called 'huge'; use embedded:tiny"
+        );
+    }
+
+    #[test]
+    fn raw_config_keeps_unknown_keys_and_their_order() {
+        let folder = ModelFolder::embedded("tiny").unwrap();
+        let text = include_str!("../embedded/tiny/config.json").trim_end();
+        assert_eq!(
+            serde_json::to_string_pretty(folder.raw_config()).unwrap(),
+            text
+        );
+    }
+
+    #[test]
+    fn tied_untied_and_tied_with_a_head_are_all_whole() {
+        for tied in [true, false] {
+            let dir = model(json!({"tie_word_embeddings": tied}), ONE_FILE);
+            let folder = ModelFolder::open(dir.path()).unwrap();
+            folder.check_tensors().unwrap();
+            assert_eq!(folder.has("lm_head.weight"), !tied);
+        }
+        let dir = model(json!({"tie_word_embeddings": true}), ONE_FILE);
+        write_tensors(&dir.path().join(SINGLE), &llama_tensors());
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        folder.check_tensors().unwrap();
+        assert!(folder.has("lm_head.weight"));
+    }
+
+    #[test]
+    fn a_path_that_is_no_model_folder_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(
+            open_message(&dir),
+            "DIR holds no config.json; name the folder that has config.json and model.safetensors side by side"
+        );
+        let absent = ModelFolder::open(&dir.path().join("absent")).unwrap_err();
+        assert_eq!(
+            message(&absent, dir.path()),
+            "cannot open model folder DIR/absent: entity not found"
+        );
+    }
+
+    #[test]
+    fn missing_weights_are_told_with_what_is_there_instead() {
+        let dir = model(json!({}), ONE_FILE);
+        fs::rename(
+            dir.path().join(SINGLE),
+            dir.path().join("pytorch_model.bin"),
+        )
+        .unwrap();
+        assert_eq!(
+            open_message(&dir),
+            "DIR holds neither model.safetensors nor model.safetensors.index.json (found pytorch_model.bin); weights \
+             must be safetensors"
+        );
+    }
+
+    #[test]
+    fn a_missing_shard_is_named() {
+        let dir = model(json!({}), 2000);
+        let names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with("model-00002"))
+            .collect();
+        fs::remove_file(dir.path().join(&names[0])).unwrap();
+        assert_eq!(
+            open_message(&dir),
+            format!(
+                "DIR/model.safetensors.index.json names {}, which is not in the folder (3 tensors of \
+                 model.layers.0.mlp.gate_proj.weight and others are in it); download it again",
+                names[0]
+            )
+        );
+    }
+
+    #[test]
+    fn an_index_cannot_name_files_outside_the_folder() {
+        let dir = model(json!({}), 2000);
+        let index = json!({"weight_map": {"a": "../../secret.safetensors"}});
+        fs::write(dir.path().join(INDEX), index.to_string()).unwrap();
+        assert_eq!(
+            open_message(&dir),
+            "DIR/model.safetensors.index.json: weight_map names '../../secret.safetensors', wanted a file beside the \
+             index"
+        );
+    }
+
+    #[test]
+    fn cut_and_foreign_weight_files_have_messages_of_their_own() {
+        let dir = model(json!({}), ONE_FILE);
+        let path = dir.path().join(SINGLE);
+        let whole = fs::read(&path).unwrap();
+        let header = u64::from_le_bytes(*whole.first_chunk::<8>().unwrap()) as usize;
+        let n = whole.len();
+        let cases: Vec<(Vec<u8>, String)> = vec![
+            (
+                whole[..n - 100].to_vec(),
+                format!(
+                    "DIR/model.safetensors: {} bytes, but the header wants {n}; the file is cut short, copy or \
+                     download it again",
+                    n - 100
+                ),
+            ),
+            (
+                whole[..100].to_vec(),
+                format!(
+                    "DIR/model.safetensors: header of {header} bytes in a file of 100 bytes; the file is cut short, \
+                     copy or download it again"
+                ),
+            ),
+            (
+                vec![],
+                "DIR/model.safetensors: not a safetensors file: it is shorter than the 8 bytes of the header's length; \
+                 copy or download it again"
+                    .to_owned(),
+            ),
+            (
+                b"<!DOCTYPE html><html>".to_vec(),
+                "DIR/model.safetensors: not a safetensors file: no header follows the first 8 bytes; copy or download \
+                 it again"
+                    .to_owned(),
+            ),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n".to_vec(),
+                "DIR/model.safetensors: not a safetensors file: it is a git-lfs pointer; fetch the file with git lfs \
+                 pull"
+                    .to_owned(),
+            ),
+            (
+                b"PK\x03\x04 and so on".to_vec(),
+                "DIR/model.safetensors: not a safetensors file: it is a zip archive as torch.save writes; convert it to \
+                 safetensors"
+                    .to_owned(),
+            ),
+            (
+                [whole.as_slice(), b"more"].concat(),
+                "DIR/model.safetensors: damaged safetensors header: 4 bytes follow the last tensor, wanted none"
+                    .to_owned(),
+            ),
+            (
+                [&9u64.to_le_bytes()[..], b"{\"a\": 1}}"].concat(),
+                "DIR/model.safetensors: damaged safetensors header: invalid JSON in header: invalid type: integer `1`, \
+                 expected struct TensorInfo at line 1 column 8"
+                    .to_owned(),
+            ),
+        ];
+        for (bytes, wanted) in cases {
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(open_message(&dir), wanted);
+        }
+    }
+
+    #[test]
+    fn no_cut_of_a_weight_file_is_taken_for_whole() {
+        let dir = model(json!({"num_hidden_layers": 1}), ONE_FILE);
+        let path = dir.path().join(SINGLE);
+        let whole = fs::read(&path).unwrap();
+        for length in (0..whole.len()).step_by(37) {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(ModelFolder::open(dir.path()).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_tensor_that_stands_in_two_shards_is_refused() {
+        let dir = model(json!({}), 2000);
+        let index: IndexFile =
+            serde_json::from_slice(&fs::read(dir.path().join(INDEX)).unwrap()).unwrap();
+        let mut shards: Vec<_> = index.weight_map.into_values().collect();
+        shards.sort();
+        shards.dedup();
+        fs::copy(dir.path().join(&shards[0]), dir.path().join(&shards[1])).unwrap();
+        let found = open_message(&dir);
+        assert!(
+            found.ends_with("stands in another weight file as well"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn missing_tensors_are_counted_and_the_first_ones_named() {
+        let dir = with_tensors(&llama_tensors()[..4]);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(
+            message(&folder.check_tensors().unwrap_err(), dir.path()),
+            "DIR: 17 of the tensors that config.json calls for are missing: \
+             model.layers.0.self_attn.v_proj.weight, model.layers.0.self_attn.o_proj.weight, \
+             model.layers.0.post_attention_layernorm.weight, model.layers.0.mlp.gate_proj.weight, \
+             model.layers.0.mlp.up_proj.weight, ...; the folder is incomplete or of another architecture"
+        );
+        let one = with_tensors(&llama_tensors()[1..]);
+        let folder = ModelFolder::open(one.path()).unwrap();
+        assert_eq!(
+            message(&folder.check_tensors().unwrap_err(), one.path()),
+            "DIR: 1 of the tensors that config.json calls for are missing: model.embed_tokens.weight; the folder is \
+             incomplete or of another architecture"
+        );
+    }
+
+    #[test]
+    fn wrong_shapes_types_and_names_are_told() {
+        let mut tensors = llama_tensors();
+        tensors[0].0.shape = vec![16, 32];
+        let dir = with_tensors(&tensors);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let wanted =
+            "DIR: model.embed_tokens.weight has shape [16, 32], wanted [32, 16] by config.json";
+        assert_eq!(
+            message(&folder.check_tensors().unwrap_err(), dir.path()),
+            wanted
+        );
+        let read = folder.f32("model.embed_tokens.weight", &[32, 16]);
+        assert_eq!(message(&read.unwrap_err(), dir.path()), wanted);
+        assert_eq!(
+            message(&folder.f32("model.x", &[1]).unwrap_err(), dir.path()),
+            "DIR: no tensor model.x"
+        );
+
+        let mut tensors = llama_tensors();
+        tensors[1].0.dtype = Dtype::I16;
+        let dir = with_tensors(&tensors);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(
+            message(&folder.check_tensors().unwrap_err(), dir.path()),
+            "DIR: model.layers.0.input_layernorm.weight is I16, wanted F32, F16 or BF16; take a checkpoint that is \
+             not quantized yet"
+        );
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_named_by_index_row_and_column() {
+        let mut tensors = llama_tensors();
+        tensors[0].1[2 * 37..2 * 38].copy_from_slice(&bf16::NAN.to_le_bytes());
+        tensors[1].1[6..8].copy_from_slice(&bf16::NEG_INFINITY.to_le_bytes());
+        let dir = with_tensors(&tensors);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        folder.check_tensors().unwrap();
+        assert_eq!(
+            message(
+                &folder
+                    .f32("model.embed_tokens.weight", &[32, 16])
+                    .unwrap_err(),
+                dir.path()
+            ),
+            "DIR: model.embed_tokens.weight holds NaN at flat index 37 (row 2, column 5); the checkpoint is damaged"
+        );
+        let norm = folder.f32("model.layers.0.input_layernorm.weight", &[16]);
+        assert_eq!(
+            message(&norm.unwrap_err(), dir.path()),
+            "DIR: model.layers.0.input_layernorm.weight holds -inf at flat index 3; the checkpoint is damaged"
+        );
+    }
+
+    #[test]
+    fn files_that_go_with_the_model_are_listed_and_copied() {
+        let dir = model(json!({}), 2000);
+        for name in [
+            "merges.txt",
+            "LICENSE.txt",
+            "modeling_x.py",
+            "pytorch_model.bin",
+            "notes.md",
+        ] {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        fs::create_dir(dir.path().join("original")).unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let wanted = [
+            "LICENSE.txt",
+            "merges.txt",
+            "modeling_x.py",
+            "tokenizer.json",
+        ];
+        assert_eq!(folder.other_files().unwrap(), wanted);
+        let out = tempfile::tempdir().unwrap();
+        assert_eq!(folder.copy_other_files(out.path()).unwrap(), wanted);
+        assert_eq!(
+            fs::read(out.path().join("merges.txt")).unwrap(),
+            b"merges.txt"
+        );
+        assert_eq!(fs::read_dir(out.path()).unwrap().count(), 4);
+
+        let out = tempfile::tempdir().unwrap();
+        let embedded = ModelFolder::embedded("tiny").unwrap();
+        let wanted = [
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ];
+        assert_eq!(embedded.copy_other_files(out.path()).unwrap(), wanted);
+    }
+
+    #[test]
+    fn a_missing_or_broken_tokenizer_is_told() {
+        let dir = model(json!({}), ONE_FILE);
+        let path = dir.path().join("tokenizer.json");
+        fs::write(&path, "{}").unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let found = message(&folder.tokenizer().unwrap_err(), dir.path());
+        assert!(
+            found.starts_with("DIR: tokenizer.json: cannot be read: "),
+            "{found}"
+        );
+        fs::remove_file(&path).unwrap();
+        assert_eq!(
+            message(&folder.tokenizer().unwrap_err(), dir.path()),
+            "DIR: tokenizer.json: missing; the folder needs the tokenizer's own JSON file, which transformers writes \
+             with save_pretrained of a fast tokenizer"
+        );
+    }
+
+    #[test]
+    fn identity_changes_with_any_file_and_only_then() {
+        let dir = model(json!({}), 2000);
+        let identity = || ModelFolder::open(dir.path()).unwrap().identity().unwrap();
+        let first = identity();
+        assert_eq!(first, identity());
+        assert!(first.files.len() > 3);
+        let text = serde_json::to_string(&first).unwrap();
+        assert_eq!(serde_json::from_str::<Identity>(&text).unwrap(), first);
+
+        let tokenizer = dir.path().join("tokenizer.json");
+        let file = fs::OpenOptions::new().write(true).open(&tokenizer).unwrap();
+        let later = UNIX_EPOCH + std::time::Duration::from_secs(7);
+        file.set_modified(later).unwrap();
+        assert_ne!(identity().fingerprint, first.fingerprint);
+
+        let embedded = || ModelFolder::embedded("tiny").unwrap().identity().unwrap();
+        assert_eq!(embedded(), embedded());
+        assert_ne!(embedded().fingerprint, first.fingerprint);
+    }
+
+    #[test]
+    fn released_pages_leave_memory_and_come_back_unchanged() {
+        let shape = vec![1024, 4096];
+        let changes = json!({"vocab_size": 1024, "hidden_size": 4096, "num_hidden_layers": 1,
+            "intermediate_size": 8, "num_attention_heads": 64, "num_key_value_heads": 1});
+        let dir = model(changes, ONE_FILE);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let name = "model.embed_tokens.weight";
+        let first = folder.f32(name, &shape).unwrap();
+        let resident = || {
+            // Of this file alone, so that other tests do not disturb the figure.
+            let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+            let place = folder.place();
+            let mut lines = maps.lines().skip_while(|line| !line.contains(&place));
+            let rss = lines.find(|line| line.starts_with("Rss:")).unwrap();
+            rss.split_whitespace()
+                .nth(1)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
+        if cfg!(target_os = "linux") {
+            let before = resident();
+            assert!(before >= 8 << 10, "{before} KiB");
+            folder.release(
+                expected_tensors(folder.config())
+                    .iter()
+                    .map(|(n, _)| n.as_str()),
+            );
+            let after = resident();
+            assert!(after <= 256, "{after} KiB of {before} stayed");
+        }
+        folder.release(["no such tensor", name]);
+        assert_eq!(folder.f32(name, &shape).unwrap(), first);
+    }
+}

@@ -1,0 +1,12 @@
+//! How good a quantized model is: perplexity, and its distance from the float model token by token.
+//!
+//! In: two decoders and windows of token ids. Out: an [`Evaluation`]. Both models are streamed block by block over
+//! all windows, and logits exist only for a few hundred tokens at a time, so evaluating takes the memory quantizing
+//! took. KL divergence tells methods apart with a fraction of the tokens perplexity needs; both come with standard
+//! errors over windows.
+
+mod divergence;
+mod score;
+
+pub use divergence::{TokenScore, compare, score};
+pub use score::{EvaluateError, Evaluation, evaluate};

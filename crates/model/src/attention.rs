@@ -1,0 +1,50 @@
+use burn::prelude::*;
+use burn::tensor::activation::softmax;
+
+/// Query rows taken at once: keys beyond a chunk's last row are never touched, which halves causal attention, and
+/// the scores of a chunk stay small.
+const CHUNK: usize = 128;
+
+/// Mixes `values` by causal attention: `softmax(q kᵀ / √d + mask) values`, per query head.
+///
+/// `q` `[windows, heads, tokens, head_dim]`, `k` `[windows, kv_heads, tokens, head_dim]`, `values`
+/// `[windows, kv_heads, tokens, features]` to `[windows, heads, tokens, features]`. `sliding_window` keys, the
+/// query's own included, are seen when it is set. Keys and values are never repeated: the query heads that share a
+/// kv head are stacked as rows of one product.
+pub(crate) fn attention_mix(q: Tensor<4>, k: Tensor<4>, values: Tensor<4>, sliding_window: Option<usize>) -> Tensor<4> {
+    let [windows, heads, tokens, head_dim] = q.dims();
+    let [_, kv_heads, _, features] = values.dims();
+    let shared = heads / kv_heads;
+    let q = q.mul_scalar(1.0 / (head_dim as f32).sqrt());
+    let mixed = (0..tokens).step_by(CHUNK).map(|start| {
+        let rows = CHUNK.min(tokens - start);
+        let first = sliding_window.map_or(0, |w| (start + 1).saturating_sub(w));
+        let keys = start + rows - first;
+        let q = q.clone().narrow(2, start, rows).reshape([windows, kv_heads, shared * rows, head_dim]);
+        let scores = q.matmul(k.clone().narrow(2, first, keys).swap_dims(2, 3));
+        let mask = hidden_keys(start, rows, first, keys, sliding_window, &scores.device());
+        let scores = scores
+            .reshape([windows * kv_heads, shared, rows, keys])
+            .mask_fill(mask.unsqueeze::<4>(), f32::NEG_INFINITY)
+            .reshape([windows, kv_heads, shared * rows, keys]);
+        softmax(scores, 3)
+            .matmul(values.clone().narrow(2, first, keys))
+            .reshape([windows, heads, rows, features])
+    });
+    Tensor::cat(mixed.collect(), 2)
+}
+
+/// True where a query may not look, `[rows, keys]`: at later tokens, and at those the sliding window has passed.
+fn hidden_keys(
+    start: usize,
+    rows: usize,
+    first: usize,
+    keys: usize,
+    sliding_window: Option<usize>,
+    device: &Device,
+) -> Tensor<2, Bool> {
+    let hidden = |row: usize, key: usize| key > row || sliding_window.is_some_and(|w| row - key >= w);
+    let mask: Vec<bool> =
+        (start..start + rows).flat_map(|row| (first..first + keys).map(move |key| hidden(row, key))).collect();
+    Tensor::from_data(TensorData::new(mask, [rows, keys]), device)
+}

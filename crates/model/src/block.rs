@@ -1,0 +1,253 @@
+use burn::prelude::*;
+use burn::tensor::activation;
+use halfbyte_checkpoint::{Activation, ModelConfig};
+
+use crate::attention::attention_mix;
+use crate::rope::RopeTables;
+use crate::{Linear, LinearKind, ModelError, Weights};
+
+/// Where a block's inputs are observed, and which linears hang on each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// `norm1(h)`: q, k (and v by the ordinary Hessian).
+    AttentionInput,
+    /// `A norm1(h)` per kv head: v.
+    AttentionMixed,
+    /// The mixed values: o.
+    AttentionOutput,
+    /// `norm2(h)`: gate, up.
+    MlpInput,
+    /// `act(gate x) * up x`: down.
+    MlpOutput,
+}
+
+impl Stage {
+    /// The linears solved from this stage's statistics.
+    pub fn linears(self) -> &'static [LinearKind] {
+        match self {
+            Self::AttentionInput => &[LinearKind::Q, LinearKind::K],
+            Self::AttentionMixed => &[LinearKind::V],
+            Self::AttentionOutput => &[LinearKind::O],
+            Self::MlpInput => &[LinearKind::Gate, LinearKind::Up],
+            Self::MlpOutput => &[LinearKind::Down],
+        }
+    }
+}
+
+/// The seven linears of a block.
+#[derive(Clone, Debug)]
+pub struct Linears {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Linears {
+    /// The linear of a kind.
+    pub fn get(&self, kind: LinearKind) -> &Linear {
+        match kind {
+            LinearKind::Q => &self.q,
+            LinearKind::K => &self.k,
+            LinearKind::V => &self.v,
+            LinearKind::O => &self.o,
+            LinearKind::Gate => &self.gate,
+            LinearKind::Up => &self.up,
+            LinearKind::Down => &self.down,
+        }
+    }
+
+    /// The linear of a kind, to set its weight.
+    pub fn get_mut(&mut self, kind: LinearKind) -> &mut Linear {
+        match kind {
+            LinearKind::Q => &mut self.q,
+            LinearKind::K => &mut self.k,
+            LinearKind::V => &mut self.v,
+            LinearKind::O => &mut self.o,
+            LinearKind::Gate => &mut self.gate,
+            LinearKind::Up => &mut self.up,
+            LinearKind::Down => &mut self.down,
+        }
+    }
+}
+
+/// One decoder block: `h += O(attention(norm1 h)); h += Down(act(Gate x) * Up x), x = norm2 h`.
+///
+/// All activations are `[windows, tokens, features]`; windows start at position 0.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// The weights that quantizing replaces.
+    pub linears: Linears,
+    attention_norm: Norm,
+    mlp_norm: Norm,
+    q_norm: Option<Norm>,
+    k_norm: Option<Norm>,
+    rope: RopeTables,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    sliding_window: Option<usize>,
+    activation: Activation,
+}
+
+impl Block {
+    /// Loads block `index`, ready for windows of up to `tokens` tokens.
+    pub fn load(weights: &Weights, index: usize, tokens: usize, device: &Device) -> Result<Self, ModelError> {
+        let config = weights.config();
+        let linear = |kind: LinearKind| weights.linear(&kind.module(index), linear_shape(config, kind), device);
+        let norm = |name: &str, width: usize| weights.norm(&format!("model.layers.{index}.{name}.weight"), width, device);
+        let (q_norm, k_norm) = if config.qk_norm {
+            let head = config.head_dim;
+            (Some(norm("self_attn.q_norm", head)?), Some(norm("self_attn.k_norm", head)?))
+        } else {
+            (None, None)
+        };
+        Ok(Self {
+            linears: Linears {
+                q: linear(LinearKind::Q)?,
+                k: linear(LinearKind::K)?,
+                v: linear(LinearKind::V)?,
+                o: linear(LinearKind::O)?,
+                gate: linear(LinearKind::Gate)?,
+                up: linear(LinearKind::Up)?,
+                down: linear(LinearKind::Down)?,
+            },
+            attention_norm: norm("input_layernorm", config.hidden_size)?,
+            mlp_norm: norm("post_attention_layernorm", config.hidden_size)?,
+            q_norm,
+            k_norm,
+            rope: RopeTables::new(&config.rope, config.head_dim, tokens, device),
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            sliding_window: config.sliding_windows[index],
+            activation: config.hidden_act,
+        })
+    }
+
+    /// `norm1(h)`, what q, k and v see.
+    pub fn attention_input(&self, h: Tensor<3>) -> Tensor<3> {
+        self.attention_norm.forward(h)
+    }
+
+    /// Rotated queries `[windows, heads, tokens, head_dim]` and keys `[windows, kv_heads, tokens, head_dim]` of `x`.
+    pub fn query_key(&self, x: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
+        let head = |linear: &Linear, norm: &Option<Norm>, heads: usize| {
+            let mut y = self.split_heads(linear.forward(x.clone()), heads);
+            if let Some(norm) = norm {
+                y = norm.forward(y);
+            }
+            self.rope.apply(y)
+        };
+        (head(&self.linears.q, &self.q_norm, self.heads), head(&self.linears.k, &self.k_norm, self.kv_heads))
+    }
+
+    /// `A x` of every query head, `[windows, heads, tokens, features]`: what the rows of v that belong to a head's
+    /// kv head see, once attention has added up tokens.
+    pub fn attention_mixed_input(&self, q: Tensor<4>, k: Tensor<4>, x: Tensor<3>) -> Tensor<4> {
+        let [windows, tokens, features] = x.dims();
+        let x = x.reshape([windows, 1, tokens, features]).expand([windows, self.kv_heads, tokens, features]);
+        attention_mix(q, k, x, self.sliding_window)
+    }
+
+    /// The attention's output before o, `[windows, tokens, heads * head_dim]`.
+    pub fn attention(&self, q: Tensor<4>, k: Tensor<4>, x: Tensor<3>) -> Tensor<3> {
+        let [windows, tokens, _] = x.dims();
+        let v = self.split_heads(self.linears.v.forward(x), self.kv_heads);
+        attention_mix(q, k, v, self.sliding_window).swap_dims(1, 2).reshape([
+            windows,
+            tokens,
+            self.heads * self.head_dim,
+        ])
+    }
+
+    /// `h + O(a)`.
+    pub fn attention_output(&self, h: Tensor<3>, a: Tensor<3>) -> Tensor<3> {
+        h + self.linears.o.forward(a)
+    }
+
+    /// `norm2(h)`, what gate and up see.
+    pub fn mlp_input(&self, h: Tensor<3>) -> Tensor<3> {
+        self.mlp_norm.forward(h)
+    }
+
+    /// `act(Gate x) * Up x`, what down sees.
+    pub fn mlp_mix(&self, x: Tensor<3>) -> Tensor<3> {
+        let gate = self.linears.gate.forward(x.clone());
+        let gate = match self.activation {
+            Activation::Silu => activation::silu(gate),
+            Activation::Gelu => activation::gelu(gate),
+            Activation::GeluTanh => activation::gelu_approximate(gate),
+        };
+        gate * self.linears.up.forward(x)
+    }
+
+    /// `h + Down(m)`.
+    pub fn mlp_output(&self, h: Tensor<3>, m: Tensor<3>) -> Tensor<3> {
+        h + self.linears.down.forward(m)
+    }
+
+    /// The whole block.
+    pub fn forward(&self, h: Tensor<3>) -> Tensor<3> {
+        let x = self.attention_input(h.clone());
+        let (q, k) = self.query_key(x.clone());
+        let h = self.attention_output(h, self.attention(q, k, x));
+        let m = self.mlp_mix(self.mlp_input(h.clone()));
+        self.mlp_output(h, m)
+    }
+
+    /// Query heads.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// Key and value heads.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads
+    }
+
+    /// Features a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    fn split_heads(&self, y: Tensor<3>, heads: usize) -> Tensor<4> {
+        let [windows, tokens, _] = y.dims();
+        y.reshape([windows, tokens, heads, self.head_dim]).swap_dims(1, 2)
+    }
+}
+
+/// `[out_features, in_features]` of a linear.
+pub(crate) fn linear_shape(config: &ModelConfig, kind: LinearKind) -> [usize; 2] {
+    let (hidden, mlp) = (config.hidden_size, config.intermediate_size);
+    let (heads, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    match kind {
+        LinearKind::Q => [heads, hidden],
+        LinearKind::K | LinearKind::V => [kv, hidden],
+        LinearKind::O => [hidden, heads],
+        LinearKind::Gate | LinearKind::Up => [mlp, hidden],
+        LinearKind::Down => [hidden, mlp],
+    }
+}
+
+/// Root mean square normalization over the last axis: `x / sqrt(mean(x²) + ε) * weight` (arXiv 1910.07467).
+#[derive(Clone, Debug)]
+pub(crate) struct Norm {
+    weight: Tensor<1>,
+    epsilon: f64,
+}
+
+impl Norm {
+    pub(crate) fn new(weight: Vec<f32>, epsilon: f64, device: &Device) -> Self {
+        let width = weight.len();
+        Self { weight: Tensor::from_data(TensorData::new(weight, [width]), device), epsilon }
+    }
+
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let mean = (x.clone() * x.clone()).mean_dim(D - 1);
+        x * (mean + self.epsilon).sqrt().recip() * self.weight.clone().unsqueeze()
+    }
+}

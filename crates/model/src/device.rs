@@ -1,0 +1,88 @@
+use std::str::FromStr;
+use std::sync::Mutex;
+
+use burn::tensor::wgpu::WgpuBackend;
+use burn::tensor::{Device, DeviceKind};
+
+use crate::ModelError;
+
+/// Where tensors live: `auto`, `cpu`, `vulkan`, `metal`, `dx12` or `webgpu`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A hardware GPU where wgpu finds one, else the CPU. A software driver counts as none: it computes on the same
+    /// cores some 30 times slower.
+    #[default]
+    Auto,
+    /// burn's CPU device.
+    Cpu,
+    /// wgpu through Vulkan, software drivers included.
+    Vulkan,
+    /// wgpu through Metal.
+    Metal,
+    /// wgpu through Direct3D 12.
+    Dx12,
+    /// wgpu through WebGPU.
+    WebGpu,
+}
+
+impl DeviceChoice {
+    const NAMES: [(&'static str, Self); 6] = [
+        ("auto", Self::Auto),
+        ("cpu", Self::Cpu),
+        ("vulkan", Self::Vulkan),
+        ("metal", Self::Metal),
+        ("dx12", Self::Dx12),
+        ("webgpu", Self::WebGpu),
+    ];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, choice)| *choice == self).map_or("auto", |(name, _)| name)
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(known, _)| *known == name);
+        found.map(|(_, choice)| *choice).ok_or_else(|| {
+            format!("device: {name:?} is not one; use {}", Self::NAMES.map(|(known, _)| known).join(", "))
+        })
+    }
+}
+
+/// Opens a device once a process; a second call for the same choice gives the same device.
+///
+/// # Errors
+/// [`ModelError::Device`] when a GPU was asked for by name and none answers. `Auto` never fails.
+pub fn open_device(choice: DeviceChoice) -> Result<Device, ModelError> {
+    // wgpu's runtime registers for good at its first use, so what was opened is kept.
+    static OPENED: Mutex<Vec<(DeviceChoice, Device)>> = Mutex::new(Vec::new());
+    let mut opened = OPENED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some((_, device)) = opened.iter().find(|(c, _)| *c == choice) {
+        return Ok(device.clone());
+    }
+    let device = match choice {
+        DeviceChoice::Cpu => Device::flex(),
+        DeviceChoice::Auto => hardware_gpu().unwrap_or_else(Device::flex),
+        DeviceChoice::Vulkan => wgpu(choice, WgpuBackend::Vulkan)?,
+        DeviceChoice::Metal => wgpu(choice, WgpuBackend::Metal)?,
+        DeviceChoice::Dx12 => wgpu(choice, WgpuBackend::Dx12)?,
+        DeviceChoice::WebGpu => wgpu(choice, WgpuBackend::WebGpu)?,
+    };
+    opened.push((choice, device.clone()));
+    Ok(device)
+}
+
+fn wgpu(choice: DeviceChoice, api: WgpuBackend) -> Result<Device, ModelError> {
+    Device::wgpu_options()
+        .graphics_api(api)
+        .init()
+        .map_err(|e| ModelError::Device { asked: choice.as_str(), reason: e.to_string() })
+}
+
+fn hardware_gpu() -> Option<Device> {
+    let kinds = [DeviceKind::DiscreteGpu(0), DeviceKind::IntegratedGpu(0)];
+    kinds.into_iter().find_map(|kind| Device::wgpu_options().device_kind(kind).init().ok())
+}

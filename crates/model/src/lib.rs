@@ -1,0 +1,25 @@
+//! A decoder on burn, one block at a time: load a block, run its stages, swap its weights.
+//!
+//! In: a model folder's tensors. Out: activations as `Tensor<3>` `[windows, tokens, features]`. A block offers its
+//! stages as plain functions, so that statistics can be taken between them and each linear runs once a pass; the
+//! rejected alternative, hooks on one `forward`, makes the peers run a block four or five times.
+//!
+//! Llama, Mistral, Qwen2 and Qwen3 are one block: what differs between them is data in
+//! [`halfbyte_checkpoint::ModelConfig`]. The code is the same on the CPU and on wgpu.
+
+mod attention;
+mod block;
+mod decoder;
+mod device;
+mod error;
+mod linear;
+mod rope;
+mod weights;
+
+pub use block::{Block, Linears, Stage};
+pub use decoder::{Decoder, Head};
+pub use device::{DeviceChoice, open_device};
+pub use error::ModelError;
+pub use linear::{Linear, LinearKind};
+pub use rope::rope_frequencies;
+pub use weights::Weights;

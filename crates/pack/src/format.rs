@@ -1,0 +1,241 @@
+use std::fmt;
+use std::str::FromStr;
+
+use halfbyte_quant::{GroupSize, Scheme};
+
+use crate::ScaleDtype;
+
+/// Checkpoint formats we read and write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// GPTQ, the first version: the zero points stand in the file less one.
+    Gptq,
+    /// GPTQ, the second version: the zero points stand as they are.
+    GptqV2,
+    /// compressed-tensors, `pack-quantized`.
+    CompressedTensors,
+}
+
+/// A spelling that is not a format we know.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("format {0} is not known; use gptq, gptq_v2 or compressed-tensors")]
+pub struct UnknownFormat(pub String);
+
+/// Why a format cannot hold a weight.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The width has no layout in the format.
+    #[error("{format} has no layout for {bits} bits; use {known}")]
+    Bits {
+        /// Where it was to go.
+        format: Format,
+        /// Width asked for.
+        bits: u8,
+        /// Widths and formats that would do.
+        known: &'static str,
+    },
+    /// GPTQ v1 with free zero points: readers disagree about it, and it cannot hold a zero point of 0.
+    #[error(
+        "gptq cannot hold asymmetric weights that every reader understands; use gptq_v2 or compressed-tensors"
+    )]
+    Asymmetric,
+    /// GPTQ packs codes along the input and zero points along the output, 32 to a block.
+    #[error(
+        "{format} packs {axis} in blocks of 32 and {found} is not a multiple of it; list the module under `ignore`, or use compressed-tensors"
+    )]
+    Blocks {
+        /// Where it was to go.
+        format: Format,
+        /// `out_features` or `in_features`.
+        axis: &'static str,
+        /// The extent that does not divide.
+        found: usize,
+    },
+    /// compressed-tensors demands whole groups.
+    #[error(
+        "compressed-tensors needs whole groups and {group_size} does not divide {in_features} input features; use {offered}"
+    )]
+    RaggedGroup {
+        /// Columns a group.
+        group_size: usize,
+        /// Columns a row.
+        in_features: usize,
+        /// Group sizes that divide, as text.
+        offered: String,
+    },
+}
+
+impl Format {
+    /// Every format, in the order in which they are listed to users.
+    pub const ALL: [Self; 3] = [Self::CompressedTensors, Self::Gptq, Self::GptqV2];
+
+    /// The field's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gptq => "gptq",
+            Self::GptqV2 => "gptq_v2",
+            Self::CompressedTensors => "compressed-tensors",
+        }
+    }
+
+    /// Whether the format can hold a weight of `shape` `[out_features, in_features]` coded by `scheme`.
+    ///
+    /// | | bits | zero points | shape | group |
+    /// |---|---|---|---|---|
+    /// | gptq | 2, 3, 4, 8 | symmetric only | both extents a multiple of 32 | any, the last one may be ragged |
+    /// | gptq_v2 | 2, 3, 4, 8 | any | both extents a multiple of 32 | any, the last one may be ragged |
+    /// | compressed-tensors | 2 to 6, 8 | any | any | must divide in_features |
+    pub fn supports(
+        self,
+        scheme: &Scheme,
+        [out_features, in_features]: [usize; 2],
+    ) -> Result<(), Refusal> {
+        match self {
+            Self::Gptq | Self::GptqV2 => {
+                if !matches!(scheme.bits(), 2 | 3 | 4 | 8) {
+                    return Err(Refusal::Bits {
+                        format: self,
+                        bits: scheme.bits(),
+                        known: "2, 3, 4 or 8, or compressed-tensors",
+                    });
+                }
+                if self == Self::Gptq && !scheme.sym() {
+                    return Err(Refusal::Asymmetric);
+                }
+                for (axis, found) in [("out_features", out_features), ("in_features", in_features)]
+                {
+                    if found % 32 != 0 {
+                        return Err(Refusal::Blocks {
+                            format: self,
+                            axis,
+                            found,
+                        });
+                    }
+                }
+                Ok(())
+            }
+            Self::CompressedTensors => match scheme.group_size() {
+                GroupSize::Columns(group_size) if in_features % group_size != 0 => {
+                    Err(Refusal::RaggedGroup {
+                        group_size,
+                        in_features,
+                        offered: offered_groups(in_features),
+                    })
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Whether scales below zero may be written.
+    ///
+    /// A negative scale turns a symmetric grid round: `-8..=7` steps become `-7..=8`, which helps where the largest
+    /// weight is positive. It is allowed only where every reader in [`crate::consumers`] is known to multiply by the
+    /// scale as it stands.
+    pub fn allows_negative_scales(self) -> bool {
+        false
+    }
+
+    /// The type scales are stored in, for a model whose own tensors are of type `model`. Round scales to it
+    /// **before** coding: [`crate::pack`] refuses scales that would change on the way into the file.
+    pub fn scale_dtype(self, model: ScaleDtype) -> ScaleDtype {
+        match self {
+            Self::Gptq | Self::GptqV2 => ScaleDtype::F16,
+            Self::CompressedTensors => model,
+        }
+    }
+
+    /// A second file that carries the `quantization_config` object of config.json, where readers look for one.
+    pub fn config_file(self) -> Option<&'static str> {
+        match self {
+            Self::Gptq | Self::GptqV2 => Some("quantize_config.json"),
+            Self::CompressedTensors => None,
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Format {
+    type Err = UnknownFormat;
+
+    fn from_str(text: &str) -> Result<Self, UnknownFormat> {
+        Self::ALL
+            .into_iter()
+            .find(|format| format.as_str() == text)
+            .ok_or_else(|| UnknownFormat(text.to_string()))
+    }
+}
+
+/// Group sizes that divide the row, those that kernels like (multiples of 16), and -1.
+fn offered_groups(in_features: usize) -> String {
+    let mut offered: Vec<String> = (16..=1024.min(in_features))
+        .step_by(16)
+        .filter(|group| in_features % group == 0)
+        .map(|group| group.to_string())
+        .collect();
+    offered.push("-1".to_string());
+    match offered.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => offered.concat(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(format: Format, bits: u8, group: i64, sym: bool, shape: [usize; 2]) -> String {
+        let scheme = Scheme::new(bits, GroupSize::from_i64(group).unwrap(), sym).unwrap();
+        format.supports(&scheme, shape).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn formats_are_spelled_as_the_field_spells_them() {
+        for format in Format::ALL {
+            assert_eq!(format.to_string().parse(), Ok(format));
+        }
+        assert_eq!(
+            "GPTQ".parse::<Format>().unwrap_err().to_string(),
+            "format GPTQ is not known; use gptq, gptq_v2 or compressed-tensors"
+        );
+    }
+
+    #[test]
+    fn refusals_say_what_was_found_and_how_to_mend_it() {
+        assert_eq!(
+            refusal(Format::Gptq, 5, 64, true, [64, 64]),
+            "gptq has no layout for 5 bits; use 2, 3, 4 or 8, or compressed-tensors"
+        );
+        assert_eq!(
+            refusal(Format::Gptq, 4, 64, false, [64, 64]),
+            "gptq cannot hold asymmetric weights that every reader understands; use gptq_v2 or compressed-tensors"
+        );
+        assert_eq!(
+            refusal(Format::GptqV2, 4, 64, false, [64, 80]),
+            "gptq_v2 packs in_features in blocks of 32 and 80 is not a multiple of it; list the module under `ignore`, or use compressed-tensors"
+        );
+        assert_eq!(
+            refusal(Format::CompressedTensors, 4, 128, true, [64, 576]),
+            "compressed-tensors needs whole groups and 128 does not divide 576 input features; use 16, 32, 48, 64, 96, 144, 192, 288, 576 or -1"
+        );
+        assert_eq!(
+            refusal(Format::CompressedTensors, 4, 16, true, [64, 20]),
+            "compressed-tensors needs whole groups and 16 does not divide 20 input features; use -1"
+        );
+    }
+
+    #[test]
+    fn gptq_takes_a_ragged_last_group_and_compressed_tensors_any_width() {
+        let scheme = |group| Scheme::new(4, GroupSize::from_i64(group).unwrap(), true).unwrap();
+        assert_eq!(Format::Gptq.supports(&scheme(128), [64, 576]), Ok(()));
+        assert_eq!(
+            Format::CompressedTensors.supports(&scheme(-1), [3, 20]),
+            Ok(())
+        );
+    }
+}

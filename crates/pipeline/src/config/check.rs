@@ -1,0 +1,433 @@
+//! From the mirror, whose shape is right, to the pipeline, whose meaning is.
+
+use std::path::{Path, PathBuf};
+
+use halfbyte_quant::{GroupSize, Scheme};
+
+use super::error::Fault;
+use super::file::{
+    CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, ModelFile, PipelineFile, QuantFile,
+    RuleFile, SourceFile,
+};
+use super::{
+    Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate, Located, Model, ModelSource,
+    Pattern, Pipeline, Quant, Resources, Rule, Source, TextSource, Treatment,
+};
+
+/// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
+pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fault> {
+    let quant = quant(&file.quant)?;
+    let rules = (file.rules.iter().enumerate())
+        .map(|(index, rule)| self::rule(index, rule, &file.quant))
+        .collect::<Result<Vec<_>, _>>()?;
+    let ignore = (file.ignore.iter().enumerate())
+        .map(|(index, written)| pattern(&["ignore", &index.to_string()], written))
+        .collect::<Result<_, _>>()?;
+    let evaluate = evaluate(&file.evaluate, base_dir)?;
+    if file.gate.max_kl.is_some() && evaluate.is_none() {
+        return Err(Fault::new(
+            &["gate", "max_kl"],
+            "nothing is measured to hold it against",
+            "add `evaluate: {text: FILE}`",
+        ));
+    }
+    Ok(Pipeline {
+        model: model(&file.model, base_dir)?,
+        calibration: calibration(&file.calibration, base_dir)?,
+        method: file.method,
+        recipe: file.recipe,
+        export: export(&file.export, &quant, &rules)?,
+        quant,
+        propagation: file.propagation,
+        rules,
+        ignore,
+        evaluate,
+        gate: Gate {
+            max_kl: file.gate.max_kl,
+        },
+        resources: Resources {
+            threads: file.resources.threads,
+            max_memory_bytes: max_memory(&file.resources.max_memory)?,
+            device: file.resources.device,
+        },
+        notices: Vec::new(),
+    })
+}
+
+/// Reads a size such as `8GiB`, `500 MB` or a plain count of bytes.
+pub(super) fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1000,
+        "mb" => 1000 * 1000,
+        "gb" => 1000 * 1000 * 1000,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        _ => return None,
+    };
+    let bytes = number.parse::<f64>().ok()? * unit as f64;
+    (bytes >= 1.0 && bytes < 1e18).then_some(bytes as u64)
+}
+
+fn model(file: &ModelFile, base_dir: &Path) -> Result<Model, Fault> {
+    let written = file.source.as_str();
+    let at = ["model", "source"];
+    let wrong = |problem: String, hint: &str| Fault::new(&at, problem, hint);
+    let mut revision = file.revision.clone();
+    let source = if let Some(name) = written.strip_prefix("embedded:") {
+        if name != "tiny" {
+            return Err(wrong(
+                format!("no model `{name}` is inside the program"),
+                "use embedded:tiny",
+            ));
+        }
+        ModelSource::Embedded(name.to_owned())
+    } else if let Some(path) = find(written, base_dir) {
+        if written.ends_with(".gguf") {
+            return Err(wrong(
+                "`.gguf` files are known, but not in this version".to_owned(),
+                "give a folder of safetensors",
+            ));
+        }
+        if !path.is_dir() {
+            return Err(wrong(
+                format!("`{written}` is a file, wanted a model's folder"),
+                "give the folder that holds config.json and the safetensors",
+            ));
+        }
+        ModelSource::Folder(Located {
+            written: written.to_owned(),
+            path,
+        })
+    } else if let Some((id, at_revision)) = hub_id(written) {
+        if let Some(at_revision) = at_revision {
+            if revision.is_some() {
+                return Err(wrong(
+                    format!("`{written}` names a revision, and so does model.revision"),
+                    "keep one of the two",
+                ));
+            }
+            revision = Some(at_revision.to_owned());
+        }
+        ModelSource::Hub(id.to_owned())
+    } else {
+        return Err(wrong(
+            not_there(written, base_dir),
+            "give a model's folder, a hub id `org/name`, or embedded:tiny",
+        ));
+    };
+    if revision.is_some() && !matches!(source, ModelSource::Hub(_)) {
+        return Err(Fault::new(
+            &["model", "revision"],
+            format!("`{written}` has no revisions"),
+            "leave it out; only hub models have revisions",
+        ));
+    }
+    Ok(Model { source, revision })
+}
+
+fn calibration(file: &CalibrationFile, base_dir: &Path) -> Result<Calibration, Fault> {
+    let sources = (file.sources.iter().enumerate())
+        .map(|(index, source)| self::source(index, source, base_dir))
+        .collect::<Result<_, _>>()?;
+    let calibration = Calibration {
+        sources,
+        num_samples: file.num_samples,
+        sequence_length: file.sequence_length,
+        packing: file.packing,
+        seed: file.seed,
+        holdout: file.holdout,
+    };
+    if calibration.held_out_samples() >= calibration.num_samples {
+        return Err(Fault::new(
+            &["calibration", "holdout"],
+            format!(
+                "found {} of {} samples, which leaves none for the statistics",
+                file.holdout, file.num_samples
+            ),
+            "set `holdout: 0`, or raise `num_samples`",
+        ));
+    }
+    Ok(calibration)
+}
+
+fn source(index: usize, file: &SourceFile, base_dir: &Path) -> Result<Source, Fault> {
+    let index = index.to_string();
+    let at = |key: &'static str| vec!["calibration", "sources", &index, key];
+    let text = match (&file.path, &file.dataset) {
+        (Some(path), None) if path == EMBEDDED_CALIBRATION => TextSource::Embedded,
+        (Some(path), None) => match find(path, base_dir) {
+            Some(found) => TextSource::Path(Located {
+                written: path.clone(),
+                path: found,
+            }),
+            None => {
+                let hint = match hub_id(path) {
+                    Some(_) => format!("if a data set on the hub is meant, write `dataset: {path}`"),
+                    None => "paths are taken from the pipeline file's folder, then from the working folder".to_owned(),
+                };
+                return Err(Fault::new(&at("path"), not_there(path, base_dir), hint));
+            }
+        },
+        (None, Some(id)) => match hub_id(id) {
+            Some(_) => TextSource::Dataset(id.clone()),
+            None => {
+                return Err(Fault::new(
+                    &at("dataset"),
+                    format!("`{id}` is no hub id"),
+                    "write `org/name`, or `path:` for a file or folder",
+                ));
+            }
+        },
+        (found, _) => {
+            let problem = match found {
+                Some(_) => "found both `path` and `dataset`, wanted one",
+                None => "found neither `path` nor `dataset`, wanted one",
+            };
+            return Err(Fault::new(
+                &at("path")[..3],
+                problem,
+                "write one entry a source: `path` for files, `dataset` for a hub id",
+            ));
+        }
+    };
+    let weight = file.weight.unwrap_or(1.0);
+    if weight <= 0.0 {
+        return Err(Fault::new(
+            &at("weight"),
+            format!("found {weight}, wanted a number above 0"),
+            "take the source out of the list to leave it out",
+        ));
+    }
+    Ok(Source {
+        text,
+        weight,
+        text_column: file.text_column.clone(),
+    })
+}
+
+fn quant(file: &QuantFile) -> Result<Quant, Fault> {
+    if file.desc_act && !file.static_groups {
+        return Err(Fault::new(
+            &["quant", "static_groups"],
+            "groups that follow the order (false, with desc_act true) are known, but not in this version",
+            "leave `static_groups: true`, which keeps the gain of the order and needs no index when the model runs",
+        ));
+    }
+    Ok(Quant {
+        scheme: scheme(&["quant"], file.bits, file.group_size, file.sym)?,
+        desc_act: file.desc_act,
+        static_groups: file.static_groups,
+        damp_percent: file.damp_percent,
+        signed_scales: file.signed_scales,
+    })
+}
+
+fn rule(index: usize, file: &RuleFile, quant: &QuantFile) -> Result<Rule, Fault> {
+    let index = index.to_string();
+    let at = ["rules", index.as_str()];
+    let pattern = pattern(&["rules", &index, "match"], &file.pattern)?;
+    let changes = file.bits.is_some() || file.group_size.is_some() || file.sym.is_some();
+    let treatment = match (file.skip, changes) {
+        (true, false) => Treatment::Keep,
+        (false, true) => Treatment::Quantize(scheme(
+            &at,
+            file.bits.unwrap_or(quant.bits),
+            file.group_size.unwrap_or(quant.group_size),
+            file.sym.unwrap_or(quant.sym),
+        )?),
+        (true, true) => {
+            return Err(Fault::new(
+                &at,
+                "found `skip: true` beside settings that it would make idle",
+                "keep either `skip` or the settings",
+            ));
+        }
+        (false, false) => {
+            return Err(Fault::new(
+                &at,
+                "changes nothing",
+                "add `bits`, `group_size` or `sym`, or `skip: true`",
+            ));
+        }
+    };
+    Ok(Rule { pattern, treatment })
+}
+
+fn scheme(at: &[&str], bits: u8, group_size: i64, sym: bool) -> Result<Scheme, Fault> {
+    GroupSize::from_i64(group_size)
+        .and_then(|group_size| Scheme::new(bits, group_size, sym))
+        .map_err(|error| Fault::new(at, error.to_string(), "see `halfbyte schema`"))
+}
+
+fn pattern(at: &[&str], written: &str) -> Result<Pattern, Fault> {
+    Pattern::parse(written).map_err(|error| {
+        Fault::new(
+            at,
+            error.to_string(),
+            "without `re:` the pattern is a name with `*` and `?`",
+        )
+    })
+}
+
+fn export(file: &[ExportFile], quant: &Quant, rules: &[Rule]) -> Result<Vec<Export>, Fault> {
+    let exports: Vec<Export> = (file.iter())
+        .map(|export| Export {
+            format: export.format,
+            out: export.out.as_ref().map(PathBuf::from),
+        })
+        .collect();
+    for (index, export) in exports.iter().enumerate() {
+        let index_word = index.to_string();
+        let at = |key: &'static str| vec!["export", &index_word, key];
+        let before = &exports[..index];
+        if before.iter().any(|e| e.format == export.format) {
+            return Err(Fault::new(
+                &at("format"),
+                format!("`{}` is there twice", export.format),
+                "keep one of the two",
+            ));
+        }
+        if export.out.is_some() && before.iter().any(|e| e.out == export.out) {
+            return Err(Fault::new(
+                &at("out"),
+                "another export has the same folder",
+                "give each its own, or leave `out` away",
+            ));
+        }
+        let quant = (vec!["quant".to_owned()], quant.scheme);
+        let rules = rules.iter().enumerate().filter_map(|(i, rule)| {
+            let Treatment::Quantize(scheme) = rule.treatment else {
+                return None;
+            };
+            Some((vec!["rules".to_owned(), i.to_string()], scheme))
+        });
+        for (asked_by, scheme) in [quant].into_iter().chain(rules) {
+            if let Some((problem, hint)) = cannot_hold(export.format, scheme) {
+                return Err(Fault::new(
+                    &at("format"),
+                    format!("{problem}, asked for by `{}`", asked_by.join(".")),
+                    hint,
+                ));
+            }
+        }
+    }
+    Ok(exports)
+}
+
+/// Why a layout cannot hold a scheme, and what can.
+fn cannot_hold(format: Format, scheme: Scheme) -> Option<(String, &'static str)> {
+    let whole_words = matches!(scheme.bits(), 2 | 3 | 4 | 8);
+    match format {
+        Format::Gptq if !scheme.sym() => Some((
+            "gptq holds no asymmetric weights safely: it stores zero points less one".to_owned(),
+            "use `format: gptq_v2`, or `sym: true`",
+        )),
+        Format::Gptq | Format::GptqV2 if !whole_words => Some((
+            format!("{format} holds 2, 3, 4 or 8 bits, found {}", scheme.bits()),
+            "use one of these widths, or `format: compressed-tensors` alone",
+        )),
+        _ => None,
+    }
+}
+
+fn evaluate(switch: &EvaluateSwitch, base_dir: &Path) -> Result<Option<Evaluate>, Fault> {
+    let EvaluateSwitch::On(file) = switch else {
+        return Ok(None);
+    };
+    let EvaluateFile {
+        text,
+        sequence_length,
+        windows,
+    } = file;
+    let at = ["evaluate", "text"];
+    let path = find(text, base_dir).ok_or_else(|| {
+        Fault::new(
+            &at,
+            not_there(text, base_dir),
+            "paths are taken from the pipeline file's folder, then from the working folder",
+        )
+    })?;
+    if path.is_dir() {
+        return Err(Fault::new(
+            &at,
+            format!("`{text}` is a folder, wanted a text file"),
+            "give one plain text file",
+        ));
+    }
+    Ok(Some(Evaluate {
+        text: Located {
+            written: text.clone(),
+            path,
+        },
+        sequence_length: *sequence_length,
+        windows: windows.clone(),
+    }))
+}
+
+fn max_memory(text: &str) -> Result<Option<u64>, Fault> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    parse_bytes(text).map(Some).ok_or_else(|| {
+        Fault::new(
+            &["resources", "max_memory"],
+            format!("found `{text}`, wanted a size"),
+            "write auto, 8GiB or 512MiB",
+        )
+    })
+}
+
+/// The first place where a written path is: the pipeline file's folder, then the working folder.
+fn find(written: &str, base_dir: &Path) -> Option<PathBuf> {
+    candidates(written, base_dir)
+        .into_iter()
+        .find(|path| path.exists())
+}
+
+fn candidates(written: &str, base_dir: &Path) -> Vec<PathBuf> {
+    let home = written
+        .strip_prefix("~/")
+        .and_then(|rest| Some(PathBuf::from(std::env::var_os("HOME")?).join(rest)));
+    match home {
+        Some(path) => vec![path],
+        None if Path::new(written).is_absolute() => vec![PathBuf::from(written)],
+        None => {
+            let mut places = vec![base_dir.join(written), PathBuf::from(written)];
+            places.dedup();
+            places
+        }
+    }
+}
+
+fn not_there(written: &str, base_dir: &Path) -> String {
+    let places: Vec<String> = candidates(written, base_dir)
+        .iter()
+        .map(|path| format!("`{}`", path.display()))
+        .collect();
+    format!("nothing is at {}", places.join(" or at "))
+}
+
+/// `org/name` and the revision after an `@`, where the text looks like one.
+fn hub_id(text: &str) -> Option<(&str, Option<&str>)> {
+    let (id, revision) = match text.split_once('@') {
+        Some((id, revision)) => (id, Some(revision)),
+        None => (text, None),
+    };
+    let word = |word: &str| {
+        !word.is_empty()
+            && !word.starts_with('.')
+            && word
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let (org, name) = id.split_once('/')?;
+    (word(org) && word(name) && revision != Some("")).then_some((id, revision))
+}

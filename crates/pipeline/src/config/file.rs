@@ -1,0 +1,424 @@
+//! The mirror of the file: what may stand in it, key by key. The descriptions reach editors by the schema.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Value, json};
+
+use super::words::{
+    Damp, Device, Format, Method, Packing, Propagation, Recipe, SignedScales, Windows,
+};
+
+/// A halfbyte pipeline: how a model folder becomes a smaller one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PipelineFile {
+    /// What is quantized; the only section that must be there.
+    pub(super) model: ModelFile,
+    /// The text the statistics are taken on.
+    #[serde(default)]
+    pub(super) calibration: CalibrationFile,
+    /// How codes are chosen.
+    #[serde(default)]
+    pub(super) method: Method,
+    /// Which form of the method.
+    #[serde(default)]
+    pub(super) recipe: Recipe,
+    /// Scheme and solver settings.
+    #[serde(default)]
+    pub(super) quant: QuantFile,
+    /// What the statistics of a stage have seen.
+    #[serde(default)]
+    pub(super) propagation: Propagation,
+    /// Exceptions by module name; the first that matches wins.
+    #[serde(default)]
+    pub(super) rules: Vec<RuleFile>,
+    /// Modules that stay as they are: a name with `*` and `?`, or `re:` and a regular expression.
+    #[serde(default = "default_ignore")]
+    pub(super) ignore: Vec<String>,
+    /// What is written.
+    #[serde(default = "default_export")]
+    #[schemars(length(min = 1))]
+    pub(super) export: Vec<ExportFile>,
+    /// How the result is scored; false, or left out, leaves it unscored.
+    #[serde(default)]
+    #[schemars(schema_with = "evaluate_schema")]
+    pub(super) evaluate: EvaluateSwitch,
+    /// What the score must reach.
+    #[serde(default)]
+    pub(super) gate: GateFile,
+    /// Extra pages to write.
+    #[serde(default)]
+    pub(super) report: ReportFile,
+    /// The machine's share.
+    #[serde(default)]
+    pub(super) resources: ResourcesFile,
+}
+
+/// What is quantized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ModelFile {
+    /// A folder, a hub id `org/name` with or without `@revision`, or `embedded:tiny`.
+    pub(super) source: String,
+    /// Branch, tag or commit of a hub model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) revision: Option<String>,
+}
+
+/// The text the statistics are taken on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CalibrationFile {
+    /// Texts, mixed by weight.
+    #[schemars(length(min = 1))]
+    pub(super) sources: Vec<SourceFile>,
+    /// Windows in all, the held-out ones included.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(super) num_samples: usize,
+    /// Tokens a window.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub(super) sequence_length: usize,
+    /// How texts become windows.
+    pub(super) packing: Packing,
+    /// Decides order and choice of windows.
+    #[schemars(range(min = 0))]
+    pub(super) seed: u64,
+    /// Share of the windows kept out of the statistics, for the held-out loss.
+    #[schemars(range(min = 0.0, max = 0.9))]
+    pub(super) holdout: f64,
+}
+
+/// One calibration text: a path or a data set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SourceFile {
+    /// A txt, jsonl or parquet file, a folder of them, or `embedded:calibration`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<String>,
+    /// The id of a data set on the hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) dataset: Option<String>,
+    /// Its share of the windows, against the other weights; 1 where left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub(super) weight: Option<f64>,
+    /// The column of jsonl and parquet files that holds the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) text_column: Option<String>,
+}
+
+/// Scheme and solver settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct QuantFile {
+    /// Bits a code.
+    #[schemars(extend("enum" = [2, 3, 4, 5, 6, 8]))]
+    pub(super) bits: u8,
+    /// Columns that share a scale: 16 to 1024, or -1 for one group a row.
+    #[schemars(schema_with = "group_size_schema")]
+    pub(super) group_size: i64,
+    /// Whether the zero point is fixed at the middle code.
+    pub(super) sym: bool,
+    /// Columns are solved by falling diagonal of the Hessian (act order).
+    pub(super) desc_act: bool,
+    /// Groups are contiguous columns whatever the order, so that no index need be stored.
+    pub(super) static_groups: bool,
+    /// What is added to the Hessian's diagonal, as a fraction of its mean; auto leaves it to the recipe.
+    #[schemars(schema_with = "damp_schema")]
+    #[serde(with = "damp")]
+    pub(super) damp_percent: Damp,
+    /// Whether scales may be negative; auto where every known consumer of the exported formats accepts it.
+    #[schemars(schema_with = "signed_schema")]
+    #[serde(with = "signed")]
+    pub(super) signed_scales: SignedScales,
+}
+
+/// An exception by module name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RuleFile {
+    /// Whom it concerns: a name with `*` and `?`, or `re:` and a regular expression.
+    #[serde(rename = "match")]
+    pub(super) pattern: String,
+    /// Bits a code, in place of `quant.bits`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "bits_schema")]
+    pub(super) bits: Option<u8>,
+    /// Columns that share a scale, in place of `quant.group_size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "group_size_schema")]
+    pub(super) group_size: Option<i64>,
+    /// In place of `quant.sym`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sym: Option<bool>,
+    /// Leaves the module as it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) skip: bool,
+}
+
+/// One thing to write.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExportFile {
+    /// The layout.
+    pub(super) format: Format,
+    /// Its folder, from the folder of the run; left out, a single export takes the run's folder itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) out: Option<String>,
+}
+
+/// `evaluate: false`, or the section.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum EvaluateSwitch {
+    #[default]
+    Off,
+    On(EvaluateFile),
+}
+
+/// How the result is scored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EvaluateFile {
+    /// A text file.
+    pub(super) text: String,
+    /// Tokens a window.
+    #[serde(default = "default_evaluate_length")]
+    #[schemars(range(min = 2, max = 1_048_576))]
+    pub(super) sequence_length: usize,
+    /// A count (evenly spaced), a list of indices from 0, or all.
+    #[serde(default, with = "windows")]
+    #[schemars(schema_with = "windows_schema")]
+    pub(super) windows: Windows,
+}
+
+/// What the score must reach.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct GateFile {
+    /// Largest mean KL divergence to the float model, in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub(super) max_kl: Option<f64>,
+}
+
+/// Extra pages to write. run.json and linears.csv are always written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ReportFile {
+    /// One offline page; not in this version.
+    pub(super) html: bool,
+}
+
+/// The machine's share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ResourcesFile {
+    /// Threads; auto takes all cores.
+    #[serde(with = "threads")]
+    #[schemars(schema_with = "threads_schema")]
+    pub(super) threads: Option<usize>,
+    /// What the run may hold before it spills to files, such as 8GiB; auto takes what is free.
+    pub(super) max_memory: String,
+    /// Where tensors live.
+    pub(super) device: Device,
+}
+
+impl Default for CalibrationFile {
+    fn default() -> Self {
+        Self {
+            sources: vec![SourceFile {
+                path: Some(super::EMBEDDED_CALIBRATION.to_owned()),
+                ..SourceFile::default()
+            }],
+            num_samples: 128,
+            sequence_length: 512,
+            packing: Packing::Concat,
+            seed: 0,
+            holdout: 0.1,
+        }
+    }
+}
+
+impl Default for QuantFile {
+    fn default() -> Self {
+        Self {
+            bits: 4,
+            group_size: 128,
+            sym: true,
+            desc_act: true,
+            static_groups: true,
+            damp_percent: Damp::Auto,
+            signed_scales: SignedScales::Auto,
+        }
+    }
+}
+
+impl Default for ResourcesFile {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            max_memory: "auto".to_owned(),
+            device: Device::Auto,
+        }
+    }
+}
+
+fn default_ignore() -> Vec<String> {
+    vec!["lm_head".to_owned()]
+}
+
+fn default_export() -> Vec<ExportFile> {
+    vec![ExportFile {
+        format: Format::CompressedTensors,
+        out: None,
+    }]
+}
+
+fn default_evaluate_length() -> usize {
+    1024
+}
+
+// Keys with a word beside a number or a section. serde's own way, `untagged`, reports every mistake in them as
+// "did not match any variant"; the schema has said what is wrong before these run.
+
+fn bits_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "integer", "enum": [2, 3, 4, 5, 6, 8]})
+}
+
+fn group_size_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [{"type": "integer", "minimum": 16, "maximum": 1024}, {"const": -1}]})
+}
+
+fn damp_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [{"const": "auto"}, {"type": "number", "minimum": 0, "maximum": 1}]})
+}
+
+fn signed_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [{"const": "auto"}, {"type": "boolean"}]})
+}
+
+fn threads_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 4096}]})
+}
+
+fn windows_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [
+        {"const": "all"},
+        {"type": "integer", "minimum": 1},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+    ]})
+}
+
+fn evaluate_schema(generator: &mut SchemaGenerator) -> Schema {
+    let section = generator.subschema_for::<EvaluateFile>();
+    json_schema!({"anyOf": [{"const": false}, section]})
+}
+
+impl Serialize for EvaluateSwitch {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Off => serializer.serialize_bool(false),
+            Self::On(section) => section.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for EvaluateSwitch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Bool(false) => Ok(Self::Off),
+            section => from_json(section).map(Self::On),
+        }
+    }
+}
+
+mod damp {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(damp: &Damp, serializer: S) -> Result<S::Ok, S::Error> {
+        match damp {
+            Damp::Auto => serializer.serialize_str("auto"),
+            Damp::Fraction(fraction) => serializer.serialize_f64(*fraction),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Damp, D::Error> {
+        match Value::deserialize(d)? {
+            word if word == "auto" => Ok(Damp::Auto),
+            number => from_json(number).map(Damp::Fraction),
+        }
+    }
+}
+
+mod signed {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(
+        signed: &SignedScales,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match signed {
+            SignedScales::Auto => serializer.serialize_str("auto"),
+            SignedScales::On => serializer.serialize_bool(true),
+            SignedScales::Off => serializer.serialize_bool(false),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<SignedScales, D::Error> {
+        match Value::deserialize(d)? {
+            word if word == "auto" => Ok(SignedScales::Auto),
+            Value::Bool(true) => Ok(SignedScales::On),
+            other => from_json(other).map(|_: bool| SignedScales::Off),
+        }
+    }
+}
+
+mod threads {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(
+        threads: &Option<usize>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match threads {
+            None => serializer.serialize_str("auto"),
+            Some(count) => count.serialize(serializer),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>, D::Error> {
+        match Value::deserialize(d)? {
+            word if word == "auto" => Ok(None),
+            number => from_json(number).map(Some),
+        }
+    }
+}
+
+mod windows {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(
+        windows: &Windows,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match windows {
+            Windows::All => json!("all"),
+            Windows::Count(count) => json!(count),
+            Windows::List(list) => json!(list),
+        }
+        .serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Windows, D::Error> {
+        match Value::deserialize(d)? {
+            word if word == "all" => Ok(Windows::All),
+            list @ Value::Array(_) => from_json(list).map(Windows::List),
+            number => from_json(number).map(Windows::Count),
+        }
+    }
+}
+
+fn from_json<T: DeserializeOwned, E: serde::de::Error>(value: Value) -> Result<T, E> {
+    serde_json::from_value(value).map_err(E::custom)
+}

@@ -1,0 +1,374 @@
+//! Text and overrides in, one plain value out, with a way back from a key to its line.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use super::error::{ConfigError, Fault};
+use super::synonyms::{Renamed, rename};
+
+/// A pipeline file as a plain value in our own spelling, overrides applied.
+pub(super) struct Document<'a> {
+    name: &'a str,
+    text: &'a str,
+    /// What stands in it; keys without a value are left out.
+    pub(super) value: Value,
+    /// Keys the user wrote otherwise.
+    renamed: Vec<Renamed>,
+    /// Paths set by an override, as the user wrote them and as ours.
+    overridden: Vec<Renamed>,
+}
+
+impl<'a> Document<'a> {
+    /// Reads `text`, called `name` in messages, and applies `key.path=value` overrides in order.
+    pub(super) fn read(
+        name: &'a str,
+        text: &'a str,
+        overrides: &[String],
+    ) -> Result<Self, ConfigError> {
+        let mut document = Self {
+            name,
+            text,
+            value: Value::Null,
+            renamed: Vec::new(),
+            overridden: Vec::new(),
+        };
+        let value = parse_yaml(text).map_err(|(line, problem)| ConfigError {
+            place: line.map_or_else(|| name.to_owned(), |line| format!("{name}:{line}")),
+            key: String::new(),
+            problem,
+            hint: Some("`halfbyte schema` prints what may stand in a pipeline file".to_owned()),
+        })?;
+        document.value = match value {
+            Value::Null => Value::Object(Map::new()),
+            value => value,
+        };
+        document.renamed = rename(&mut document.value).map_err(|fault| document.error(fault))?;
+        for text in overrides {
+            document.apply(text)?;
+        }
+        Ok(document)
+    }
+
+    /// The fault with its place.
+    pub(super) fn error(&self, fault: Fault) -> ConfigError {
+        let Fault {
+            path,
+            problem,
+            hint,
+        } = fault;
+        ConfigError {
+            place: self.place(&path),
+            key: self.as_written(&path).join("."),
+            problem,
+            hint,
+        }
+    }
+
+    /// What was read by another name, one line each.
+    pub(super) fn notices(&self) -> Vec<String> {
+        let respelled = self.overridden.iter().filter(|o| o.ours != o.written);
+        self.renamed
+            .iter()
+            .chain(respelled)
+            .map(|renamed| {
+                format!(
+                    "{}: `{}` is read as `{}`",
+                    self.place(&renamed.ours),
+                    renamed.written.join("."),
+                    renamed.ours.join(".")
+                )
+            })
+            .collect()
+    }
+
+    /// `file:line` of a key, or of the nearest section around it; `--set` for what an override set.
+    fn place(&self, path: &[String]) -> String {
+        let by_override = |o: &&Renamed| path.starts_with(&o.ours);
+        if let Some(found) = self.overridden.iter().rev().find(by_override) {
+            return format!("--set {}", found.written.join("."));
+        }
+        let written = self.as_written(path);
+        (1..=written.len())
+            .rev()
+            .find_map(|depth| line_of(self.text, &written[..depth]))
+            .map_or_else(
+                || self.name.to_owned(),
+                |line| format!("{}:{line}", self.name),
+            )
+    }
+
+    /// The path with the user's spelling.
+    fn as_written(&self, path: &[String]) -> Vec<String> {
+        let renamed = self.overridden.iter().rev().chain(&self.renamed);
+        match renamed.into_iter().find(|r| path.starts_with(&r.ours)) {
+            Some(renamed) => [&renamed.written, &path[renamed.ours.len()..]].concat(),
+            None => path.to_vec(),
+        }
+    }
+
+    fn apply(&mut self, text: &str) -> Result<(), ConfigError> {
+        let wrong = |problem: String| ConfigError {
+            place: format!("--set {text}"),
+            key: String::new(),
+            problem,
+            hint: Some("write `--set key.path=value`, such as `--set quant.bits=3`".to_owned()),
+        };
+        let (path, value) = text
+            .split_once('=')
+            .ok_or_else(|| wrong("no `=` in it".to_owned()))?;
+        let written: Vec<String> = path.trim().split('.').map(str::to_owned).collect();
+        if written.iter().any(String::is_empty) {
+            return Err(wrong(format!("`{path}` is no key path")));
+        }
+        let value = parse_yaml(value).map_err(|(_, problem)| wrong(problem))?;
+        // Nested as it would stand in a file, so that synonyms are read by the same rules.
+        let mut nested = written.iter().rev().fold(value, |value, key| {
+            Value::Object(Map::from_iter([(key.clone(), value)]))
+        });
+        let inner = rename(&mut nested).map_err(|fault| wrong(fault.problem))?;
+        for (index, (ours, value)) in leaves(nested, written.len()).into_iter().enumerate() {
+            set(&mut self.value, &ours, value).map_err(&wrong)?;
+            let written = match index {
+                0 => &written,
+                // A synonym that stands for two keys.
+                _ => inner.last().map_or(&written, |renamed| &renamed.written),
+            };
+            self.overridden.push(Renamed {
+                ours,
+                written: written.clone(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The line of a key, from 1: the parser is sent down the path and made to stop there, since it knows its lines and
+/// tells them with an error only.
+fn line_of(text: &str, path: &[String]) -> Option<usize> {
+    let parser = serde_yaml::Deserializer::from_str(text);
+    match (Finder { path }).deserialize(parser) {
+        Err(error) if error.to_string().starts_with(FOUND) => error.location().map(|l| l.line()),
+        _ => None,
+    }
+}
+
+const FOUND: &str = "halfbyte key found";
+
+struct Finder<'p> {
+    path: &'p [String],
+}
+
+impl<'de> DeserializeSeed<'de> for Finder<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Finder<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Some((wanted, rest)) = self.path.split_first() else {
+            return Err(A::Error::custom(FOUND));
+        };
+        let stop = rest.is_empty();
+        while let Some(here) = map.next_key_seed(Key { wanted, stop })? {
+            if here {
+                map.next_value_seed(Finder { path: rest })?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let Some((wanted, rest)) = self.path.split_first() else {
+            return Err(A::Error::custom(FOUND));
+        };
+        for index in 0.. {
+            let more = if *wanted == index.to_string() {
+                list.next_element_seed(Finder { path: rest })?
+            } else {
+                list.next_element::<IgnoredAny>()?.map(drop)
+            };
+            if more.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.scalar()
+    }
+}
+
+impl Finder<'_> {
+    fn scalar<E: serde::de::Error>(self) -> Result<(), E> {
+        match self.path {
+            [] => Err(E::custom(FOUND)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Answers whether a key is the wanted one, or stops at it.
+struct Key<'p> {
+    wanted: &'p str,
+    stop: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<bool, E> {
+        match (key == self.wanted, self.stop) {
+            (true, true) => Err(E::custom(FOUND)),
+            (here, _) => Ok(here),
+        }
+    }
+}
+
+/// YAML to plain values, or the line and the problem.
+fn parse_yaml(text: &str) -> Result<Value, (Option<usize>, String)> {
+    let parse = || {
+        let mut value: serde_yaml::Value = serde_yaml::from_str(text)?;
+        value.apply_merge()?;
+        Ok(value)
+    };
+    let value = parse().map_err(|error: serde_yaml::Error| {
+        let message = error.to_string();
+        let message = message.split(" at line ").next().unwrap_or_default();
+        (
+            error.location().map(|l| l.line()),
+            format!("not YAML: {message}"),
+        )
+    })?;
+    plain(value).map_err(|problem| (None, problem))
+}
+
+fn plain(value: serde_yaml::Value) -> Result<Value, String> {
+    use serde_yaml::Value as Yaml;
+    Ok(match value {
+        Yaml::Null => Value::Null,
+        Yaml::Bool(flag) => Value::Bool(flag),
+        Yaml::String(word) => Value::String(word),
+        Yaml::Number(number) => number
+            .as_i64()
+            .map(Number::from)
+            .or_else(|| number.as_u64().map(Number::from))
+            .or_else(|| number.as_f64().and_then(Number::from_f64))
+            .map(Value::Number)
+            .ok_or_else(|| format!("found {number}, wanted a finite number"))?,
+        Yaml::Sequence(list) => {
+            Value::Array(list.into_iter().map(plain).collect::<Result<_, _>>()?)
+        }
+        Yaml::Mapping(mapping) => {
+            let mut section = Map::new();
+            for (key, value) in mapping {
+                let Yaml::String(key) = key else {
+                    return Err(format!("found the key {key:?}, wanted a word"));
+                };
+                // A key left empty, its lines commented out perhaps, is an absent key.
+                if !value.is_null() {
+                    section.insert(key, plain(value)?);
+                }
+            }
+            Value::Object(section)
+        }
+        Yaml::Tagged(tagged) => return Err(format!("found the tag {}, wanted none", tagged.tag)),
+    })
+}
+
+/// The values at a depth of single-keyed sections, with their paths; more than one where a rename added a key.
+fn leaves(value: Value, depth: usize) -> Vec<(Vec<String>, Value)> {
+    match value {
+        Value::Object(section) if depth > 0 => section
+            .into_iter()
+            .flat_map(|(key, value)| {
+                leaves(value, depth - 1).into_iter().map(move |(mut path, value)| {
+                    path.insert(0, key.clone());
+                    (path, value)
+                })
+            })
+            .collect(),
+        value => vec![(Vec::new(), value)],
+    }
+}
+
+/// Puts a value at a path, making sections and lists on the way; null takes the key away.
+fn set(target: &mut Value, path: &[String], value: Value) -> Result<(), String> {
+    let Some((key, rest)) = path.split_first() else {
+        *target = value;
+        return Ok(());
+    };
+    let index = key.parse::<usize>().ok();
+    if target.is_null() {
+        *target = match index {
+            Some(_) => Value::Array(Vec::new()),
+            None => Value::Object(Map::new()),
+        };
+    }
+    match (target, index) {
+        (Value::Object(section), _) if rest.is_empty() && value.is_null() => {
+            section.shift_remove(key);
+            Ok(())
+        }
+        (Value::Object(section), _) => {
+            set(section.entry(key).or_insert(Value::Null), rest, value)
+        }
+        (Value::Array(list), Some(index)) if index <= list.len() => {
+            if index == list.len() {
+                list.push(Value::Null);
+            }
+            set(&mut list[index], rest, value)
+        }
+        (Value::Array(list), _) => Err(format!(
+            "`{key}` is no place in a list of {}; wanted 0 to {}",
+            list.len(),
+            list.len()
+        )),
+        (_, _) => Err(format!("nothing can be set below a plain value at `{key}`")),
+    }
+}

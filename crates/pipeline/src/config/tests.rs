@@ -1,0 +1,683 @@
+use super::*;
+
+const MODEL: &str = "model: {source: embedded:tiny}\n";
+
+fn parse(text: &str) -> Result<Pipeline, ConfigError> {
+    Pipeline::parse(text, "p.yaml", Path::new("base"))
+}
+
+fn with(overrides: &[&str], text: &str) -> Result<Pipeline, ConfigError> {
+    let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+    Pipeline::parse_with(text, "p.yaml", Path::new("base"), &overrides)
+}
+
+/// The whole message of a bad file, as the program prints it.
+fn message(result: Result<Pipeline, ConfigError>) -> String {
+    let error = result.expect_err("the file is bad");
+    match error.hint() {
+        Some(hint) => format!("{error}\nhint: {hint}"),
+        None => error.to_string(),
+    }
+}
+
+#[track_caller]
+fn check_error(text: &str, expected: &str) {
+    assert_eq!(message(parse(text)), expected);
+}
+
+#[track_caller]
+fn check_override_error(overrides: &[&str], expected: &str) {
+    assert_eq!(message(with(overrides, MODEL)), expected);
+}
+
+// What is right.
+
+#[test]
+fn the_commented_default_is_the_default() {
+    let minimal = parse(MODEL).unwrap();
+    assert_eq!(parse(DEFAULT_YAML).unwrap(), minimal);
+    assert_eq!(minimal.quant.scheme.bits(), 4);
+    assert_eq!(minimal.quant.scheme.group_size().as_i64(), 128);
+    assert!(minimal.quant.scheme.sym() && minimal.quant.desc_act && minimal.quant.static_groups);
+    assert_eq!(minimal.calibration.sources[0].text, TextSource::Embedded);
+    assert_eq!(
+        (minimal.calibration.num_samples, minimal.calibration.sequence_length),
+        (128, 512)
+    );
+    assert_eq!(minimal.ignore[0].as_str(), "lm_head");
+    assert_eq!(minimal.export[0].format, Format::CompressedTensors);
+    assert_eq!(minimal.evaluate, None);
+}
+
+#[test]
+fn the_commented_default_names_every_key_of_the_schema() {
+    let schema = Pipeline::schema();
+    let sections = schema["$defs"].as_object().unwrap().values();
+    for section in sections.chain([&schema]) {
+        for key in section["properties"].as_object().into_iter().flatten() {
+            let key = format!("{}:", key.0);
+            assert!(DEFAULT_YAML.contains(&key), "default.yaml lacks {key}");
+        }
+    }
+}
+
+#[test]
+fn a_full_file_becomes_what_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("text")).unwrap();
+    std::fs::write(folder.path().join("eval.txt"), "text").unwrap();
+    let text = r#"
+model: {source: org/name@v1}
+calibration:
+  sources: [{path: text, weight: 2}, {dataset: org/data, text_column: body}]
+  num_samples: 64
+  sequence_length: 256
+  packing: truncate
+  seed: 7
+  holdout: 0.0625
+method: gptq
+recipe: reference
+quant: {bits: 3, group_size: -1, sym: false, desc_act: false, static_groups: false, damp_percent: 0.01, signed_scales: false}
+propagation: float
+rules:
+  - {match: 're:.*down_proj', bits: 8, group_size: 64}
+  - {match: '*.v_proj', skip: true}
+ignore: [lm_head, 're:.*embed']
+export: [{format: compressed-tensors, out: ct}, {format: gptq_v2}]
+evaluate: {text: eval.txt, sequence_length: 128, windows: [0, 3, 5]}
+gate: {max_kl: 0.1}
+resources: {threads: 2, max_memory: 8GiB, device: cpu}
+"#;
+    let pipeline = Pipeline::parse(text, "p.yaml", folder.path()).unwrap();
+    assert_eq!(pipeline.model.source, ModelSource::Hub("org/name".to_owned()));
+    assert_eq!(pipeline.model.revision.as_deref(), Some("v1"));
+    assert_eq!(pipeline.calibration.sources[0].weight, 2.0);
+    assert_eq!(
+        pipeline.calibration.sources[1].text,
+        TextSource::Dataset("org/data".to_owned())
+    );
+    assert_eq!(pipeline.calibration.held_out_samples(), 4);
+    assert_eq!(pipeline.quant.damp_percent, Damp::Fraction(0.01));
+    assert_eq!(pipeline.quant.signed_scales, SignedScales::Off);
+    let evaluate = pipeline.evaluate.as_ref().unwrap();
+    assert_eq!(evaluate.windows, Windows::List(vec![0, 3, 5]));
+    assert_eq!(evaluate.text.path, folder.path().join("eval.txt"));
+    assert_eq!(pipeline.resources.max_memory_bytes, Some(8 << 30));
+    assert_eq!(pipeline.resources.threads, Some(2));
+    assert_eq!(
+        pipeline.export_folders(Path::new("out")),
+        [
+            (Format::CompressedTensors, PathBuf::from("out/ct")),
+            (Format::GptqV2, PathBuf::from("out/gptq_v2"))
+        ]
+    );
+    let again = serde_json::to_string(&pipeline.to_value()).unwrap();
+    assert_eq!(
+        Pipeline::parse(&again, "p.json", folder.path()).unwrap(),
+        pipeline,
+        "what to_value writes reads back as itself"
+    );
+}
+
+#[test]
+fn the_first_rule_that_matches_wins_and_ignore_comes_before_all() {
+    let text = format!(
+        "{MODEL}quant: {{group_size: 64}}\nrules:\n  - {{match: '*.down_proj', bits: 8}}\n  - {{match: 're:.*proj', skip: true}}\nignore: ['*.1.down_proj']\n"
+    );
+    let pipeline = parse(&text).unwrap();
+    let eight = Scheme::new(8, halfbyte_quant::GroupSize::Columns(64), true).unwrap();
+    assert_eq!(pipeline.treatment("a.0.down_proj"), Treatment::Quantize(eight));
+    assert_eq!(pipeline.treatment("a.1.down_proj"), Treatment::Keep);
+    assert_eq!(pipeline.treatment("a.0.q_proj"), Treatment::Keep);
+    assert_eq!(
+        pipeline.treatment("a.0.gate"),
+        Treatment::Quantize(pipeline.quant.scheme)
+    );
+}
+
+#[test]
+fn windows_are_a_count_a_list_or_all() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("e.txt"), "text").unwrap();
+    let windows = |text: &str| {
+        let text = format!("{MODEL}evaluate: {{text: e.txt{text}}}");
+        let pipeline = Pipeline::parse(&text, "p.yaml", folder.path()).unwrap();
+        pipeline.evaluate.unwrap().windows
+    };
+    assert_eq!(windows(""), Windows::Count(32));
+    assert_eq!(windows(", windows: 4"), Windows::Count(4));
+    assert_eq!(windows(", windows: all"), Windows::All);
+    assert_eq!(windows(", windows: [2]"), Windows::List(vec![2]));
+}
+
+#[test]
+fn sizes_are_read_with_their_units() {
+    for (text, bytes) in [
+        ("8GiB", 8 << 30),
+        ("512 MiB", 512 << 20),
+        ("1.5GB", 1_500_000_000),
+        ("2g", 2 << 30),
+        ("4096", 4096),
+    ] {
+        assert_eq!(parse_bytes(text), Some(bytes), "{text}");
+    }
+    for text in ["", "GiB", "8 parsecs", "-1GiB", "1e9", "0"] {
+        assert_eq!(parse_bytes(text), None, "{text}");
+    }
+}
+
+#[test]
+fn group_sizes_offered_divide_the_width() {
+    assert_eq!(
+        divisors_hint(576),
+        [16, 32, 48, 64, 96, 144, 192, 288, 576]
+    );
+    assert_eq!(divisors_hint(100), [20, 25, 50, 100]);
+    assert_eq!(divisors_hint(17), [17]);
+    assert_eq!(divisors_hint(8), [0; 0]);
+    assert_eq!(divisors_hint(2048).last(), Some(&1024));
+}
+
+#[test]
+fn an_empty_section_is_the_default_section() {
+    let pipeline = parse(&format!("{MODEL}quant:\n  # bits: 3\nrules:\n")).unwrap();
+    assert_eq!(pipeline, parse(MODEL).unwrap());
+}
+
+#[test]
+fn anchors_and_merges_of_yaml_work() {
+    let text = format!(
+        "{MODEL}rules:\n  - &eight {{match: a, bits: 8}}\n  - {{<<: *eight, match: b}}\n"
+    );
+    let pipeline = parse(&text).unwrap();
+    assert_eq!(pipeline.rules[0].treatment, pipeline.rules[1].treatment);
+}
+
+#[test]
+fn a_fingerprint_changes_with_what_decides_the_codes_and_with_nothing_else() {
+    let base = parse(MODEL).unwrap().fingerprint();
+    assert_eq!(base.len(), 64);
+    let of = |overrides: &[&str]| with(overrides, MODEL).unwrap().fingerprint();
+    for same in [
+        "resources.threads=2",
+        "resources.max_memory=1GiB",
+        "export.0.out=x",
+        "quant.bits=4",
+    ] {
+        assert_eq!(of(&[same]), base, "{same}");
+    }
+    for other in [
+        "quant.bits=3",
+        "calibration.seed=1",
+        "method=rtn",
+        "recipe=reference",
+        "propagation=float",
+        "ignore=[]",
+        "rules=[{match: a, skip: true}]",
+        "export=[{format: gptq}]",
+        "model.source=org/name",
+        "quant.damp_percent=0.1",
+    ] {
+        assert_ne!(of(&[other]), base, "{other}");
+    }
+}
+
+#[test]
+fn a_fingerprint_tells_models_of_one_name_in_two_folders_apart() {
+    let [one, two] = [0, 1].map(|_| tempfile::tempdir().unwrap());
+    let [one, two] = [&one, &two].map(|folder| {
+        std::fs::create_dir(folder.path().join("model")).unwrap();
+        Pipeline::parse("model: {source: model}", "p.yaml", folder.path()).unwrap()
+    });
+    assert_ne!(one.fingerprint(), two.fingerprint());
+    assert_eq!(one.to_value(), two.to_value());
+    assert_eq!(one.fingerprint(), one.clone().fingerprint());
+}
+
+// Other tools' words, and overrides.
+
+#[test]
+fn spellings_of_other_tools_are_read_and_named() {
+    let text = "model: {source: embedded:tiny}
+quant:
+  w_bit: 3
+  q_group_size: 64
+  zero_point: true
+  percdamp: 0.05
+calibration: {nsamples: 8, seqlen: 128}
+rules:
+  - {match: a, num_bits: 8}
+";
+    let pipeline = parse(text).unwrap();
+    let ours = parse(
+        "model: {source: embedded:tiny}
+quant: {bits: 3, group_size: 64, sym: false, damp_percent: 0.05}
+calibration: {num_samples: 8, sequence_length: 128}
+rules: [{match: a, bits: 8}]",
+    )
+    .unwrap();
+    assert_eq!(pipeline.to_value(), ours.to_value());
+    assert_eq!(
+        pipeline.notices,
+        [
+            "p.yaml:3: `quant.w_bit` is read as `quant.bits`",
+            "p.yaml:4: `quant.q_group_size` is read as `quant.group_size`",
+            "p.yaml:5: `quant.zero_point` is read as `quant.sym`",
+            "p.yaml:6: `quant.percdamp` is read as `quant.damp_percent`",
+            "p.yaml:7: `calibration.nsamples` is read as `calibration.num_samples`",
+            "p.yaml:7: `calibration.seqlen` is read as `calibration.sequence_length`",
+            "p.yaml:9: `rules.0.num_bits` is read as `rules.0.bits`",
+        ]
+    );
+}
+
+#[test]
+fn overrides_reach_every_place_and_the_last_wins() {
+    let pipeline = with(
+        &[
+            "quant.bits=8",
+            "quant.bits=3",
+            "quant.zero_point=true",
+            "calibration.sources.1.dataset=org/data",
+            "rules.0={match: a, skip: true}",
+            "ignore=",
+            "resources={threads: 3}",
+        ],
+        &format!("{MODEL}quant: {{bits: 2}}\ncalibration: {{sources: [{{path: embedded:calibration}}]}}\nignore: [b]\n"),
+    )
+    .unwrap();
+    assert_eq!(pipeline.quant.scheme.bits(), 3);
+    assert!(!pipeline.quant.scheme.sym());
+    assert_eq!(pipeline.calibration.sources.len(), 2);
+    assert_eq!(pipeline.rules[0].treatment, Treatment::Keep);
+    assert_eq!(pipeline.ignore[0].as_str(), "lm_head");
+    assert_eq!(pipeline.resources.threads, Some(3));
+    assert_eq!(
+        pipeline.notices,
+        ["--set quant.zero_point: `quant.zero_point` is read as `quant.sym`"]
+    );
+}
+
+#[test]
+fn an_override_may_give_what_the_file_lacks() {
+    let pipeline = with(&["model.source=embedded:tiny"], "# nothing yet\n").unwrap();
+    assert_eq!(pipeline, parse(MODEL).unwrap());
+}
+
+#[test]
+fn files_are_found_beside_the_pipeline_and_else_from_the_working_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("Cargo.toml"), "beside").unwrap();
+    let source = |name: &str| {
+        let text = format!("{MODEL}calibration: {{sources: [{{path: {name}}}]}}");
+        let pipeline = Pipeline::parse(&text, "p.yaml", folder.path()).unwrap();
+        match &pipeline.calibration.sources[0].text {
+            TextSource::Path(located) => located.path.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    // Both exist in the package's own folder, where tests run.
+    assert_eq!(source("Cargo.toml"), folder.path().join("Cargo.toml"));
+    assert_eq!(source("src"), Path::new("src"));
+}
+
+// What is wrong.
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Pipeline::load(Path::new("no/such.yaml"), &[]).unwrap_err();
+    assert_eq!(
+        message(Err(error)),
+        "no/such.yaml: cannot be read: No such file or directory (os error 2)\nhint: give the path of a pipeline file; pipelines/quickstart.yaml is one"
+    );
+}
+
+#[test]
+fn text_that_is_not_yaml_is_refused_with_its_line() {
+    check_error(
+        "model: {source: a\nquant: b\n",
+        "p.yaml:2: not YAML: did not find expected ',' or '}'\nhint: `halfbyte schema` prints what may stand in a pipeline file",
+    );
+    check_error(
+        "model: {source: a}\nquant: {}\nmodel: {source: b}\n",
+        "p.yaml:1: not YAML: duplicate entry with key \"model\"\nhint: `halfbyte schema` prints what may stand in a pipeline file",
+    );
+    check_error(
+        "- a\n",
+        "p.yaml: found a list, wanted a section",
+    );
+}
+
+#[test]
+fn an_empty_file_lacks_a_model() {
+    check_error(
+        "",
+        "p.yaml: model: missing\nhint: `model`: what is quantized; the only section that must be there",
+    );
+    check_error(
+        "# head\nmodel: {revision: main}\n",
+        "p.yaml:2: model.source: missing\nhint: `source`: a folder, a hub id `org/name` with or without `@revision`, or `embedded:tiny`",
+    );
+    check_error(
+        "model: embedded:tiny\n",
+        "p.yaml:1: model: found `embedded:tiny`, wanted a section\nhint: write `{source: embedded:tiny}`",
+    );
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_one_meant() {
+    check_error(
+        "model: {source: embedded:tiny}\nquant:\n  bits: 4\n  grup_size: 64\n",
+        "p.yaml:4: quant.grup_size: unknown key\nhint: did you mean `group_size`?",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquants: {bits: 4}\n",
+        "p.yaml:2: quants: unknown key\nhint: did you mean `quant`?",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {flavour: 1}\n",
+        "p.yaml:2: quant.flavour: unknown key\nhint: known here: bits, group_size, sym, desc_act, static_groups, damp_percent, signed_scales",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nrules:\n  - match: a\n    bits: 4\n  - match: b\n    bit: 4\n",
+        "p.yaml:6: rules.1.bit: unknown key\nhint: did you mean `bits`?",
+    );
+}
+
+#[test]
+fn a_key_in_the_wrong_section_is_sent_home() {
+    check_error(
+        "model: {source: embedded:tiny}\nbits: 4\n",
+        "p.yaml:2: bits: unknown key\nhint: `bits` is `quant.bits` here",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {nsamples: 4}\n",
+        "p.yaml:2: quant.nsamples: unknown key\nhint: `nsamples` is `calibration.num_samples` here",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {avg_bits: 4.25}\n",
+        "p.yaml:2: quant.avg_bits: unknown key\nhint: `avg_bits` is `budget.bits_per_weight` here, known but not in this version",
+    );
+}
+
+#[test]
+fn two_names_of_one_key_are_one_too_many() {
+    check_error(
+        "model: {source: embedded:tiny}\nquant:\n  bits: 4\n  w_bit: 3\n",
+        "p.yaml:4: quant.w_bit: another name of `bits`, which is given as well\nhint: keep `bits`",
+    );
+}
+
+#[test]
+fn what_is_planned_is_answered_by_name() {
+    check_error(
+        "model: {source: embedded:tiny}\nbudget: {bits_per_weight: 4.25}\n",
+        "p.yaml:2: budget: known, but not in this version\nhint: leave it out and choose bits by `quant.bits` and `rules`",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nsweep: {bits: [2, 3]}\n",
+        "p.yaml:2: sweep: known, but not in this version\nhint: leave it out and run once for each setting, with `--set quant.bits=3` and so on",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nreport: {html: true}\n",
+        "p.yaml:2: report.html: `true` is known, but not in this version\nhint: leave it out; run.json and linears.csv are always written",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nmethod: awq+gptq\n",
+        "p.yaml:2: method: `awq+gptq` is known, but not in this version\nhint: use rtn or gptq",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nrecipe: best\n",
+        "p.yaml:2: recipe: `best` is known, but not in this version\nhint: use reference or default",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\npropagation: asymmetric\n",
+        "p.yaml:2: propagation: `asymmetric` is known, but not in this version\nhint: use float or sequential",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nexport: [{format: gptq},\n  {format: mlx}]\n",
+        "p.yaml:3: export.1.format: `mlx` is known, but not in this version\nhint: use compressed-tensors, gptq or gptq_v2",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant:\n  actorder: group\n",
+        "p.yaml:3: quant.actorder: groups that follow the order (false, with desc_act true) are known, but not in this version\nhint: leave `static_groups: true`, which keeps the gain of the order and needs no index when the model runs",
+    );
+}
+
+#[test]
+fn a_value_of_the_wrong_kind_says_what_is_wanted() {
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {bits: 9}\n",
+        "p.yaml:2: quant.bits: found 9, wanted 2, 3, 4, 5, 6 or 8",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {w_bit: four}\n",
+        "p.yaml:2: quant.w_bit: found `four`, wanted 2, 3, 4, 5, 6 or 8",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nrules: [{match: a, bits: 7}]\n",
+        "p.yaml:2: rules.0.bits: found 7, wanted 2, 3, 4, 5, 6 or 8",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {group_size: 8}\n",
+        "p.yaml:2: quant.group_size: found 8, wanted a whole number from 16 to 1024 or -1",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {sym: yes}\n",
+        "p.yaml:2: quant.sym: found `yes`, wanted true or false\nhint: YAML 1.2 has no yes and no; write true or false",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {damp_percent: 5}\n",
+        "p.yaml:2: quant.damp_percent: found 5, wanted auto or a number from 0 to 1",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {signed_scales: aut}\n",
+        "p.yaml:2: quant.signed_scales: found `aut`, wanted auto or true or false\nhint: did you mean `auto`?",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nmethod: gtpq\n",
+        "p.yaml:2: method: found `gtpq`, wanted rtn or gptq\nhint: did you mean `gptq`?",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\ncalibration:\n  num_samples: '64'\n",
+        "p.yaml:3: calibration.num_samples: found `64`, wanted a whole number from 1 to 1000000\nhint: leave the quotes away",
+    );
+    check_error(
+        "model: {source: embedded:tiny, revision: 12}\n",
+        "p.yaml:1: model.revision: found 12, wanted text\nhint: put it in quotes",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nexport: []\n",
+        "p.yaml:2: export: found an empty list, wanted at least one entry\nhint: leave the key out to have its default",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nexport: [gptq]\n",
+        "p.yaml:2: export.0: found `gptq`, wanted a section\nhint: write `{format: gptq}`",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nevaluate: true\n",
+        "p.yaml:2: evaluate: found true, wanted false or a section",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nevaluate:\n  text: a\n  windows: [-1]\n",
+        "p.yaml:4: evaluate.windows.0: found -1, wanted a whole number from 0",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nresources: {device: cuda}\n",
+        "p.yaml:2: resources.device: found `cuda`, wanted auto, cpu, vulkan, metal, dx12 or webgpu",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nresources: {max_memory: much}\n",
+        "p.yaml:2: resources.max_memory: found `much`, wanted a size\nhint: write auto, 8GiB or 512MiB",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nresources: {threads: 0}\n",
+        "p.yaml:2: resources.threads: found 0, wanted auto or a whole number from 1 to 4096",
+    );
+}
+
+#[test]
+fn a_model_that_is_not_there_is_refused() {
+    check_error(
+        "model:\n  source: ./nowhere\n",
+        "p.yaml:2: model.source: nothing is at `base/./nowhere` or at `./nowhere`\nhint: give a model's folder, a hub id `org/name`, or embedded:tiny",
+    );
+    check_error(
+        "model: {source: embedded:small}\n",
+        "p.yaml:1: model.source: no model `small` is inside the program\nhint: use embedded:tiny",
+    );
+    check_error(
+        "model: {source: Cargo.toml}\n",
+        "p.yaml:1: model.source: `Cargo.toml` is a file, wanted a model's folder\nhint: give the folder that holds config.json and the safetensors",
+    );
+    check_error(
+        "model:\n  source: embedded:tiny\n  revision: main\n",
+        "p.yaml:3: model.revision: `embedded:tiny` has no revisions\nhint: leave it out; only hub models have revisions",
+    );
+    check_error(
+        "model: {source: org/name@a, revision: b}\n",
+        "p.yaml:1: model.source: `org/name@a` names a revision, and so does model.revision\nhint: keep one of the two",
+    );
+}
+
+#[test]
+fn calibration_sources_are_checked_one_by_one() {
+    let sources = |list: &str| format!("{MODEL}calibration:\n  sources:\n{list}");
+    check_error(
+        &sources("    - path: embedded:calibration\n    - path: org/data\n"),
+        "p.yaml:5: calibration.sources.1.path: nothing is at `base/org/data` or at `org/data`\nhint: if a data set on the hub is meant, write `dataset: org/data`",
+    );
+    check_error(
+        &sources("    - path: a.txt\n"),
+        "p.yaml:4: calibration.sources.0.path: nothing is at `base/a.txt` or at `a.txt`\nhint: paths are taken from the pipeline file's folder, then from the working folder",
+    );
+    check_error(
+        &sources("    - {weight: 1}\n"),
+        "p.yaml:4: calibration.sources.0: found neither `path` nor `dataset`, wanted one\nhint: write one entry a source: `path` for files, `dataset` for a hub id",
+    );
+    check_error(
+        &sources("    - {path: a, dataset: org/b}\n"),
+        "p.yaml:4: calibration.sources.0: found both `path` and `dataset`, wanted one\nhint: write one entry a source: `path` for files, `dataset` for a hub id",
+    );
+    check_error(
+        &sources("    - {dataset: wiki}\n"),
+        "p.yaml:4: calibration.sources.0.dataset: `wiki` is no hub id\nhint: write `org/name`, or `path:` for a file or folder",
+    );
+    check_error(
+        &sources("    - path: embedded:calibration\n      weight: 0\n"),
+        "p.yaml:5: calibration.sources.0.weight: found 0, wanted a number above 0\nhint: take the source out of the list to leave it out",
+    );
+    check_error(
+        &format!("{MODEL}calibration: {{num_samples: 1}}\n"),
+        "p.yaml:2: calibration.holdout: found 0.1 of 1 samples, which leaves none for the statistics\nhint: set `holdout: 0`, or raise `num_samples`",
+    );
+}
+
+#[test]
+fn rules_must_be_readable_and_do_something() {
+    let rules = |list: &str| format!("{MODEL}rules:\n{list}");
+    check_error(
+        &rules("  - {match: a, bits: 3}\n  - match: 're:(a'\n    bits: 3\n"),
+        "p.yaml:4: rules.1.match: `re:(a` is not a regular expression: unclosed group\nhint: without `re:` the pattern is a name with `*` and `?`",
+    );
+    check_error(
+        &rules("  - {match: a}\n"),
+        "p.yaml:3: rules.0: changes nothing\nhint: add `bits`, `group_size` or `sym`, or `skip: true`",
+    );
+    check_error(
+        &rules("  - {match: a, skip: true, bits: 3}\n"),
+        "p.yaml:3: rules.0: found `skip: true` beside settings that it would make idle\nhint: keep either `skip` or the settings",
+    );
+    check_error(
+        &rules("  - {bits: 3}\n"),
+        "p.yaml:3: rules.0.match: missing\nhint: `match`: whom it concerns: a name with `*` and `?`, or `re:` and a regular expression",
+    );
+}
+
+#[test]
+fn an_export_must_be_able_to_hold_every_scheme() {
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {sym: false}\nexport:\n  - {format: gptq}\n",
+        "p.yaml:4: export.0.format: gptq holds no asymmetric weights safely: it stores zero points less one, asked for by `quant`\nhint: use `format: gptq_v2`, or `sym: true`",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nrules: [{match: a, bits: 6}]\nexport: [{format: compressed-tensors}, {format: gptq}]\n",
+        "p.yaml:3: export.1.format: gptq holds 2, 3, 4 or 8 bits, found 6, asked for by `rules.0`\nhint: use one of these widths, or `format: compressed-tensors` alone",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nexport: [{format: gptq}, {format: gptq}]\n",
+        "p.yaml:2: export.1.format: `gptq` is there twice\nhint: keep one of the two",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nexport: [{format: gptq, out: a}, {format: gptq_v2, out: a}]\n",
+        "p.yaml:2: export.1.out: another export has the same folder\nhint: give each its own, or leave `out` away",
+    );
+}
+
+#[test]
+fn evaluation_needs_its_text_and_a_gate_its_evaluation() {
+    check_error(
+        "model: {source: embedded:tiny}\nevaluate: {windows: 4}\n",
+        "p.yaml:2: evaluate.text: missing\nhint: `text`: a text file",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nevaluate: {text: src}\n",
+        "p.yaml:2: evaluate.text: `src` is a folder, wanted a text file\nhint: give one plain text file",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\ngate: {max_kl: 0.1}\n",
+        "p.yaml:2: gate.max_kl: nothing is measured to hold it against\nhint: add `evaluate: {text: FILE}`",
+    );
+}
+
+#[test]
+fn a_bad_override_is_told_by_its_own_name() {
+    check_override_error(
+        &["quant.bits=9"],
+        "--set quant.bits: quant.bits: found 9, wanted 2, 3, 4, 5, 6 or 8",
+    );
+    check_override_error(
+        &["quant.bitz=3"],
+        "--set quant.bitz: quant.bitz: unknown key\nhint: did you mean `bits`?",
+    );
+    check_override_error(
+        &["quant.w_bit=9"],
+        "--set quant.w_bit: quant.w_bit: found 9, wanted 2, 3, 4, 5, 6 or 8",
+    );
+    check_override_error(
+        &["quant.bits"],
+        "--set quant.bits: no `=` in it\nhint: write `--set key.path=value`, such as `--set quant.bits=3`",
+    );
+    check_override_error(
+        &["quant..bits=3"],
+        "--set quant..bits=3: `quant..bits` is no key path\nhint: write `--set key.path=value`, such as `--set quant.bits=3`",
+    );
+    check_override_error(
+        &["rules.3.bits=3"],
+        "--set rules.3.bits=3: `3` is no place in a list of 0; wanted 0\nhint: write `--set key.path=value`, such as `--set quant.bits=3`",
+    );
+    check_override_error(
+        &["method.name=3", "method=rtn", "method.name=3"],
+        "--set method.name=3: nothing can be set below a plain value at `name`\nhint: write `--set key.path=value`, such as `--set quant.bits=3`",
+    );
+    check_override_error(
+        &["quant={bits: 4"],
+        "--set quant={bits: 4: not YAML: did not find expected ',' or '}'\nhint: write `--set key.path=value`, such as `--set quant.bits=3`",
+    );
+    check_override_error(
+        &["budget.avg_bits=4"],
+        "--set budget.avg_bits: budget: known, but not in this version\nhint: leave it out and choose bits by `quant.bits` and `rules`",
+    );
+}
+
+#[test]
+fn lines_are_right_among_comments_strings_and_flow() {
+    check_error(
+        "# one\nmodel: {source: \"embedded:tiny\"}   # bits: 1\n\nquant: {\n  group_size: 64, # bits: 9\n\n  bits: 9 }\n",
+        "p.yaml:7: quant.bits: found 9, wanted 2, 3, 4, 5, 6 or 8",
+    );
+    check_error(
+        "model:\n  source: >\n    bits\n    and more\nquant:\n  bits: 9\n",
+        "p.yaml:6: quant.bits: found 9, wanted 2, 3, 4, 5, 6 or 8",
+    );
+}

@@ -1,0 +1,150 @@
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How codes are chosen.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Round to nearest: no calibration text is read.
+    Rtn,
+    /// GPTQ, Frantar et al., arXiv 2210.17323.
+    #[default]
+    Gptq,
+}
+
+/// Which form of the method.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Recipe {
+    /// The paper's own loop, for comparison with other tools.
+    Reference,
+    /// Ours: range search, scale refits, coordinate descent and the attention-mixed statistic for v.
+    #[default]
+    Default,
+}
+
+/// What the statistics of a stage have seen.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Propagation {
+    /// Every statistic from the float model.
+    Float,
+    /// A stage sees the stages before it already quantized.
+    #[default]
+    Sequential,
+}
+
+/// How texts become windows of `sequence_length` tokens.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Packing {
+    /// Texts are joined and cut; no token is lost but the tail.
+    #[default]
+    Concat,
+    /// A text gives one window: the longer are cut, the shorter padded and masked.
+    Truncate,
+    /// A text gives one window: the longer are cut, the shorter left out.
+    Drop,
+}
+
+/// A layout the codes are written in.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub enum Format {
+    /// vLLM's and transformers' compressed-tensors, pack-quantized.
+    #[default]
+    #[serde(rename = "compressed-tensors")]
+    CompressedTensors,
+    /// GPTQ checkpoints as every consumer knows them (zero points stored less one).
+    #[serde(rename = "gptq")]
+    Gptq,
+    /// GPTQ with zero points stored as they are; what asymmetric weights need.
+    #[serde(rename = "gptq_v2")]
+    GptqV2,
+}
+
+/// Where tensors live.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The best there is.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A GPU by Vulkan.
+    Vulkan,
+    /// A GPU by Metal.
+    Metal,
+    /// A GPU by Direct3D 12.
+    Dx12,
+    /// A GPU by WebGPU.
+    Webgpu,
+}
+
+/// Whether a scale may be negative, which buys a code at the side where the weights reach further.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SignedScales {
+    /// Where every known consumer of all exported formats accepts it.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How much is added to the Hessian's diagonal.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Damp {
+    /// By the recipe's own rule.
+    #[default]
+    Auto,
+    /// This fraction of the mean diagonal.
+    Fraction(f64),
+}
+
+/// Which windows of the evaluation text are scored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// Every whole window.
+    All,
+    /// This many, evenly spaced over the text.
+    Count(usize),
+    /// These, counted from 0.
+    List(Vec<usize>),
+}
+
+impl Default for Windows {
+    fn default() -> Self {
+        Self::Count(32)
+    }
+}
+
+/// Prints an enum by the word it has in the file.
+macro_rules! display_as_written {
+    ($($name:ty),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match serde_json::to_value(self) {
+                    Ok(serde_json::Value::String(word)) => f.write_str(&word),
+                    _ => Err(fmt::Error),
+                }
+            }
+        }
+    )*};
+}
+display_as_written!(Method, Recipe, Propagation, Packing, Format, Device);

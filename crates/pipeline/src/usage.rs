@@ -1,0 +1,56 @@
+//! What the process has used, and where the time of a run went.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Processor seconds and peak memory of this process so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) cpu_seconds: f64,
+    pub(crate) peak_rss_bytes: u64,
+}
+
+/// Reads the process's own accounts; zeros where the system keeps none.
+pub(crate) fn usage() -> Usage {
+    #[cfg(unix)]
+    {
+        // SAFETY: rusage is plain data for which all zeros is a value, and getrusage only writes into it.
+        let (done, usage) = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            (libc::getrusage(libc::RUSAGE_SELF, &mut usage), usage)
+        };
+        if done == 0 {
+            let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 * 1e-6;
+            // Linux counts kibibytes, macOS bytes.
+            let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+            return Usage {
+                cpu_seconds: seconds(usage.ru_utime) + seconds(usage.ru_stime),
+                peak_rss_bytes: usage.ru_maxrss as u64 * unit,
+            };
+        }
+    }
+    Usage::default()
+}
+
+/// Wall and processor seconds by phase.
+#[derive(Debug, Default)]
+pub(crate) struct Clock {
+    phases: BTreeMap<&'static str, (f64, f64)>,
+}
+
+impl Clock {
+    /// Runs `work` and books its time under `phase`.
+    pub(crate) fn time<T>(&mut self, phase: &'static str, work: impl FnOnce() -> T) -> T {
+        let (start, cpu) = (Instant::now(), usage().cpu_seconds);
+        let result = work();
+        let entry = self.phases.entry(phase).or_default();
+        entry.0 += start.elapsed().as_secs_f64();
+        entry.1 += usage().cpu_seconds - cpu;
+        result
+    }
+
+    /// Phase, wall seconds, processor seconds.
+    pub(crate) fn phases(&self) -> impl Iterator<Item = (&'static str, f64, f64)> {
+        self.phases.iter().map(|(phase, (wall, cpu))| (*phase, *wall, *cpu))
+    }
+}

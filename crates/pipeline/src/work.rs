@@ -1,0 +1,178 @@
+//! The work folder: what a killed run leaves behind, and where the next one goes on.
+//!
+//! `OUT/halfbyte/work/` holds, for every finished block, `block-0007.safetensors` (the codes, scales and zero points
+//! of its linears, in no format's layout) and `block-0007.json` (their records); `stream.bin`, the residual stream
+//! all windows carry into the next block; and `state.json`, which names the run by its fingerprint and says how many
+//! blocks are done. Every file is written beside and renamed, state.json last, so a run that dies at any moment
+//! leaves a folder whose state.json tells the truth. A folder of another fingerprint is not touched by resuming: the
+//! run starts over and says so.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use halfbyte_checkpoint::{Dtype, SafetensorsWriter, TensorInfo, create_folder, write_file, write_json};
+use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme};
+use halfbyte_report::LinearRecord;
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+/// A run's folder of finished blocks.
+#[derive(Debug)]
+pub(crate) struct Work {
+    folder: PathBuf,
+    fingerprint: String,
+}
+
+/// One quantized linear of a finished block.
+#[derive(Clone, Debug)]
+pub(crate) struct Solved {
+    /// Module path, such as `model.layers.3.mlp.up_proj`.
+    pub(crate) module: String,
+    pub(crate) weight: QuantizedWeight,
+}
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    fingerprint: String,
+    blocks_done: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+struct BlockFile {
+    linears: Vec<Entry>,
+    records: Vec<LinearRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    module: String,
+    bits: u8,
+    group_size: i64,
+    sym: bool,
+    shape: [usize; 2],
+}
+
+impl Work {
+    /// Opens `OUT/halfbyte/work`, creating it. Gives the number of blocks an earlier run of the same fingerprint
+    /// finished, and whether another run's work was set aside.
+    pub(crate) fn open(out: &Path, fingerprint: String, fresh: bool) -> Result<(Self, usize, bool)> {
+        let folder = out.join("halfbyte").join("work");
+        create_folder(&folder)?;
+        let work = Self { folder, fingerprint };
+        let state = work.state();
+        let (done, other) = match state {
+            Some(state) if state.fingerprint == work.fingerprint && !fresh => (state.blocks_done, false),
+            Some(_) => (0, !fresh),
+            None => (0, false),
+        };
+        Ok((work, done, other))
+    }
+
+    /// Where this run may spill activations.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn state(&self) -> Option<State> {
+        let text = std::fs::read(self.folder.join("state.json")).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    fn file(&self, block: usize, extension: &str) -> PathBuf {
+        self.folder.join(format!("block-{block:04}.{extension}"))
+    }
+
+    /// Writes a finished block and the stream behind it, then the state that says so.
+    pub(crate) fn save(
+        &self,
+        block: usize,
+        solved: &[Solved],
+        records: &[LinearRecord],
+        stream: &[u16],
+    ) -> Result<()> {
+        let infos: Vec<TensorInfo> = solved.iter().flat_map(tensors).collect();
+        let mut writer = SafetensorsWriter::create(&self.file(block, "safetensors"), &infos)?;
+        for Solved { module, weight } in solved {
+            writer.write(&format!("{module}.codes"), weight.codes())?;
+            let scales: Vec<u8> = weight.scales().iter().flat_map(|s| s.to_le_bytes()).collect();
+            writer.write(&format!("{module}.scales"), &scales)?;
+            writer.write(&format!("{module}.zeros"), weight.zeros())?;
+        }
+        writer.finish()?;
+        let linears = solved.iter().map(|s| Entry {
+            module: s.module.clone(),
+            bits: s.weight.scheme().bits(),
+            group_size: s.weight.scheme().group_size().as_i64(),
+            sym: s.weight.scheme().sym(),
+            shape: [s.weight.out_features(), s.weight.in_features()],
+        });
+        write_json(
+            &self.file(block, "json"),
+            &BlockFile { linears: linears.collect(), records: records.to_vec() },
+        )?;
+        let bytes: Vec<u8> = stream.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        write_file(&self.folder.join("stream.bin"), &bytes)?;
+        write_json(
+            &self.folder.join("state.json"),
+            &State { fingerprint: self.fingerprint.clone(), blocks_done: block + 1 },
+        )?;
+        Ok(())
+    }
+
+    /// The stream an earlier run carried into the block after its last.
+    pub(crate) fn stream(&self) -> Result<Vec<u16>> {
+        let path = self.folder.join("stream.bin");
+        let bytes = std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        Ok(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect())
+    }
+
+    /// The records of a finished block's linears.
+    pub(crate) fn records(&self, block: usize) -> Result<Vec<LinearRecord>> {
+        Ok(self.block_file(block)?.records)
+    }
+
+    /// The linears of a finished block.
+    pub(crate) fn load(&self, block: usize) -> Result<Vec<Solved>> {
+        let path = self.file(block, "safetensors");
+        let bytes = std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        let place = || format!("{}: not a finished block; run again with --fresh", path.display());
+        let tensors = SafeTensors::deserialize(&bytes).with_context(place)?;
+        let read = |entry: &Entry| -> Result<Solved> {
+            let part = |name: &str| tensors.tensor(&format!("{}.{name}", entry.module));
+            let scheme = Scheme::new(entry.bits, GroupSize::from_i64(entry.group_size)?, entry.sym)?;
+            let scales = part("scales")?;
+            let (words, _) = scales.data().as_chunks::<4>();
+            let weight = QuantizedWeight::new(
+                scheme,
+                entry.shape,
+                part("codes")?.data().to_vec(),
+                words.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                part("zeros")?.data().to_vec(),
+            )?;
+            Ok(Solved { module: entry.module.clone(), weight })
+        };
+        self.block_file(block)?.linears.iter().map(|entry| read(entry).with_context(place)).collect()
+    }
+
+    fn block_file(&self, block: usize) -> Result<BlockFile> {
+        let path = self.file(block, "json");
+        let text = std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{}: run again with --fresh", path.display()))
+    }
+
+    /// Removes the folder once everything is exported.
+    pub(crate) fn remove(self) -> Result<()> {
+        std::fs::remove_dir_all(&self.folder).with_context(|| format!("{}: cannot be removed", self.folder.display()))
+    }
+}
+
+fn tensors(solved: &Solved) -> [TensorInfo; 3] {
+    let weight = &solved.weight;
+    let groups = vec![weight.out_features(), weight.n_groups()];
+    let info = |part: &str, dtype, shape| TensorInfo { name: format!("{}.{part}", solved.module), dtype, shape };
+    [
+        info("codes", Dtype::U8, vec![weight.out_features(), weight.in_features()]),
+        info("scales", Dtype::F32, groups.clone()),
+        info("zeros", Dtype::U8, groups),
+    ]
+}

@@ -1,0 +1,221 @@
+//! GPTQ: one greedy pass over columns, every error paid back by the columns still to come.
+
+use std::borrow::Cow;
+
+use faer::MatRef;
+use halfbyte_quant::Scheme;
+use rayon::prelude::*;
+
+use crate::factor::{Factor, Triangle};
+use crate::grid::{GridSpec, group_grid, nearest};
+use crate::kernel::{LANES, Lane, PANEL, accumulate, multiversion};
+use crate::measure::strip_sums;
+use crate::reference::push;
+use crate::refine::refine;
+use crate::storage::Storage;
+use crate::strip::{Coded, Layout, Panels, StripResult, assemble, check_weight, gather, strips};
+use crate::{GptqOptions, Recipe, Solution, SolveError};
+
+/// Solves `weight` `[out_features, in_features]` on the factor of its input's statistics.
+/// GPTQ, Frantar et al., arXiv 2210.17323, section 3; pull form, grid and refinement are described at the crate's head.
+///
+/// Rows are independent: strips of 32 run on all of rayon's threads and give the same bits on any number of them.
+///
+/// # Errors
+/// NaN or infinity in the weight, shapes or options that do not fit each other or the factor.
+pub fn gptq(
+    weight: MatRef<'_, f32>,
+    factor: &Factor,
+    scheme: &Scheme,
+    options: &GptqOptions,
+) -> Result<Solution, SolveError> {
+    check_options(factor, options)?;
+    check_weight(weight, factor.columns)?;
+    let problem = Problem::new(factor, scheme, options);
+    let solved: Vec<StripResult> = strips(weight.nrows())
+        .into_par_iter()
+        .map(|rows| {
+            let w = gather(weight, rows.clone(), &problem.layout);
+            let coded = problem.solve(&w);
+            let sums = strip_sums(
+                &w,
+                &coded,
+                &problem.layout,
+                rows.len(),
+                problem.spec.max_code,
+                (Some(&problem.hessian), &problem.ridge, factor.unit),
+            );
+            StripResult::new(&problem.layout, &coded, rows.len(), sums)
+        })
+        .collect();
+    let shape = [weight.nrows(), weight.ncols()];
+    let (quantized, sums) = assemble(scheme, shape, solved)?;
+    let mut solution = Solution::new(quantized, sums);
+    solution.damp_asked = factor.damp_asked();
+    solution.damp_used = factor.damp_used();
+    solution.dead_columns = factor.dead_columns();
+    solution.condition = factor.condition();
+    solution.warnings = factor.warnings().to_vec();
+    solution
+        .warnings
+        .extend(tiny_scales(&solution, problem.spec.storage));
+    Ok(solution)
+}
+
+/// A warning when scales had to be clamped to the smallest number their type stores well.
+pub(crate) fn tiny_scales(solution: &Solution, storage: Storage) -> Option<String> {
+    let scales = solution.weight.scales();
+    let tiny = scales.iter().filter(|s| s.abs() <= storage.least).count();
+    (tiny > 0).then(|| {
+        format!(
+            "{tiny} of {} scales clamped to {:e}, the smallest normal number of their type",
+            scales.len(),
+            storage.least
+        )
+    })
+}
+
+fn check_options(factor: &Factor, options: &GptqOptions) -> Result<(), SolveError> {
+    if options.desc_act && !options.static_groups {
+        return Err(SolveError::NeedsStaticGroups);
+    }
+    if options.recipe == Recipe::Default && !options.static_groups {
+        return Err(SolveError::DynamicGroups);
+    }
+    if factor.recipe != options.recipe {
+        return Err(SolveError::FactorMismatch { option: "recipe" });
+    }
+    if factor.desc_act != options.desc_act {
+        return Err(SolveError::FactorMismatch { option: "desc_act" });
+    }
+    let wrong = |option, found: usize, wanted| {
+        Err(SolveError::Option {
+            option,
+            found: found.to_string(),
+            wanted,
+        })
+    };
+    if options.block_size == 0 {
+        return wrong("block_size", 0, "at least 1; 128 is usual");
+    }
+    if !(1..=16).contains(&options.beam) {
+        return wrong("beam", options.beam, "1 to 16");
+    }
+    if options.recipe == Recipe::Reference && options.beam > 1 {
+        return wrong("beam", options.beam, "1 with recipe: reference");
+    }
+    if options.recipe == Recipe::Reference && options.refine_rounds > 0 {
+        return wrong(
+            "refine_rounds",
+            options.refine_rounds,
+            "0 with recipe: reference",
+        );
+    }
+    Ok(())
+}
+
+/// One weight's worth of what all strips share, with columns laid out for the scheme's groups.
+pub(crate) struct Problem<'a> {
+    pub(crate) factor: &'a Factor,
+    pub(crate) options: &'a GptqOptions,
+    pub(crate) layout: Layout,
+    pub(crate) spec: GridSpec,
+    pub(crate) hessian: Cow<'a, Panels>,
+    diagonal: Vec<f32>,
+    ridge: Vec<f32>,
+    /// Position and group of each column in solve order.
+    pub(crate) places: Vec<(usize, usize)>,
+}
+
+impl<'a> Problem<'a> {
+    pub(crate) fn new(factor: &'a Factor, scheme: &Scheme, options: &'a GptqOptions) -> Self {
+        let layout = Layout::of(scheme, factor.columns);
+        let hessian = if layout.is_plain() {
+            Cow::Borrowed(&factor.hessian)
+        } else {
+            Cow::Owned(factor.hessian.relayout(&layout))
+        };
+        let mut ridge = vec![0.0; layout.padded];
+        for (column, &value) in factor.ridge.iter().enumerate() {
+            ridge[layout.position(column)] = value;
+        }
+        let diagonal = (0..layout.padded)
+            .map(|p| hessian.panel(p / PANEL)[p][p % PANEL])
+            .collect();
+        let places = factor
+            .order
+            .iter()
+            .map(|&column| (layout.position(column), column / layout.group))
+            .collect();
+        let storage = Storage::new(options.scale_dtype);
+        Self {
+            factor,
+            options,
+            layout,
+            spec: GridSpec::new(scheme, options.grid, options.signed_scales, storage),
+            hessian,
+            diagonal,
+            ridge,
+            places,
+        }
+    }
+
+    fn solve(&self, w: &[Lane]) -> Coded {
+        match &self.factor.triangle {
+            Triangle::Push(u) => push(self, w, u),
+            Triangle::Pull(n) => {
+                let mut coded = self.static_grid(w);
+                pull(w, &mut coded, n, &self.places, self.spec.max_code);
+                let hessian = (Some(&*self.hessian), &self.diagonal[..]);
+                let rounds = self.options.refine_rounds;
+                refine(w, &mut coded, &self.layout, &self.spec, hessian, rounds);
+                coded
+            }
+        }
+    }
+
+    /// Grids of all groups from the weights as given, each column weighted with its pivot.
+    pub(crate) fn static_grid(&self, w: &[Lane]) -> Coded {
+        let mut coded = Coded::new(&self.layout);
+        for g in 0..self.layout.groups {
+            let columns =
+                g * self.layout.group..((g + 1) * self.layout.group).min(self.layout.columns);
+            let pivots = &self.factor.pivots[columns];
+            (coded.scale[g], coded.zero[g]) =
+                group_grid(&w[self.layout.real(g)], pivots, &self.spec);
+        }
+        coded
+    }
+}
+
+multiversion! {
+    /// The greedy pass in pull form: `t_k = w_k + Σ_{i<k} e_i N_ik`, `e_k = w_k - nearest(t_k)`.
+    fn pull(w: &[Lane], coded: &mut Coded, n: &Panels, places: &[(usize, usize)], max_code: f32) {
+        let mut errors = vec![Lane::ZERO; places.len()];
+        for start in (0..places.len()).step_by(PANEL) {
+            let rows = n.panel(start / PANEL);
+            let panel = &places[start..(start + PANEL).min(places.len())];
+            let mut targets = [Lane::ZERO; PANEL];
+            for (target, &(position, _)) in targets.iter_mut().zip(panel) {
+                *target = w[position];
+            }
+            accumulate(&mut targets, &errors[..start], &rows[..start]);
+            for (c, &(position, group)) in panel.iter().enumerate() {
+                let (scale, zero) = (&coded.scale[group].0, &coded.zero[group].0);
+                let (v, w) = (&mut coded.v[position].0, &w[position].0);
+                let mut error = Lane::ZERO;
+                for l in 0..LANES {
+                    v[l] = nearest(targets[c].0[l], 1.0 / scale[l], -zero[l], max_code - zero[l]);
+                    error.0[l] = v[l].mul_add(-scale[l], w[l]);
+                }
+                for next in c + 1..PANEL {
+                    let factor = rows[start + c][next];
+                    for l in 0..LANES {
+                        targets[next].0[l] = error.0[l].mul_add(factor, targets[next].0[l]);
+                    }
+                }
+                errors[start + c] = error;
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The one product everything here is made of, on rows that lie side by side in SIMD registers.
+//!
+//! A strip of [`LANES`] rows is stored column by column, so that a column is one [`Lane`] and no operation crosses
+//! rows. Matrices `K x K` are cut into panels of [`PANEL`] columns. Every path, AVX-512, AVX2 or portable, performs
+//! the same fused multiply-adds per row in the same order, so results do not depend on the processor.
+
+/// Rows a strip.
+pub(crate) const LANES: usize = 32;
+/// Columns a panel.
+pub(crate) const PANEL: usize = 8;
+
+/// One column of a strip: a number for each of its rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct Lane(pub(crate) [f32; LANES]);
+
+impl Lane {
+    pub(crate) const ZERO: Self = Self([0.0; LANES]);
+}
+
+/// What the processor offers, widest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg(target_arch = "x86_64")]
+pub(crate) enum Level {
+    Avx512,
+    Avx2,
+    Portable,
+}
+
+/// The widest instructions at hand (the standard library caches the answer).
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn level() -> Level {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    if avx2
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+    {
+        Level::Avx512
+    } else if avx2 {
+        Level::Avx2
+    } else {
+        Level::Portable
+    }
+}
+
+/// Compiles a function once per instruction set and picks at run time. The body uses `mul_add` where it wants
+/// fusing; nothing else is ever contracted, so all versions agree to the bit.
+macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[expect(clippy::too_many_arguments, reason = "hot loops take plain arguments")]
+            #[allow(unfulfilled_lint_expectations, reason = "most have few")]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
+                #[allow(clippy::too_many_arguments, reason = "as above")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments, reason = "as above")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                match $crate::kernel::level() {
+                    // SAFETY: the level was detected on this processor.
+                    $crate::kernel::Level::Avx512 => unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::kernel::Level::Avx2 => unsafe { avx2($($arg),*) },
+                    $crate::kernel::Level::Portable => body($($arg),*),
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            body($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion;
+
+/// `acc[c] += Σ_i e[i] * panel[i][c]`, rows `i` in order, every step fused.
+#[inline]
+pub(crate) fn accumulate(acc: &mut [Lane; PANEL], e: &[Lane], panel: &[[f32; PANEL]]) {
+    #[cfg(target_arch = "x86_64")]
+    match level() {
+        // SAFETY: the level was detected on this processor.
+        Level::Avx512 => return unsafe { accumulate_avx512(acc, e, panel) },
+        // SAFETY: as above.
+        Level::Avx2 => return unsafe { accumulate_avx2(acc, e, panel) },
+        Level::Portable => {}
+    }
+    accumulate_portable(acc, e, panel);
+}
+
+fn accumulate_portable(acc: &mut [Lane; PANEL], e: &[Lane], panel: &[[f32; PANEL]]) {
+    for (e, row) in e.iter().zip(panel) {
+        for (acc, &factor) in acc.iter_mut().zip(row) {
+            for (acc, &e) in acc.0.iter_mut().zip(&e.0) {
+                *acc = e.mul_add(factor, *acc);
+            }
+        }
+    }
+}
+
+/// 16 accumulators of 16 rows: two loads and eight broadcasts feed sixteen multiply-adds.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn accumulate_avx512(acc: &mut [Lane; PANEL], e: &[Lane], panel: &[[f32; PANEL]]) {
+    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps};
+    // SAFETY: a Lane is 32 floats, read and written as two halves of 16.
+    unsafe {
+        let mut low = [_mm512_set1_ps(0.0); PANEL];
+        let mut high = low;
+        for c in 0..PANEL {
+            low[c] = _mm512_loadu_ps(acc[c].0.as_ptr());
+            high[c] = _mm512_loadu_ps(acc[c].0.as_ptr().add(16));
+        }
+        for (e, row) in e.iter().zip(panel) {
+            let (e_low, e_high) = (
+                _mm512_loadu_ps(e.0.as_ptr()),
+                _mm512_loadu_ps(e.0.as_ptr().add(16)),
+            );
+            for c in 0..PANEL {
+                let factor = _mm512_set1_ps(row[c]);
+                low[c] = _mm512_fmadd_ps(e_low, factor, low[c]);
+                high[c] = _mm512_fmadd_ps(e_high, factor, high[c]);
+            }
+        }
+        for c in 0..PANEL {
+            _mm512_storeu_ps(acc[c].0.as_mut_ptr(), low[c]);
+            _mm512_storeu_ps(acc[c].0.as_mut_ptr().add(16), high[c]);
+        }
+    }
+}
+
+/// Quarter strips of 8 rows: eight accumulators and an operand fit the sixteen registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn accumulate_avx2(acc: &mut [Lane; PANEL], e: &[Lane], panel: &[[f32; PANEL]]) {
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps};
+    for start in (0..LANES).step_by(8) {
+        // SAFETY: start + 8 <= LANES floats of each Lane.
+        unsafe {
+            let mut sums = [_mm256_set1_ps(0.0); PANEL];
+            for c in 0..PANEL {
+                sums[c] = _mm256_loadu_ps(acc[c].0.as_ptr().add(start));
+            }
+            for (e, row) in e.iter().zip(panel) {
+                let e = _mm256_loadu_ps(e.0.as_ptr().add(start));
+                for c in 0..PANEL {
+                    sums[c] = _mm256_fmadd_ps(e, _mm256_set1_ps(row[c]), sums[c]);
+                }
+            }
+            for c in 0..PANEL {
+                _mm256_storeu_ps(acc[c].0.as_mut_ptr().add(start), sums[c]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let mut seed = 1u32;
+        let mut next = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let e: Vec<Lane> = (0..77)
+            .map(|_| Lane(std::array::from_fn(|_| next())))
+            .collect();
+        let panel: Vec<[f32; PANEL]> = (0..77).map(|_| std::array::from_fn(|_| next())).collect();
+        let start: [Lane; PANEL] = std::array::from_fn(|_| Lane(std::array::from_fn(|_| next())));
+        let mut portable = start;
+        accumulate_portable(&mut portable, &e, &panel);
+        let mut chosen = start;
+        accumulate(&mut chosen, &e, &panel);
+        assert_eq!(portable, chosen);
+        #[cfg(target_arch = "x86_64")]
+        if level() != Level::Portable {
+            let mut avx2 = start;
+            // SAFETY: detected just above.
+            unsafe { accumulate_avx2(&mut avx2, &e, &panel) };
+            assert_eq!(portable, avx2);
+        }
+        let naive: f64 = (0..77)
+            .map(|i| f64::from(e[i].0[5]) * f64::from(panel[i][3]))
+            .sum::<f64>()
+            + f64::from(start[3].0[5]);
+        assert!((f64::from(portable[3].0[5]) - naive).abs() < 1e-5);
+    }
+}

@@ -1,0 +1,32 @@
+//! Weight and input statistics in, integer codes and what they cost out: RTN and GPTQ.
+//!
+//! Every solver here lowers `tr((W − Ŵ) H (W − Ŵ)ᵀ)`, the mean squared error of a linear's output, over weights
+//! `Ŵ = scale * (code − zero)`. GPTQ (Frantar et al., arXiv 2210.17323) is solved in *pull* form: with `H = M Mᵀ`,
+//! `M` upper triangular, the greedy choice for column `k` is the level nearest to
+//! `w_k + Σ_{i<k} (w_i − ŵ_i) M_ik / M_kk`. The paper's push form needs the inverse of `H`, writes the remaining
+//! weight after every column and so synchronises threads; the pull form needs one Cholesky and lets each thread own
+//! rows. It is kept as [`Recipe::Reference`], for parity.
+//!
+//! Pure functions: no IO, no clock, no randomness. The same inputs give the same bits on any number of threads.
+
+mod error;
+mod factor;
+mod gptq;
+mod grid;
+mod kernel;
+mod measure;
+mod options;
+mod reference;
+mod refine;
+mod rtn;
+mod solution;
+mod storage;
+mod strip;
+
+pub use error::SolveError;
+pub use factor::{Factor, factor};
+pub use gptq::gptq;
+pub use measure::{Loss, loss};
+pub use options::{Damp, GptqOptions, Grid, Recipe, RtnOptions, ScaleDtype};
+pub use rtn::rtn;
+pub use solution::Solution;

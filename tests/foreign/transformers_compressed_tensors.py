@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Does transformers, with the compressed-tensors package, read our compressed-tensors folder as we do?
+
+usage: transformers_compressed_tensors.py EXPORT_DIR LOGITS.safetensors [--dtype float32|bfloat16] [--dequantize]
+needs: pip install torch transformers compressed-tensors accelerate safetensors
+
+LOGITS holds input_ids i64 [B, T] and logits f32 [B, T, V]: ours, computed in float32 from the exported weights.
+A symmetric export is loaded as it is; an asymmetric one is first tried as it is (transformers 5.23 with
+compressed-tensors 0.20 refuses its zero points) and then with CompressedTensorsConfig(dequantize=True).
+Agreement, relative to the rms of our logits: float32 at most 1e-3 anywhere; bfloat16 at most 2e-2 on average (its
+activations are rounded in every layer, so single logits stray further). Exit 0 when it agrees, else 1.
+"""
+import argparse, json, pathlib, sys
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+LIMITS = {"float32": ("max", 1e-3), "bfloat16": ("mean", 2e-2)}
+
+
+def is_asymmetric(folder):
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    return any(not group["weights"]["symmetric"] for group in config["config_groups"].values())
+
+
+def load(folder, dtype, dequantize):
+    """-> the model and how it was loaded. Every tensor must be found, or transformers would make one up."""
+    def attempt(**options):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map="cpu", output_loading_info=True, **options)
+        left = {k: sorted(v)[:4] for k, v in info.items() if v}
+        if left:
+            raise RuntimeError(f"not every tensor was placed: {left}")
+        return model
+
+    if not dequantize:
+        try:
+            return attempt(), "as it is"
+        except (RuntimeError, ValueError) as error:
+            if not is_asymmetric(folder):
+                raise
+            print(f"as it is: refused: {str(error).strip().splitlines()[0][:160]}")
+    return attempt(quantization_config=CompressedTensorsConfig(dequantize=True)), "with dequantize=True"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("logits", type=pathlib.Path)
+    parser.add_argument("--dtype", choices=LIMITS, default="float32")
+    parser.add_argument("--dequantize", action="store_true")
+    args = parser.parse_args()
+
+    ours = load_file(args.logits)
+    try:
+        model, how = load(args.folder, getattr(torch, args.dtype), args.dequantize)
+    except Exception as error:
+        print(f"DIFFERS: {args.folder} does not load: {type(error).__name__}: {error}")
+        sys.exit(1)
+    print(f"loaded {how}, {args.dtype}")
+    with torch.no_grad():
+        theirs = model(ours["input_ids"].long(), use_cache=False).logits.float()
+    want = ours["logits"].float()
+    if theirs.shape != want.shape:
+        print(f"DIFFERS: logits are {list(theirs.shape)}, ours {list(want.shape)}")
+        sys.exit(1)
+    difference, rms = (theirs - want).abs(), want.square().mean().sqrt().item()
+    figures = {"max": difference.max().item() / rms, "mean": difference.mean().item() / rms}
+    agreement = (theirs.argmax(-1) == want.argmax(-1)).float().mean().item()
+    print(f"logits: rms {rms:.4f}, difference max {difference.max():.3e} mean {difference.mean():.3e}, "
+          f"top-1 agreement {agreement:.4f} over {want.shape[0] * want.shape[1]} tokens")
+    which, limit = LIMITS[args.dtype]
+    # A NaN compares false with everything, so it cannot pass.
+    agrees = figures[which] <= limit
+    print(f"{'AGREES' if agrees else 'DIFFERS'}: {which} difference / rms = {figures[which]:.2e}, limit {limit:.0e}")
+    sys.exit(0 if agrees else 1)
+
+
+if __name__ == "__main__":
+    main()
