@@ -9,7 +9,7 @@ Calibration: the first --tokens ids of each of the first --samples `text`s, with
 Reported: wall and CPU seconds (all threads and child processes) of the quantize call, of loading and saving, and of
 the whole process; peak resident memory after each.
 """
-import argparse, json, os, pathlib, resource, time
+import argparse, json, os, pathlib, resource, tempfile, time
 
 START = time.perf_counter()
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
@@ -38,6 +38,12 @@ def main():
     parser.add_argument("--mse", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
+    for name in ("model", "out", "calib", "json"):
+        if path := getattr(args, name):
+            setattr(args, name, path.resolve())
+    # GPTQModel writes logs/ into the working folder, and fails when that goes away.
+    scratch = tempfile.TemporaryDirectory()
+    os.chdir(scratch.name)
 
     import gptqmodel, torch, transformers
     from gptqmodel import GPTQModel, QuantizeConfig
@@ -68,9 +74,11 @@ def main():
         "peer": "gptqmodel", "model": args.model.name, "settings": options, "samples": len(samples),
         "calibration_tokens": sum(map(len, samples)),
         "threads": torch.get_num_threads(), "cores": os.cpu_count(), "load_average_at_end": os.getloadavg()[0],
-        "versions": {"gptqmodel": gptqmodel.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {"gptqmodel": gptqmodel.__version__, "torch": torch.__version__,
+                     "transformers": transformers.__version__},
         "load": {"seconds": loaded[0], "cpu_seconds": loaded[1], "peak_rss_bytes": loaded[2]},
-        "quantize": {"seconds": solved[0] - loaded[0], "cpu_seconds": solved[1] - loaded[1], "peak_rss_bytes": solved[2]},
+        "quantize": {"seconds": solved[0] - loaded[0], "cpu_seconds": solved[1] - loaded[1],
+                     "peak_rss_bytes": solved[2]},
         "save": {"seconds": saved[0] - solved[0], "cpu_seconds": saved[1] - solved[1]},
         "process": {"seconds": saved[0], "cpu_seconds": saved[1], "peak_rss_bytes": saved[2]},
     }

@@ -64,7 +64,7 @@ def main():
     failures += [f"{name}: ours, not quantized there" for name in sorted(set(ours) - checked)]
     for line in failures[:20]:
         print(line)
-    print(f"{len(checked)} linears compared by an identity through {type(model).__name__}, largest difference {worst:.3e}")
+    print(f"{len(checked)} linears compared by pushing an identity through each, largest difference {worst:.3e}")
     agrees = bool(checked) and not failures
     print("AGREES: every weight equal after one rounding to float16" if agrees else f"DIFFERS: {len(failures)} linears")
     sys.exit(0 if agrees else 1)

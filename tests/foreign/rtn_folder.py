@@ -64,7 +64,8 @@ def quantization_config(args):
         group = dict(targets=["Linear"], weights=weights, input_activations=None, output_activations=None,
                      format="pack-quantized")
         return dict(quant_method="compressed-tensors", format="pack-quantized", quantization_status="compressed",
-                    global_compression_ratio=None, kv_cache_scheme=None, ignore=["lm_head"], config_groups=dict(group_0=group))
+                    global_compression_ratio=None, kv_cache_scheme=None, ignore=["lm_head"],
+                    config_groups=dict(group_0=group))
     return dict(quant_method="gptq", bits=args.bits, group_size=args.group_size, desc_act=False, sym=not args.asym,
                 checkpoint_format=args.format, lm_head=False, damp_percent=0.01, true_sequential=True,
                 static_groups=False, pack_dtype="int32", meta={})
@@ -102,7 +103,7 @@ def main():
         as_bf16 |= {f"{linear}.weight_scale"} if bf16 else set()
         codes, scales, zeros = parts
         spread = np.repeat(np.stack([scales, zeros.astype(np.float32)]), args.group_size, axis=2)
-        stands_for[name] = spread[0] * (codes - spread[1])
+        stands_for[name] = spread[0] * (codes.astype(np.float32) - spread[1])
     F.write_file(args.out / "model.safetensors", tensors, as_bf16)
     config["quantization_config"] = quantization_config(args)
     (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")

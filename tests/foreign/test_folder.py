@@ -34,7 +34,8 @@ def check_gptq(v):
 def check_pack_quantized(v):
     half = 1 << (v["bits"] - 1)
     codes, scales = np.array(v["codes_signed_out_by_in"]) + half, scales_of(v)
-    part = dict(weight_packed=i32(v["weight_packed_i32"]), weight_scale=scales, weight_shape=np.array(v["weight_shape"]))
+    part = dict(weight_packed=i32(v["weight_packed_i32"]), weight_scale=scales,
+                weight_shape=np.array(v["weight_shape"]))
     zeros = np.full(scales.shape, half)
     if not v["symmetric"]:
         zeros = np.array(v["zero_points_signed_out_by_group"]) + half
@@ -42,15 +43,15 @@ def check_pack_quantized(v):
     columns = codes.shape[1]
     want = F.spread(scales, columns) * (codes - F.spread(zeros, columns))
     ok = np.array_equal(F.pack_rows(codes, v["bits"]), part["weight_packed"])
-    return ok and np.array_equal(F.pack_quantized_weight(part, dict(num_bits=v["bits"], group_size=v["group_size"])), want)
+    got = F.pack_quantized_weight(part, dict(num_bits=v["bits"], group_size=v["group_size"]))
+    return ok and np.array_equal(got, want)
 
 
 def main():
     failed = passed = 0
-    for path in sorted(pathlib.Path(sys.argv[1]).glob("*.json")):
-        kind = check_gptq if path.name.startswith("gptq_b") else check_pack_quantized if path.name.startswith("ct_pack") else None
-        if kind:
-            ok = bool(kind(json.loads(path.read_text())))
+    for pattern, check in (("gptq_b*.json", check_gptq), ("ct_pack*.json", check_pack_quantized)):
+        for path in sorted(pathlib.Path(sys.argv[1]).glob(pattern)):
+            ok = bool(check(json.loads(path.read_text())))
             print(f"{'ok    ' if ok else 'FAILED'} {path.name}")
             passed, failed = passed + ok, failed + (not ok)
     print(f"{passed} passed, {failed} failed")

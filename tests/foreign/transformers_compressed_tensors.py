@@ -7,8 +7,9 @@ needs: pip install torch transformers compressed-tensors accelerate safetensors
 LOGITS holds input_ids i64 [B, T] and logits f32 [B, T, V]: ours, computed in float32 from the exported weights.
 A symmetric export is loaded as it is; an asymmetric one is first tried as it is (transformers 5.23 with
 compressed-tensors 0.20 refuses its zero points) and then with CompressedTensorsConfig(dequantize=True).
-Agreement, relative to the rms of our logits: float32 at most 1e-3 anywhere; bfloat16 at most 2e-2 on average (its
-activations are rounded in every layer, so single logits stray further). Exit 0 when it agrees, else 1.
+Agreement, relative to the rms of our logits: in float32 at most 1e-3 anywhere, or 2e-2 with dequantize=True, which
+rounds the weights to the dtype of the scales (bfloat16); in bfloat16 at most 2e-2 on average (activations are rounded in
+every layer, so single logits stray further). Exit 0 when it agrees, else 1.
 """
 import argparse, json, pathlib, sys
 
@@ -16,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-LIMITS = {"float32": ("max", 1e-3), "bfloat16": ("mean", 2e-2)}
+# (dtype, dequantize) -> which difference, and its limit in units of the logits' rms
+LIMITS = {("float32", False): ("max", 1e-3), ("float32", True): ("max", 2e-2),
+          ("bfloat16", False): ("mean", 2e-2), ("bfloat16", True): ("mean", 2e-2)}
 
 
 def is_asymmetric(folder):
@@ -25,7 +28,7 @@ def is_asymmetric(folder):
 
 
 def load(folder, dtype, dequantize):
-    """-> the model and how it was loaded. Every tensor must be found, or transformers would make one up."""
+    """-> the model and whether it took dequantize=True. Every tensor must be found, or transformers would make one up."""
     def attempt(**options):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map="cpu", output_loading_info=True, **options)
@@ -36,29 +39,29 @@ def load(folder, dtype, dequantize):
 
     if not dequantize:
         try:
-            return attempt(), "as it is"
+            return attempt(), False
         except (RuntimeError, ValueError) as error:
             if not is_asymmetric(folder):
                 raise
             print(f"as it is: refused: {str(error).strip().splitlines()[0][:160]}")
-    return attempt(quantization_config=CompressedTensorsConfig(dequantize=True)), "with dequantize=True"
+    return attempt(quantization_config=CompressedTensorsConfig(dequantize=True)), True
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("logits", type=pathlib.Path)
-    parser.add_argument("--dtype", choices=LIMITS, default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--dequantize", action="store_true")
     args = parser.parse_args()
 
     ours = load_file(args.logits)
     try:
-        model, how = load(args.folder, getattr(torch, args.dtype), args.dequantize)
+        model, dequantized = load(args.folder, getattr(torch, args.dtype), args.dequantize)
     except Exception as error:
         print(f"DIFFERS: {args.folder} does not load: {type(error).__name__}: {error}")
         sys.exit(1)
-    print(f"loaded {how}, {args.dtype}")
+    print(f"loaded {'with dequantize=True' if dequantized else 'as it is'}, {args.dtype}")
     with torch.no_grad():
         theirs = model(ours["input_ids"].long(), use_cache=False).logits.float()
     want = ours["logits"].float()
@@ -70,7 +73,7 @@ def main():
     agreement = (theirs.argmax(-1) == want.argmax(-1)).float().mean().item()
     print(f"logits: rms {rms:.4f}, difference max {difference.max():.3e} mean {difference.mean():.3e}, "
           f"top-1 agreement {agreement:.4f} over {want.shape[0] * want.shape[1]} tokens")
-    which, limit = LIMITS[args.dtype]
+    which, limit = LIMITS[args.dtype, dequantized]
     # A NaN compares false with everything, so it cannot pass.
     agrees = figures[which] <= limit
     print(f"{'AGREES' if agrees else 'DIFFERS'}: {which} difference / rms = {figures[which]:.2e}, limit {limit:.0e}")

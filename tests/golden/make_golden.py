@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 TOKENS = 24
 SMALL = dict(hidden_size=32, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
-             vocab_size=48, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=False,
+             vocab_size=48, max_position_embeddings=128, rms_norm_eps=1e-3, tie_word_embeddings=False,
              bos_token_id=1, eos_token_id=2)
 
 
@@ -42,7 +42,7 @@ def old_spelling(config):
 def only_what_old_files_had(config):
     """Older still: fields that are left to their defaults are absent."""
     old_spelling(config)
-    for field in ("num_key_value_heads", "attention_bias", "mlp_bias", "head_dim", "rope_theta", "rope_scaling"):
+    for field in ("num_key_value_heads", "rms_norm_eps", "attention_bias", "mlp_bias", "rope_theta", "rope_scaling"):
         config.pop(field, None)
 
 
@@ -97,7 +97,8 @@ CASES = {
     "qwen2_sliding_window": (Qwen2Config(**{**SMALL, "num_hidden_layers": 3}, use_sliding_window=True, sliding_window=8,
                                          max_window_layers=1), BF16),
     "qwen2_sliding_window_old": (Qwen2Config(**{**SMALL, "num_hidden_layers": 3}, use_sliding_window=True,
-                                             sliding_window=8, max_window_layers=1), {**BF16, "rewrite": without_layer_types}),
+                                             sliding_window=8, max_window_layers=1),
+                                 {**BF16, "rewrite": without_layer_types}),
     # a norm per head on q and k, heads wider than hidden / heads
     "qwen3": (Qwen3Config(**SMALL, head_dim=24), {}),
     "qwen3_tied": (Qwen3Config(**{**SMALL, "tie_word_embeddings": True}, head_dim=16), {}),

@@ -1029,7 +1029,7 @@ mod tests {
         );
         assert_eq!(
             found.unwrap_err().to_string(),
-            "config.json: invalid type: string \"many\", expected usize at line 2 column 23"
+            "config.json: invalid type: string \"many\", expected usize at line 2 column 22"
         );
     }
 }

@@ -76,8 +76,8 @@ pub enum CheckpointError {
     },
     /// The index names a weight file that is not there.
     #[error(
-        "{} names {shard}, which is not in the folder ({n_tensors} tensors of {first} and others are in it); \
-         download it again",
+        "{} names {shard}, which is not in the folder; it holds {n_tensors} tensors, {first} among them, download it \
+         again",
         index.display()
     )]
     ShardMissing {

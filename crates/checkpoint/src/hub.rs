@@ -22,7 +22,7 @@ const ENDPOINT: &str = "https://huggingface.co";
 /// Tries after the first; each goes on where the last one stopped.
 const RETRIES: u32 = 3;
 /// Waited before the first retry, doubled for each further one.
-const WAIT: Duration = Duration::from_millis(200);
+const WAIT: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 200 });
 const DATASET_ENDINGS: &[&str] = &[".txt", ".jsonl", ".json", ".parquet"];
 
 /// Finds a model in the cache, or downloads it.
@@ -565,3 +565,9 @@ fn is_about_disk(kind: ErrorKind) -> bool {
             | ErrorKind::AlreadyExists
     )
 }
+
+#[cfg(test)]
+mod server;
+
+#[cfg(test)]
+mod tests;

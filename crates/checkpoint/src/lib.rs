@@ -18,7 +18,7 @@ pub use config::{
     RopeScaling, WindowRule, expected_tensors,
 };
 pub use error::CheckpointError;
-pub use folder::{FileIdentity, Identity, ModelFolder, TensorView};
+pub use folder::{FileIdentity, Identity, ModelFolder, TensorView, sha256};
 pub use safetensors::Dtype;
 pub use source::{
     DatasetFiles, HubOptions, Progress, Source, resolve, resolve_dataset, resolve_with_progress,

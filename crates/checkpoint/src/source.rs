@@ -172,10 +172,6 @@ fn hub_dataset(
 
 /// A repository at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    not(feature = "hub"),
-    expect(dead_code, reason = "only the hub reads the revision")
-)]
 pub(crate) struct HubId {
     /// `org/name`.
     pub(crate) name: String,
@@ -212,5 +208,100 @@ impl HubId {
 impl std::fmt::Display for HubId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}@{}", self.name, self.revision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(variables: &[(&str, &str)]) -> HubOptions {
+        HubOptions::from_variables(&|name| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn folders_and_embedded_models_need_no_hub() {
+        let dir = tempfile::tempdir().unwrap();
+        let offline = options(&[("HF_HUB_OFFLINE", "1")]);
+        let source = dir.path().display().to_string();
+        assert_eq!(
+            resolve(&source, &offline).unwrap(),
+            Source::Folder(dir.path().to_owned())
+        );
+        let tiny = resolve("embedded:tiny", &offline).unwrap();
+        assert_eq!(tiny, Source::Embedded("tiny".to_owned()));
+        assert_eq!(tiny.open().unwrap().config().vocab_size, 4096);
+        assert_eq!(
+            resolve("embedded:big", &offline).unwrap_err().to_string(),
+            "no embedded model is called 'big'; use embedded:tiny"
+        );
+    }
+
+    #[test]
+    fn a_source_of_no_known_form_is_told_the_three_forms() {
+        for source in [
+            "",
+            "tiny",
+            "./absent/model",
+            "/absent/model",
+            "a/b/c",
+            "org/na me",
+            "org/name@",
+            "org/name@../x",
+        ] {
+            assert_eq!(
+                resolve(source, &HubOptions::default())
+                    .unwrap_err()
+                    .to_string(),
+                format!(
+                    "model source '{source}' is neither an existing folder, nor embedded:tiny, nor a hub id such as \
+                     org/name or org/name@revision"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn ids_carry_their_revision_before_the_options() {
+        let mut options = HubOptions::default();
+        let parse =
+            |text: &str, options: &HubOptions| HubId::parse(text, options).unwrap().to_string();
+        assert_eq!(parse("org/model-1.5_b", &options), "org/model-1.5_b@main");
+        options.revision = Some("v1".to_owned());
+        assert_eq!(parse("org/model", &options), "org/model@v1");
+        assert_eq!(
+            parse("org/model@refs/pr/5", &options),
+            "org/model@refs/pr/5"
+        );
+    }
+
+    #[test]
+    fn the_environment_is_read_as_other_tools_read_it() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("token"), "from-login\n").unwrap();
+        let place = home.path().display().to_string();
+        let found = options(&[("HF_HOME", &place), ("HF_ENDPOINT", "http://mirror")]);
+        assert_eq!(found.cache_dir, Some(home.path().join("hub")));
+        assert_eq!(found.token.as_deref(), Some("from-login"));
+        assert_eq!(found.endpoint.as_deref(), Some("http://mirror"));
+        assert!(!found.offline);
+        let found = options(&[
+            ("HF_HOME", &place),
+            ("HF_TOKEN", " from-variable "),
+            ("HF_HUB_CACHE", "/cache"),
+            ("HF_HUB_OFFLINE", "TRUE"),
+        ]);
+        assert_eq!(found.cache_dir, Some(PathBuf::from("/cache")));
+        assert_eq!(found.token.as_deref(), Some("from-variable"));
+        assert!(found.offline);
+        let found = options(&[("HOME", "/home/x"), ("HF_HUB_OFFLINE", "0")]);
+        assert_eq!(
+            found.cache_dir,
+            Some(PathBuf::from("/home/x/.cache/huggingface/hub"))
+        );
+        assert!(!found.offline && found.token.is_none());
     }
 }

@@ -291,10 +291,9 @@ fn shard_index(shards: &[Shard]) -> Value {
 
 /// The system's error without the temporary file's name, which tempfile adds and which tells a user nothing.
 fn plain(error: io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => error.kind().into(),
-    }
+    error
+        .raw_os_error()
+        .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// Makes the rename itself last; not every file system can, and the data is safe without it.
@@ -458,7 +457,7 @@ mod tests {
         let error = file.write(&vec![0; 2 << 20]).unwrap_err();
         assert_eq!(
             message(&error, dir.path()),
-            "cannot write DIR/x: No space left on device (os error 28); free space or choose another output folder"
+            "cannot write DIR/x: no storage space; free space or choose another output folder"
         );
         drop(file);
         assert!(names_in(&dir).is_empty());

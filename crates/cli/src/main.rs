@@ -1,1 +1,138 @@
-fn main() {}
+//! The `halfbyte` program: what is typed comes in, results go to stdout, all else to stderr.
+//!
+//! Nothing is computed here. The decision: flags become keys of the pipeline file, so that a setting has one name and
+//! one check; the rejected alternative, options of their own beside the pipeline's, drifts apart with time.
+
+mod args;
+mod failure;
+mod progress;
+mod results;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use halfbyte_pipeline::config::Pipeline;
+use halfbyte_pipeline::{EvalRequest, Inspection, Plan, RunOptions, exit_code};
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+use progress::Progress;
+
+fn main() -> ExitCode {
+    failure::set_panic_hook();
+    let cli = Cli::parse();
+    let (mut progress, logs) = progress::start();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")),
+        )
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(move || logs.clone())
+        .init();
+    // A panic has been told by the hook; it must still not pass for the user's fault, which Rust's own 101 would
+    // leave open.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        run(cli.command, &mut progress)
+    }));
+    progress.finish();
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            print_error(&failure::describe(&error));
+            ExitCode::from(exit_code(&error) as u8)
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run(command: Command, progress: &mut Progress) -> Result<()> {
+    match command {
+        Command::Run(args) => {
+            let pipeline = Pipeline::load(&args.pipeline, &args.all_overrides())?;
+            use_threads(pipeline.resources.threads)?;
+            let options = RunOptions {
+                out: args.out_folder(),
+                fresh: args.fresh,
+            };
+            let run = halfbyte_pipeline::quantize(&pipeline, &options, &mut |event| {
+                progress.event(&event);
+            });
+            progress.finish();
+            let run = run?;
+            print(&results::run(&run))?;
+            run.gate.map_or(Ok(()), |gate| Err(gate.into()))
+        }
+        Command::Plan(args) => {
+            let pipeline = Pipeline::load(&args.pipeline, &args.overrides.set)?;
+            let plan = halfbyte_pipeline::plan(&pipeline)?;
+            print_result(&plan, Plan::to_string, args.json)
+        }
+        Command::Eval(args) => {
+            use_threads(args.machine.threads.map(usize::from))?;
+            let request = EvalRequest {
+                model: args.model,
+                reference: args.reference,
+                text: args.text,
+                sequence_length: args.sequence_length.get(),
+                windows: args.windows,
+                device: args.machine.device.unwrap_or_default(),
+            };
+            let evaluation = halfbyte_pipeline::evaluate(&request, &mut |event| {
+                progress.event(&event);
+            });
+            progress.finish();
+            let evaluation = evaluation?;
+            print_result(&evaluation, results::evaluation, args.json)
+        }
+        Command::Inspect(args) => {
+            let inspection = halfbyte_pipeline::inspect(&args.model)?;
+            print_result(&inspection, Inspection::to_string, args.json)
+        }
+        Command::Schema => print(&json(&Pipeline::schema())?),
+    }
+}
+
+/// Sets how many threads all that follows takes; none leaves it at all cores.
+fn use_threads(threads: Option<usize>) -> Result<()> {
+    let Some(threads) = threads else {
+        return Ok(());
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .with_context(|| format!("starting {threads} threads"))
+}
+
+fn print_result<T: serde::Serialize>(
+    result: &T,
+    in_words: fn(&T) -> String,
+    as_json: bool,
+) -> Result<()> {
+    if as_json {
+        print(&json(result)?)
+    } else {
+        print(&in_words(result))
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<String> {
+    serde_json::to_string_pretty(value).context("writing the result as JSON")
+}
+
+/// Writes a result to stdout, with one line end behind it.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush());
+    match written {
+        // The reader, `head` perhaps, has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("writing to stdout"),
+    }
+}
+
+/// Writes to stderr; where that fails there is nobody left to tell.
+fn print_error(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}

@@ -9,4 +9,4 @@ mod divergence;
 mod score;
 
 pub use divergence::{TokenScore, compare, score};
-pub use score::{EvaluateError, Evaluation, evaluate};
+pub use score::{Against, EvaluateError, Evaluation, evaluate};

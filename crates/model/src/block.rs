@@ -221,7 +221,7 @@ impl Block {
 }
 
 /// `[out_features, in_features]` of a linear.
-pub(crate) fn linear_shape(config: &ModelConfig, kind: LinearKind) -> [usize; 2] {
+pub fn linear_shape(config: &ModelConfig, kind: LinearKind) -> [usize; 2] {
     let (hidden, mlp) = (config.hidden_size, config.intermediate_size);
     let (heads, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
     match kind {

@@ -16,7 +16,7 @@ mod linear;
 mod rope;
 mod weights;
 
-pub use block::{Block, Linears, Stage};
+pub use block::{Block, Linears, Stage, linear_shape};
 pub use decoder::{Decoder, Head};
 pub use device::{DeviceChoice, open_device};
 pub use error::ModelError;

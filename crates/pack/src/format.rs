@@ -104,7 +104,7 @@ impl Format {
                 }
                 for (axis, found) in [("out_features", out_features), ("in_features", in_features)]
                 {
-                    if found % 32 != 0 {
+                    if !found.is_multiple_of(32) {
                         return Err(Refusal::Blocks {
                             format: self,
                             axis,
@@ -115,7 +115,7 @@ impl Format {
                 Ok(())
             }
             Self::CompressedTensors => match scheme.group_size() {
-                GroupSize::Columns(group_size) if in_features % group_size != 0 => {
+                GroupSize::Columns(group_size) if !in_features.is_multiple_of(group_size) => {
                     Err(Refusal::RaggedGroup {
                         group_size,
                         in_features,
@@ -129,11 +129,18 @@ impl Format {
 
     /// Whether scales below zero may be written.
     ///
-    /// A negative scale turns a symmetric grid round: `-8..=7` steps become `-7..=8`, which helps where the largest
-    /// weight is positive. It is allowed only where every reader in [`crate::consumers`] is known to multiply by the
-    /// scale as it stands.
+    /// A negative scale turns a symmetric grid round, `-8..=7` steps become `-7..=8`, which serves a group whose
+    /// largest weight is positive. Plain dequantizers multiply by the scale as it stands, and AutoRound's symmetric
+    /// quantizer makes signed scales by default, so they are out there. It is still `false` for every format,
+    /// because not every reader is known to take them:
+    /// - gptq and compressed-tensors in vLLM: Marlin with 8-bit integer activations (opt-in) fits the group scales
+    ///   into 16 bits by their maximum, not by their largest magnitude, so negative ones may overflow. The Humming
+    ///   kernels and the CPU kernels were not read.
+    /// - gptq_v2: the kernels of ExLlamaV2 and of GPTQModel beside its plain one were not read.
     pub fn allows_negative_scales(self) -> bool {
-        false
+        match self {
+            Self::Gptq | Self::GptqV2 | Self::CompressedTensors => false,
+        }
     }
 
     /// The type scales are stored in, for a model whose own tensors are of type `model`. Round scales to it
@@ -175,7 +182,7 @@ impl FromStr for Format {
 fn offered_groups(in_features: usize) -> String {
     let mut offered: Vec<String> = (16..=1024.min(in_features))
         .step_by(16)
-        .filter(|group| in_features % group == 0)
+        .filter(|&group| in_features.is_multiple_of(group))
         .map(|group| group.to_string())
         .collect();
     offered.push("-1".to_string());

@@ -351,3 +351,6 @@ fn wrong_at(object: &Value, key: &str, path: &str, wanted: &'static str) -> Conf
         wanted,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme};
+use halfbyte_quant::{QuantizedWeight, Scheme};
 
 use crate::bits::{pack_rows, to_bytes, transpose, words};
 use crate::tensor::scale_bytes;
@@ -187,7 +187,7 @@ fn check_scales(
 
 /// `qweight`, `qzeros`, `scales`, `g_idx`. The zero points stand less `offset`, field by field, which never borrows:
 /// v1 holds symmetric weights only, whose zero point is the middle code.
-fn gptq(weight: &QuantizedWeight, offset: u8) -> Vec<Vec<u8>> {
+pub(crate) fn gptq(weight: &QuantizedWeight, offset: u8) -> Vec<Vec<u8>> {
     let (scheme, rows, cols) = (weight.scheme(), weight.out_features(), weight.in_features());
     let (bits, groups) = (scheme.bits(), weight.n_groups());
     let codes = pack_rows(weight.codes(), cols, bits);

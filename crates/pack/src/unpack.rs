@@ -95,6 +95,22 @@ pub enum UnpackError {
         /// `2^bits - 1`.
         max: u8,
     },
+    /// A zero point off the middle in a weight that the config calls symmetric.
+    #[error(
+        "{tensor}: zero point of row {row}, group {group} is {found}, a symmetric weight has {wanted}; do `sym` and the format version of the config fit this file?"
+    )]
+    NotSymmetric {
+        /// Tensor.
+        tensor: String,
+        /// Output feature.
+        row: usize,
+        /// Group of input features.
+        group: usize,
+        /// Zero point in the file.
+        found: u8,
+        /// `2^(bits-1)`.
+        wanted: u8,
+    },
     /// `weight_shape` holds something that is no shape.
     #[error("{tensor}: {found:?}, wanted two positive extents")]
     WeightShape {
@@ -295,17 +311,27 @@ fn gptq(
         out_features,
     );
     for (index, zero) in zeros.iter_mut().enumerate() {
+        let (row, group) = (index / groups, index % groups);
         let value = u16::from(*zero) + u16::from(offset);
         if value > u16::from(scheme.max_code()) {
             return Err(UnpackError::ZeroPoint {
                 tensor: parts.tensor("qzeros"),
-                row: index / groups,
-                group: index % groups,
+                row,
+                group,
                 found: value,
                 max: scheme.max_code(),
             });
         }
         *zero = value as u8;
+        if scheme.sym() && *zero != scheme.mid_code() {
+            return Err(UnpackError::NotSymmetric {
+                tensor: parts.tensor("qzeros"),
+                row,
+                group,
+                found: *zero,
+                wanted: scheme.mid_code(),
+            });
+        }
     }
     let scales = transpose(&scales, groups, out_features);
     parts.weight(scheme, [out_features, in_features], codes, scales, zeros)
@@ -383,3 +409,6 @@ fn weight_shape(parts: &Parts<'_, '_>) -> Result<[usize; 2], UnpackError> {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

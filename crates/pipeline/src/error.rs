@@ -1,5 +1,17 @@
 //! Faults told apart: the user's, a gate's, and ours.
 
+use std::error::Error;
+
+use halfbyte_calibrate::text::TextError;
+use halfbyte_calibrate::{StoreError, WalkError};
+use halfbyte_checkpoint::CheckpointError;
+use halfbyte_evaluate::EvaluateError;
+use halfbyte_model::ModelError;
+use halfbyte_pack::{Refusal, UnpackError};
+use halfbyte_quant::SchemeError;
+use halfbyte_report::ReportError;
+use halfbyte_solve::SolveError;
+
 use crate::config::ConfigError;
 
 /// A fault of the input that no library crate names: what is wrong, and how to mend it.
@@ -37,12 +49,102 @@ pub fn user_error(message: impl Into<String>, hint: impl Into<String>) -> anyhow
 pub fn exit_code(error: &anyhow::Error) -> i32 {
     if error.chain().any(|e| e.is::<GateFailed>()) {
         3
-    } else if error
-        .chain()
-        .any(|e| e.is::<UserError>() || e.is::<ConfigError>())
-    {
+    } else if error.chain().any(is_users) {
         2
     } else {
         1
+    }
+}
+
+/// Whether an error of the chain names a fault of files, settings or disk. Wrapped ones are looked into by hand:
+/// a `transparent` error stands in the chain in place of what it wraps.
+fn is_users(e: &(dyn Error + 'static)) -> bool {
+    let plain = e.is::<UserError>()
+        || e.is::<ConfigError>()
+        || e.is::<SchemeError>()
+        || e.is::<CheckpointError>()
+        || e.is::<TextError>()
+        || e.is::<StoreError>()
+        || e.is::<ReportError>()
+        || e.is::<halfbyte_pack::ConfigError>()
+        || e.is::<Refusal>()
+        || e.is::<UnpackError>();
+    plain
+        || e.downcast_ref().is_some_and(is_users_model)
+        || e.downcast_ref().is_some_and(|e| match e {
+            WalkError::Model(e) => is_users_model(e),
+            WalkError::Store(_) | WalkError::NotFinite { .. } => true,
+        })
+        || e.downcast_ref().is_some_and(|e| match e {
+            EvaluateError::Model(e) => is_users_model(e),
+            _ => true,
+        })
+        || matches!(
+            e.downcast_ref(),
+            Some(SolveError::WeightNotFinite { .. } | SolveError::HessianNotFinite { .. })
+        )
+}
+
+/// All but a device that fails while it computes.
+fn is_users_model(error: &ModelError) -> bool {
+    !matches!(error, ModelError::Execution(_))
+}
+
+/// The first remedy the chain offers, from the outside in.
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|e| {
+        if let Some(error) = e.downcast_ref::<UserError>() {
+            error.hint.clone()
+        } else if let Some(error) = e.downcast_ref::<ConfigError>() {
+            error.hint.clone()
+        } else {
+            None
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    fn check(error: anyhow::Error, code: i32, remedy: Option<&str>) {
+        let error = Err::<(), _>(error).context("block 3").unwrap_err();
+        assert_eq!((exit_code(&error), hint(&error).as_deref()), (code, remedy));
+    }
+
+    #[test]
+    fn faults_of_the_user_a_gate_and_ours_have_their_own_codes() {
+        check(user_error("bad", "mend it"), 2, Some("mend it"));
+        let config = crate::config::Pipeline::parse("", "p.yaml", std::path::Path::new(""));
+        let hint = "`model`: what is quantized; the only section that must be there";
+        check(config.unwrap_err().into(), 2, Some(hint));
+        let gate = GateFailed {
+            name: "max_kl",
+            found: 0.2,
+            limit: 0.1,
+        };
+        check(gate.into(), 3, None);
+        check(anyhow::anyhow!("a bug"), 1, None);
+        let weight = SolveError::WeightNotFinite {
+            row: 0,
+            column: 1,
+            value: f32::NAN,
+        };
+        check(weight.into(), 2, None);
+        let shape = SolveError::Shape {
+            part: "hessian",
+            found: 1,
+            wanted: 2,
+        };
+        check(shape.into(), 1, None);
+        let device = || ModelError::Execution("lost".to_owned());
+        check(device().into(), 1, None);
+        check(WalkError::Model(device()).into(), 1, None);
+        check(EvaluateError::Model(device()).into(), 1, None);
+        let bits = SchemeError::Bits(7);
+        check(bits.into(), 2, None);
+        let model = ModelError::QuantizationConfig("no bits".to_owned());
+        check(WalkError::Model(model).into(), 2, None);
     }
 }

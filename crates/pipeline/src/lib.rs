@@ -1,1 +1,29 @@
-//! pipeline
+//! The straight line from a pipeline file to a smaller model folder.
+//!
+//! In: a YAML pipeline, checked into a [`config::Pipeline`]. Out: checkpoint folders and the records of how they came
+//! about. This is the only crate that sees two stages: it asks calibrate for statistics, hands them to a solver, puts
+//! the codes into the block, and goes on. Nothing here prints; what happens is told through [`Event`]s.
+
+pub mod config;
+
+mod error;
+mod evaluate;
+mod event;
+mod export;
+mod inspect;
+mod open;
+mod plan;
+mod quantize;
+mod record;
+mod stage;
+mod usage;
+mod work;
+
+pub use error::{GateFailed, UserError, exit_code, hint, user_error};
+pub use evaluate::{EvalRequest, evaluate};
+pub use event::Event;
+pub use halfbyte_evaluate::{Against, Evaluation};
+pub use halfbyte_report as report;
+pub use inspect::{Inspection, TensorLine, inspect};
+pub use plan::{Plan, PlannedExport, PlannedLinears, plan};
+pub use quantize::{Run, RunOptions, quantize};

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use halfbyte_report::PhaseRecord;
+
 /// Processor seconds and peak memory of this process so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
@@ -49,8 +51,15 @@ impl Clock {
         result
     }
 
-    /// Phase, wall seconds, processor seconds.
-    pub(crate) fn phases(&self) -> impl Iterator<Item = (&'static str, f64, f64)> {
-        self.phases.iter().map(|(phase, (wall, cpu))| (*phase, *wall, *cpu))
+    /// All phases, longest first.
+    pub(crate) fn phases(&self) -> Vec<PhaseRecord> {
+        let record = |(name, (seconds, cpu_seconds)): (&&str, &(f64, f64))| PhaseRecord {
+            name: (*name).to_owned(),
+            seconds: *seconds,
+            cpu_seconds: *cpu_seconds,
+        };
+        let mut phases: Vec<PhaseRecord> = self.phases.iter().map(record).collect();
+        phases.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        phases
     }
 }

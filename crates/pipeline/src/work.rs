@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 /// A run's folder of finished blocks.
 #[derive(Debug)]
 pub(crate) struct Work {
+    out: PathBuf,
     folder: PathBuf,
     fingerprint: String,
 }
@@ -58,7 +59,7 @@ impl Work {
     pub(crate) fn open(out: &Path, fingerprint: String, fresh: bool) -> Result<(Self, usize, bool)> {
         let folder = out.join("halfbyte").join("work");
         create_folder(&folder)?;
-        let work = Self { folder, fingerprint };
+        let work = Self { out: out.to_owned(), folder, fingerprint };
         let state = work.state();
         let (done, other) = match state {
             Some(state) if state.fingerprint == work.fingerprint && !fresh => (state.blocks_done, false),
@@ -66,6 +67,11 @@ impl Work {
             None => (0, false),
         };
         Ok((work, done, other))
+    }
+
+    /// The run's folder.
+    pub(crate) fn out(&self) -> &Path {
+        &self.out
     }
 
     /// Where this run may spill activations.

@@ -1,1 +1,23 @@
-//! report
+//! What comes in: the records of a run. What goes out: run.json and linears.csv, the text for the terminal, and a
+//! draft of the model card.
+//!
+//! Everything shown is computed from the records alone, so a run can be shown again years later without its model.
+//! The rejected alternative, text made while the run goes on, can neither be tested nor compared.
+//!
+//! Files are written beside their final name and renamed, so a reader never sees half of one.
+
+mod card;
+mod files;
+mod record;
+mod text;
+
+pub use card::model_card;
+pub use files::{ReportError, read_run, write_run};
+pub use record::{
+    CalibrationRecord, EvaluationRecord, ExportRecord, HessianKind, LinearRecord, ModelRecord,
+    PhaseRecord, RunRecord, SCHEMA_VERSION, SummaryRecord,
+};
+pub use text::{linears_table, summary_text};
+
+#[cfg(test)]
+mod fixture;

@@ -61,10 +61,7 @@ pub fn factor(stats: &ActivationStats, options: &GptqOptions) -> Result<Factor, 
     let columns = stats.in_features;
     check_stats(stats)?;
     let mut warnings = Vec::new();
-    let at = |row: usize, column: usize| {
-        // one triangle only, so that rounding in the other cannot matter
-        f64::from(stats.hessian[row.max(column) * columns + row.min(column)])
-    };
+    let at = |row: usize, column: usize| f64::from(stats.hessian[row * columns + column]);
     let unseen = stats.n_tokens == 0 || (0..columns).all(|k| at(k, k) <= 0.0);
     if unseen {
         warnings.push("no activations seen; solved as if the input were white (H = I)".to_owned());
@@ -87,17 +84,20 @@ pub fn factor(stats: &ActivationStats, options: &GptqOptions) -> Result<Factor, 
     let mut tries = 0;
     let (lower, unit) = loop {
         let unit = mean * (1.0 + damp_used);
+        let per_unit = 1.0 / unit;
         let diagonal =
             |k: usize| (damped(options.recipe, h(k, k), dead[k], mean, damp_used)) / unit;
         let reversed = |i: usize| order[columns - 1 - i];
-        let mut lower = Mat::from_fn(columns, columns, |row, column| {
-            let (a, b) = (reversed(row), reversed(column));
-            match row.cmp(&column) {
-                std::cmp::Ordering::Less => 0.0,
-                std::cmp::Ordering::Equal => diagonal(a),
-                std::cmp::Ordering::Greater => h(a, b) / unit,
+        let mut lower = Mat::zeros(columns, columns);
+        for j in 0..columns {
+            let b = reversed(j);
+            let column = &mut lower.col_mut(j);
+            column[j] = diagonal(b);
+            // row b of H is column b too, and lies together
+            for i in j + 1..columns {
+                column[i] = h(b, reversed(i)) * per_unit;
             }
-        });
+        }
         if cholesky(&mut lower) {
             break (lower, unit);
         }
@@ -126,19 +126,23 @@ pub fn factor(stats: &ActivationStats, options: &GptqOptions) -> Result<Factor, 
         pivots[column] = pivot as f32;
         (least, most) = (least.min(pivot), most.max(pivot));
     }
+    let per_unit = 1.0 / unit;
     let mut hessian = Panels::full(Layout::plain(columns).padded);
     let mut ridge = vec![0.0; columns];
-    for column in 0..columns {
-        let panel = hessian.panel_mut(column / PANEL);
-        for row in 0..columns {
-            panel[row][column % PANEL] = (h(row, column) / unit) as f32;
+    for row in 0..columns {
+        for start in (0..columns).step_by(PANEL) {
+            let to = &mut hessian.panel_mut(start / PANEL)[row];
+            for (c, to) in to.iter_mut().take(columns - start).enumerate() {
+                *to = (h(row, start + c) * per_unit) as f32;
+            }
         }
-        if options.recipe == Recipe::Default {
-            let bare = h(column, column);
-            let stored =
-                (damped(options.recipe, bare, dead[column], mean, damp_used) / unit) as f32;
-            panel[column][column % PANEL] = stored;
-            ridge[column] = (f64::from(stored) - bare / unit) as f32;
+    }
+    if options.recipe == Recipe::Default {
+        for k in 0..columns {
+            let bare = h(k, k);
+            let stored = (damped(options.recipe, bare, dead[k], mean, damp_used) / unit) as f32;
+            hessian.panel_mut(k / PANEL)[k][k % PANEL] = stored;
+            ridge[k] = (f64::from(stored) - bare / unit) as f32;
         }
     }
     Ok(Factor {
@@ -272,10 +276,10 @@ fn triangle(recipe: Recipe, lower: Mat<f64>) -> Triangle {
             let mut n = Panels::upper(Layout::plain(columns).padded);
             for b in 0..columns {
                 let m = lower.col(columns - 1 - b);
-                let pivot = m[columns - 1 - b];
+                let per_pivot = 1.0 / m[columns - 1 - b];
                 let panel = n.panel_mut(b / PANEL);
                 for a in 0..=b {
-                    panel[a][b % PANEL] = (m[columns - 1 - a] / pivot) as f32;
+                    panel[a][b % PANEL] = (m[columns - 1 - a] * per_pivot) as f32;
                 }
             }
             Triangle::Pull(n)

@@ -6,6 +6,7 @@ use faer::MatRef;
 use halfbyte_quant::Scheme;
 use rayon::prelude::*;
 
+use crate::beam;
 use crate::factor::{Factor, Triangle};
 use crate::grid::{GridSpec, group_grid, nearest};
 use crate::kernel::{LANES, Lane, PANEL, accumulate, multiversion};
@@ -98,8 +99,8 @@ fn check_options(factor: &Factor, options: &GptqOptions) -> Result<(), SolveErro
     if options.block_size == 0 {
         return wrong("block_size", 0, "at least 1; 128 is usual");
     }
-    if !(1..=16).contains(&options.beam) {
-        return wrong("beam", options.beam, "1 to 16");
+    if !matches!(options.beam, 1 | 2 | 4 | 8 | 16) {
+        return wrong("beam", options.beam, "1, 2, 4, 8 or 16");
     }
     if options.recipe == Recipe::Reference && options.beam > 1 {
         return wrong("beam", options.beam, "1 with recipe: reference");
@@ -125,6 +126,8 @@ pub(crate) struct Problem<'a> {
     ridge: Vec<f32>,
     /// Position and group of each column in solve order.
     pub(crate) places: Vec<(usize, usize)>,
+    /// Pivot of each column in solve order.
+    pivots: Vec<f32>,
 }
 
 impl<'a> Problem<'a> {
@@ -157,6 +160,11 @@ impl<'a> Problem<'a> {
             diagonal,
             ridge,
             places,
+            pivots: factor
+                .order
+                .iter()
+                .map(|&column| factor.pivots[column])
+                .collect(),
         }
     }
 
@@ -165,7 +173,13 @@ impl<'a> Problem<'a> {
             Triangle::Push(u) => push(self, w, u),
             Triangle::Pull(n) => {
                 let mut coded = self.static_grid(w);
-                pull(w, &mut coded, n, &self.places, self.spec.max_code);
+                let (places, max_code) = (&self.places[..], self.spec.max_code);
+                let search = (n, &self.pivots[..]);
+                let loss = pull(w, &mut coded, n, &self.pivots, places, max_code);
+                if self.options.beam > 1 {
+                    let beam = self.options.beam;
+                    beam::search(w, &mut coded, &loss, search, places, max_code, beam);
+                }
                 let hessian = (Some(&*self.hessian), &self.diagonal[..]);
                 let rounds = self.options.refine_rounds;
                 refine(w, &mut coded, &self.layout, &self.spec, hessian, rounds);
@@ -190,7 +204,22 @@ impl<'a> Problem<'a> {
 
 multiversion! {
     /// The greedy pass in pull form: `t_k = w_k + Σ_{i<k} e_i N_ik`, `e_k = w_k - nearest(t_k)`.
-    fn pull(w: &[Lane], coded: &mut Coded, n: &Panels, places: &[(usize, usize)], max_code: f32) {
+    /// Returns the rows' damped losses, `Σ_k D_k (t_k - ŵ_k)²`.
+    fn pull(
+        w: &[Lane],
+        coded: &mut Coded,
+        n: &Panels,
+        pivots: &[f32],
+        places: &[(usize, usize)],
+        max_code: f32,
+    ) -> Lane {
+        let mut loss = Lane::ZERO;
+        let mut inverse_scale = coded.scale.clone();
+        for lane in &mut inverse_scale {
+            for inverse in &mut lane.0 {
+                *inverse = 1.0 / *inverse;
+            }
+        }
         let mut errors = vec![Lane::ZERO; places.len()];
         for start in (0..places.len()).step_by(PANEL) {
             let rows = n.panel(start / PANEL);
@@ -202,11 +231,14 @@ multiversion! {
             accumulate(&mut targets, &errors[..start], &rows[..start]);
             for (c, &(position, group)) in panel.iter().enumerate() {
                 let (scale, zero) = (&coded.scale[group].0, &coded.zero[group].0);
+                let inverse = &inverse_scale[group].0;
                 let (v, w) = (&mut coded.v[position].0, &w[position].0);
                 let mut error = Lane::ZERO;
                 for l in 0..LANES {
-                    v[l] = nearest(targets[c].0[l], 1.0 / scale[l], -zero[l], max_code - zero[l]);
+                    v[l] = nearest(targets[c].0[l], inverse[l], -zero[l], max_code - zero[l]);
                     error.0[l] = v[l].mul_add(-scale[l], w[l]);
+                    let miss = v[l].mul_add(-scale[l], targets[c].0[l]);
+                    loss.0[l] = (pivots[start + c] * miss).mul_add(miss, loss.0[l]);
                 }
                 for next in c + 1..PANEL {
                     let factor = rows[start + c][next];
@@ -217,5 +249,6 @@ multiversion! {
                 errors[start + c] = error;
             }
         }
+        loss
     }
 }

@@ -9,13 +9,18 @@
 //!
 //! Pure functions: no IO, no clock, no randomness. The same inputs give the same bits on any number of threads.
 
+mod beam;
 mod error;
 mod factor;
 mod gptq;
 mod grid;
 mod kernel;
+#[cfg(test)]
+mod laws;
 mod measure;
 mod options;
+#[cfg(test)]
+mod oracle;
 mod reference;
 mod refine;
 mod rtn;

@@ -66,7 +66,7 @@ pub struct GptqOptions {
     pub grid: Grid,
     /// Rounds of scale least squares and coordinate descent after the solve (default recipe only).
     pub refine_rounds: usize,
-    /// Partial solutions kept per row, 1 for greedy (default recipe only).
+    /// Partial solutions kept per row: 1 for greedy, else 2, 4, 8 or 16 (default recipe only).
     pub beam: usize,
 }
 

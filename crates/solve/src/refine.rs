@@ -77,6 +77,10 @@ multiversion! {
                 spec,
             );
             let (scale, zero) = (coded.scale[g], coded.zero[g]);
+            let mut inverse_scale = Lane::ZERO;
+            for l in 0..LANES {
+                inverse_scale.0[l] = 1.0 / scale.0[l];
+            }
             for start in group.clone().step_by(PANEL) {
                 let at = start - group.start;
                 let mut dh = [Lane::ZERO; PANEL];
@@ -93,7 +97,7 @@ multiversion! {
                         &mut error[position],
                         &dh[c],
                         diagonal[position],
-                        &scale,
+                        (&scale, &inverse_scale),
                         &zero,
                         spec.max_code,
                         &mut moved,
@@ -168,7 +172,7 @@ fn move_code(
     error: &mut Lane,
     gradient: &Lane,
     diagonal: f32,
-    scale: &Lane,
+    (scale, inverse_scale): (&Lane, &Lane),
     zero: &Lane,
     max_code: f32,
     moved: &mut bool,
@@ -182,7 +186,7 @@ fn move_code(
     for l in 0..LANES {
         let (old, s) = (v.0[l], scale.0[l]);
         let target = gradient.0[l].mul_add(inverse, w.0[l] - error.0[l]);
-        let new = nearest(target, 1.0 / s, -zero.0[l], max_code - zero.0[l]);
+        let new = nearest(target, inverse_scale.0[l], -zero.0[l], max_code - zero.0[l]);
         let new_error = new.mul_add(-s, w.0[l]);
         let d = new_error - error.0[l];
         let falls = new != old && d * diagonal.mul_add(d, 2.0 * gradient.0[l]) < 0.0;

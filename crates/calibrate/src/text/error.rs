@@ -9,7 +9,9 @@ use super::Packing;
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     /// The list of sources is empty.
-    #[error("no calibration text: the list of sources is empty; give at least one file, folder or data set")]
+    #[error(
+        "no calibration text: the list of sources is empty; give at least one file, folder or data set"
+    )]
     NoSources,
     /// An option outside its range.
     #[error("{option} is {found}, wanted {wanted}")]
@@ -22,7 +24,9 @@ pub enum TextError {
         wanted: &'static str,
     },
     /// A weight that is zero, negative or not a number.
-    #[error("{name}: weight is {weight}, wanted a number above 0; remove the source to leave it out")]
+    #[error(
+        "{name}: weight is {weight}, wanted a number above 0; remove the source to leave it out"
+    )]
     Weight {
         /// The source.
         name: String,
@@ -91,7 +95,9 @@ pub enum TextError {
         found: String,
     },
     /// The text column holds something else.
-    #[error("{place}: column {column:?} holds {found}, wanted text; set text_column to a column of strings")]
+    #[error(
+        "{place}: column {column:?} holds {found}, wanted text; set text_column to a column of strings"
+    )]
     NotText {
         /// The file, with its line where it has lines.
         place: String,
@@ -185,6 +191,8 @@ fn remedies(windows_found: usize, sequence_length: usize, packing: Packing) -> S
     };
     match packing {
         Packing::Concat => format!("add text, {fewer}, or add a second source"),
-        Packing::Truncate | Packing::Drop => format!("add text, {fewer}, or set packing: concat to join short documents"),
+        Packing::Truncate | Packing::Drop => {
+            format!("add text, {fewer}, or set packing: concat to join short documents")
+        }
     }
 }

@@ -26,17 +26,29 @@ pub(super) fn read_records(
 }
 
 /// The document in one record. `place` names the record in errors.
-pub(super) fn record_of(value: &Value, column: Option<&str>, place: &dyn Fn() -> String) -> Result<Record, TextError> {
+pub(super) fn record_of(
+    value: &Value,
+    column: Option<&str>,
+    place: &dyn Fn() -> String,
+) -> Result<Record, TextError> {
     let fields = match value {
         Value::String(text) if column.is_none() => return Ok(Record::Text(text.clone())),
         Value::Object(fields) => fields,
-        other => return Err(TextError::Json { place: place(), problem: format!("found {}", kind(other)) }),
+        other => {
+            return Err(TextError::Json {
+                place: place(),
+                problem: format!("found {}", kind(other)),
+            });
+        }
     };
     let known: Vec<&str> = match column {
         Some(column) => vec![column],
         None => std::iter::once("text").chain(CHAT_COLUMNS).collect(),
     };
-    let Some((column, value)) = known.iter().find_map(|&name| Some((name, fields.get(name)?))) else {
+    let Some((column, value)) = known
+        .iter()
+        .find_map(|&name| Some((name, fields.get(name)?)))
+    else {
         let names = fields.keys().map(String::as_str).collect::<Vec<_>>();
         return Err(missing_column(column, &names, place()));
     };
@@ -46,7 +58,11 @@ pub(super) fn record_of(value: &Value, column: Option<&str>, place: &dyn Fn() ->
         Value::Array(messages) => chat_text(messages).map(Record::Chat),
         _ => None,
     }
-    .ok_or_else(|| TextError::NotText { place: place(), column: column.into(), found: kind(value).into() })
+    .ok_or_else(|| TextError::NotText {
+        place: place(),
+        column: column.into(),
+        found: kind(value).into(),
+    })
 }
 
 /// The error for a record without its text column.
@@ -57,7 +73,11 @@ pub(super) fn missing_column(wanted: Option<&str>, found: &[&str], place: String
             Some(column) => format!("{column:?}"),
             None => "\"text\" (nor \"messages\" nor \"conversations\")".into(),
         },
-        found: if found.is_empty() { "(none)".into() } else { found.join(", ") },
+        found: if found.is_empty() {
+            "(none)".into()
+        } else {
+            found.join(", ")
+        },
     }
 }
 
@@ -65,8 +85,17 @@ pub(super) fn missing_column(wanted: Option<&str>, found: &[&str], place: String
 /// a template belong to the model, and the text here is read for every model alike. `None` where an entry is no
 /// message.
 fn chat_text(messages: &[Value]) -> Option<String> {
-    let contents = messages.iter().map(message_text).collect::<Option<Vec<String>>>()?;
-    Some(contents.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n\n"))
+    let contents = messages
+        .iter()
+        .map(message_text)
+        .collect::<Option<Vec<String>>>()?;
+    Some(
+        contents
+            .into_iter()
+            .filter(|text| !text.is_empty())
+            .collect::<Vec<_>>()
+            .join("\n\n"),
+    )
 }
 
 /// `{"content": text}`, `{"value": text}`, text alone, or parts `{"text": text}`. A message without any (a tool
@@ -79,9 +108,13 @@ fn message_text(message: &Value) -> Option<String> {
     match content {
         Value::Null => Some(String::new()),
         Value::String(text) => Some(text.clone()),
-        Value::Array(parts) => {
-            Some(parts.iter().filter_map(|part| part.get("text")?.as_str()).collect::<Vec<_>>().join("\n\n"))
-        }
+        Value::Array(parts) => Some(
+            parts
+                .iter()
+                .filter_map(|part| part.get("text")?.as_str())
+                .collect::<Vec<_>>()
+                .join("\n\n"),
+        ),
         _ => None,
     }
 }
@@ -92,10 +125,17 @@ fn read_array(
     column: Option<&str>,
     visit: &mut Visit,
 ) -> Result<ControlFlow<()>, TextError> {
-    let records: Vec<Value> = serde_json::from_reader(reader).map_err(|e| match e.io_error_kind() {
-        Some(kind) => TextError::Read { path: path.into(), source: kind.into() },
-        None => TextError::Json { place: format!("{}:{}", path.display(), e.line()), problem: e.to_string() },
-    })?;
+    let records: Vec<Value> =
+        serde_json::from_reader(reader).map_err(|e| match e.io_error_kind() {
+            Some(kind) => TextError::Read {
+                path: path.into(),
+                source: kind.into(),
+            },
+            None => TextError::Json {
+                place: format!("{}:{}", path.display(), e.line()),
+                problem: e.to_string(),
+            },
+        })?;
     for (i, value) in records.iter().enumerate() {
         let record = record_of(value, column, &|| format!("{}: record {i}", path.display()))?;
         if visit(record)?.is_break() {
@@ -117,21 +157,28 @@ fn read_lines(
         line.clear();
         let read = reader
             .read_until(b'\n', &mut line)
-            .map_err(|source| TextError::Read { path: path.into(), source })?;
+            .map_err(|source| TextError::Read {
+                path: path.into(),
+                source,
+            })?;
         if read == 0 {
             return Ok(ControlFlow::Continue(()));
         }
         number += 1;
         let place = || format!("{}:{number}", path.display());
-        let text = std::str::from_utf8(&line)
-            .map_err(|e| TextError::NotUtf8 { place: place(), offset: start + e.valid_up_to() })?;
+        let text = std::str::from_utf8(&line).map_err(|e| TextError::NotUtf8 {
+            place: place(),
+            offset: start + e.valid_up_to(),
+        })?;
         start += read;
         let text = text.trim_start_matches(super::read::BYTE_ORDER_MARK).trim();
         if text.is_empty() {
             continue;
         }
-        let value: Value = serde_json::from_str(text)
-            .map_err(|e| TextError::Json { place: place(), problem: problem_in_line(&e) })?;
+        let value: Value = serde_json::from_str(text).map_err(|e| TextError::Json {
+            place: place(),
+            problem: problem_in_line(&e),
+        })?;
         if visit(record_of(&value, column, &place)?)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -141,14 +188,22 @@ fn read_lines(
 /// The parser's message with its column; its line is always 1, because it sees one line at a time.
 fn problem_in_line(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+    let message = text
+        .rsplit_once(" at line ")
+        .map_or(text.as_str(), |(message, _)| message);
     format!("column {}: {message}", error.column())
 }
 
 /// The first byte that is neither white space nor part of a byte order mark, left unread.
 fn first_byte(reader: &mut impl BufRead, path: &Path) -> Result<Option<u8>, TextError> {
-    let buffer = reader.fill_buf().map_err(|source| TextError::Read { path: path.into(), source })?;
-    Ok(buffer.iter().copied().find(|byte| !byte.is_ascii_whitespace() && !b"\xef\xbb\xbf".contains(byte)))
+    let buffer = reader.fill_buf().map_err(|source| TextError::Read {
+        path: path.into(),
+        source,
+    })?;
+    Ok(buffer
+        .iter()
+        .copied()
+        .find(|byte| !byte.is_ascii_whitespace() && !b"\xef\xbb\xbf".contains(byte)))
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -11,7 +11,12 @@ pub(super) fn apportion(total: usize, weights: &[f64]) -> Vec<usize> {
     // one bit too high; saturating keeps that from wrapping, and the loop below then adds nothing.
     let missing = total.saturating_sub(shares.iter().sum());
     let mut order: Vec<usize> = (0..weights.len()).collect();
-    order.sort_by(|&a, &b| exact[b].fract().total_cmp(&exact[a].fract()).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| {
+        exact[b]
+            .fract()
+            .total_cmp(&exact[a].fract())
+            .then(a.cmp(&b))
+    });
     for &i in order.iter().cycle().take(missing) {
         shares[i] += 1;
     }
@@ -27,7 +32,10 @@ pub(super) fn interleave(counts: &[usize], seed: u64) -> Vec<(usize, usize)> {
         slots.extend((0..count).map(|i| ((i as f64 + shift) / count as f64, source, i)));
     }
     slots.sort_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    slots.into_iter().map(|(_, source, i)| (source, i)).collect()
+    slots
+        .into_iter()
+        .map(|(_, source, i)| (source, i))
+        .collect()
 }
 
 /// How many of `total` windows a share of `holdout` keeps out: rounded, at least 1 from 8 windows on, never all.
@@ -39,7 +47,9 @@ pub(super) fn holdout_count(total: usize, holdout: f64) -> usize {
 
 /// `count` of the indices `0..total`, each from the middle of its stretch; `count <= total`.
 pub(super) fn evenly_inside(count: usize, total: usize) -> Vec<usize> {
-    (0..count).map(|j| (2 * j + 1) * total / (2 * count)).collect()
+    (0..count)
+        .map(|j| (2 * j + 1) * total / (2 * count))
+        .collect()
 }
 
 /// One index drawn from each of `count` equal stretches of `0..total`, in order; `count <= total`.

@@ -19,14 +19,17 @@ mod error;
 mod evaluation;
 mod json;
 mod mix;
-mod parquet_file;
 mod pack;
+mod parquet_file;
 mod random;
 mod read;
 mod report;
 mod source;
 mod tokenize;
 mod windows;
+
+#[cfg(test)]
+mod tests;
 
 pub use error::TextError;
 pub use evaluation::{EvaluationText, WindowChoice, evaluation_windows};

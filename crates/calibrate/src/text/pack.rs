@@ -23,7 +23,11 @@ enum Tokens {
     /// `Truncate` and `Drop`: the windows themselves.
     Windows(Vec<Window>),
     /// `Concat`: all tokens, and for each stretch of them the document it is from.
-    Stream { ids: Vec<u32>, stretches: Vec<Stretch>, sequence_length: usize },
+    Stream {
+        ids: Vec<u32>,
+        stretches: Vec<Stretch>,
+        sequence_length: usize,
+    },
 }
 
 /// Tokens of one document, up to `end` in the stream.
@@ -50,7 +54,11 @@ impl Supply {
     pub(super) fn available(&self) -> usize {
         match &self.tokens {
             Tokens::Windows(windows) => windows.len(),
-            Tokens::Stream { ids, sequence_length, .. } => ids.len() / sequence_length,
+            Tokens::Stream {
+                ids,
+                sequence_length,
+                ..
+            } => ids.len() / sequence_length,
         }
     }
 
@@ -63,13 +71,21 @@ impl Supply {
                 windows.truncate(count);
                 windows
             }
-            Tokens::Stream { ids, stretches, sequence_length } => {
+            Tokens::Stream {
+                ids,
+                stretches,
+                sequence_length,
+            } => {
                 let chosen = one_per_stretch(count, available, random);
                 let touched = documents_touched(&stretches, &chosen, sequence_length);
                 report.documents_used = touched;
-                report.documents_unused = report.documents_read - report.documents_dropped.total() - touched;
+                report.documents_unused =
+                    report.documents_read - report.documents_dropped.total() - touched;
                 report.tokens_unused = ids.len() - count * sequence_length;
-                chosen.iter().map(|&i| full_window(&ids[i * sequence_length..][..sequence_length])).collect()
+                chosen
+                    .iter()
+                    .map(|&i| full_window(&ids[i * sequence_length..][..sequence_length]))
+                    .collect()
             }
         };
         report.windows_used = windows.len();
@@ -80,13 +96,24 @@ impl Supply {
 }
 
 fn full_window(ids: &[u32]) -> Window {
-    Window { ids: ids.to_vec(), len: ids.len() }
+    Window {
+        ids: ids.to_vec(),
+        len: ids.len(),
+    }
 }
 
 /// A report with the source's name and files.
 fn opened(source: &TextSource) -> Result<SourceReport, TextError> {
-    let files = files_of(&source.kind)?.iter().map(|path| path.display().to_string()).collect();
-    Ok(SourceReport { name: source.name(), weight: source.weight, files, ..SourceReport::default() })
+    let files = files_of(&source.kind)?
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    Ok(SourceReport {
+        name: source.name(),
+        weight: source.weight,
+        files,
+        ..SourceReport::default()
+    })
 }
 
 /// Hashes the texts of a source, with a byte between two that UTF-8 never holds.
@@ -156,11 +183,19 @@ fn documents(
         exhausted = flow.is_continue();
     }
     report.text_sha256 = hash.finish();
-    Ok(Supply { report, exhausted, tokens: Tokens::Windows(windows) })
+    Ok(Supply {
+        report,
+        exhausted,
+        tokens: Tokens::Windows(windows),
+    })
 }
 
 fn flow(stop: bool) -> ControlFlow<()> {
-    if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    if stop {
+        ControlFlow::Break(())
+    } else {
+        ControlFlow::Continue(())
+    }
 }
 
 /// The window of one document, if it is long enough; counts its tokens either way.
@@ -210,12 +245,29 @@ fn documents_of_plain_text(
         }
         (start, estimate) = (None, 0);
     }
-    let Some(first) = start else { return Ok(ControlFlow::Continue(())) };
-    Ok(flow(take(&tokenize::ids(name, &text[first..end], tokenizer)?)))
+    let Some(first) = start else {
+        return Ok(ControlFlow::Continue(()));
+    };
+    Ok(flow(take(&tokenize::ids(
+        name,
+        &text[first..end],
+        tokenizer,
+    )?)))
 }
 
-/// Byte ranges of the runs of lines that are not blank, without the line break at their end.
+/// Byte ranges of the runs of lines that are not blank, without the line break at their end. In a text with only
+/// one such run (corpora are often kept with one paragraph a line) each line is a paragraph.
 fn paragraphs(text: &str) -> Vec<(usize, usize)> {
+    let runs = runs_of_lines(text, true);
+    if runs.len() > 1 {
+        runs
+    } else {
+        runs_of_lines(text, false)
+    }
+}
+
+/// Byte ranges of the runs of lines that are not blank, or of each of those lines.
+fn runs_of_lines(text: &str, join: bool) -> Vec<(usize, usize)> {
     let mut found: Vec<(usize, usize)> = Vec::new();
     let (mut position, mut open) = (0, false);
     for line in text.split_inclusive('\n') {
@@ -223,7 +275,7 @@ fn paragraphs(text: &str) -> Vec<(usize, usize)> {
         let end = position + line.trim_end().len();
         match found.last_mut() {
             _ if blank => open = false,
-            Some(last) if open => last.1 = end,
+            Some(last) if open && join => last.1 = end,
             _ => {
                 found.push((position, end));
                 open = true;
@@ -255,21 +307,40 @@ fn stream(
     tokenizer: &Tokenizer,
     sequence_length: usize,
 ) -> Result<Supply, TextError> {
-    let mut budget = TEXT_BYTES_LEAST.max(wanted.saturating_mul(sequence_length).saturating_mul(TEXT_BYTES_PER_TOKEN));
+    let mut budget = TEXT_BYTES_LEAST.max(
+        wanted
+            .saturating_mul(sequence_length)
+            .saturating_mul(TEXT_BYTES_PER_TOKEN),
+    );
     loop {
         let (pieces, mut report) = gather(source, budget)?;
         let texts: Vec<&str> = pieces.iter().map(|piece| piece.text.as_str()).collect();
         let (mut ids, mut stretches) = (Vec::new(), Vec::new());
-        for (piece, piece_ids) in pieces.iter().zip(tokenize::ids_of_each(&report.name, &texts, tokenizer)?) {
+        for (piece, piece_ids) in
+            pieces
+                .iter()
+                .zip(tokenize::ids_of_each(&report.name, &texts, tokenizer)?)
+        {
             ids.extend(piece_ids);
-            stretches.push(Stretch { document: piece.document, end: ids.len() });
+            stretches.push(Stretch {
+                document: piece.document,
+                end: ids.len(),
+            });
         }
         let enough = ids.len() / sequence_length >= wanted;
         let whole = report.bytes_skipped == 0;
         if enough || whole {
             report.tokens_available = ids.len();
             let exhausted = whole;
-            return Ok(Supply { report, exhausted, tokens: Tokens::Stream { ids, stretches, sequence_length } });
+            return Ok(Supply {
+                report,
+                exhausted,
+                tokens: Tokens::Stream {
+                    ids,
+                    stretches,
+                    sequence_length,
+                },
+            });
         }
         budget = budget.saturating_mul(4);
     }
@@ -309,7 +380,14 @@ fn gather(source: &TextSource, budget: usize) -> Result<(Vec<Piece>, SourceRepor
         while let Some(part) = parts.next() {
             if seen % stride == 0 {
                 held += part.len();
-                pieces.push((seen, Piece { document, last: parts.peek().is_none(), text: part.into() }));
+                pieces.push((
+                    seen,
+                    Piece {
+                        document,
+                        last: parts.peek().is_none(),
+                        text: part.into(),
+                    },
+                ));
             }
             seen += 1;
             while held > budget && pieces.len() > 1 {
@@ -325,7 +403,9 @@ fn gather(source: &TextSource, budget: usize) -> Result<(Vec<Piece>, SourceRepor
     let mut pieces: Vec<Piece> = pieces.into_iter().map(|(_, piece)| piece).collect();
     let ends = pieces.len().saturating_sub(1);
     for piece in pieces[..ends].iter_mut().filter(|piece| piece.last) {
-        piece.text.truncate(piece.text.trim_end_matches(['\n', '\r']).len());
+        piece
+            .text
+            .truncate(piece.text.trim_end_matches(['\n', '\r']).len());
         piece.text.push_str(SEPARATOR);
     }
     Ok((pieces, report))
@@ -339,7 +419,11 @@ fn split(text: &str, size: usize) -> impl Iterator<Item = &str> {
         if rest.is_empty() {
             return None;
         }
-        let at = if rest.len() <= size { rest.len() } else { split_at(rest, size) };
+        let at = if rest.len() <= size {
+            rest.len()
+        } else {
+            split_at(rest, size)
+        };
         let (part, after) = rest.split_at(at);
         rest = after;
         Some(part)
@@ -369,7 +453,10 @@ fn documents_touched(stretches: &[Stretch], chosen: &[usize], sequence_length: u
     for stretch in stretches {
         // The first chosen window that ends after the stretch starts touches it, or none does.
         let next = chosen.partition_point(|&i| (i + 1) * sequence_length <= start);
-        let touched = chosen.get(next).is_some_and(|&i| i * sequence_length < stretch.end) && stretch.end > start;
+        let touched = chosen
+            .get(next)
+            .is_some_and(|&i| i * sequence_length < stretch.end)
+            && stretch.end > start;
         if touched && last != Some(stretch.document) {
             count += 1;
             last = Some(stretch.document);
@@ -377,4 +464,64 @@ fn documents_touched(stretches: &[Stretch], chosen: &[usize], sequence_length: u
         start = stretch.end;
     }
     count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn paragraphs_are_runs_of_lines_between_blank_ones() {
+        let text = "\n a\nb \n \t\nc\r\n\r\nd";
+        let found: Vec<&str> = paragraphs(text)
+            .into_iter()
+            .map(|(from, to)| &text[from..to])
+            .collect();
+        assert_eq!(found, [" a\nb", "c", "d"]);
+        assert_eq!(paragraphs(" \n\n"), []);
+    }
+
+    #[test]
+    fn without_blank_lines_each_line_is_a_paragraph() {
+        assert_eq!(paragraphs("\na\nb \nc"), [(1, 2), (3, 4), (6, 7)]);
+    }
+
+    #[test]
+    fn text_is_split_at_the_best_place_in_reach() {
+        let check = |text: &str, expected: &[&str]| {
+            assert_eq!(split(text, 8).collect::<Vec<_>>(), expected)
+        };
+        check("aaaa\n\nb c\nd", &["aaaa\n\n", "b c\nd"]);
+        check("aaaaa\nb c", &["aaaaa\n", "b c"]);
+        check("aaaaa b c", &["aaaaa b", " c"]);
+        check("aaaaaaaaaa", &["aaaaaaaa", "aa"]);
+        check("", &[]);
+    }
+
+    #[test]
+    fn documents_are_counted_once_however_many_stretches_they_have() {
+        let stretch = |document, end| Stretch { document, end };
+        let stretches = [
+            stretch(0, 5),
+            stretch(0, 9),
+            stretch(1, 10),
+            stretch(1, 10),
+            stretch(2, 30),
+        ];
+        assert_eq!(documents_touched(&stretches, &[0], 4), 1);
+        assert_eq!(documents_touched(&stretches, &[2], 4), 3);
+        assert_eq!(documents_touched(&stretches, &[0, 1, 2], 4), 3);
+        assert_eq!(documents_touched(&stretches, &[5], 4), 1);
+        assert_eq!(documents_touched(&stretches, &[], 4), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_short_and_together_the_text(text in "[aä漢 \n]{0,200}", size in 1usize..40) {
+            let pieces: Vec<&str> = split(&text, size).collect();
+            prop_assert!(pieces.iter().all(|p| !p.is_empty() && p.len() <= size.max(3)));
+            prop_assert_eq!(pieces.concat(), text);
+        }
+    }
 }

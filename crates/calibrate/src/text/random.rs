@@ -35,7 +35,7 @@ mod tests {
 
     #[test]
     fn the_stream_is_splitmix64() {
-        // First outputs for state 0, worked by hand from the published recurrence.
+        // The first two outputs of the published recurrence from state 0.
         let mut generator = SplitMix64(0);
         assert_eq!(generator.next(), 0xe220_a839_7b1d_cdaf);
         assert_eq!(generator.next(), 0x6e78_9e6a_a1b9_65f4);

@@ -26,7 +26,10 @@ pub(super) type Visit<'a> = dyn FnMut(Record) -> Result<ControlFlow<()>, TextErr
 
 /// Hands every record of the source to `visit`, in order, until it breaks. The files come from
 /// [`files_of`]; text in memory has none.
-pub(super) fn read_records(source: &TextSource, visit: &mut Visit) -> Result<ControlFlow<()>, TextError> {
+pub(super) fn read_records(
+    source: &TextSource,
+    visit: &mut Visit,
+) -> Result<ControlFlow<()>, TextError> {
     if let SourceKind::Texts { texts, .. } = &source.kind {
         for text in texts {
             if visit(Record::Text(text.clone()))?.is_break() {
@@ -55,7 +58,12 @@ pub(super) fn read_records(source: &TextSource, visit: &mut Visit) -> Result<Con
 /// [`TextError::Missing`], [`TextError::Read`] or [`TextError::NotUtf8`].
 pub fn read_text(path: &Path) -> Result<String, TextError> {
     let mut bytes = Vec::new();
-    open(path)?.read_to_end(&mut bytes).map_err(|source| TextError::Read { path: path.into(), source })?;
+    open(path)?
+        .read_to_end(&mut bytes)
+        .map_err(|source| TextError::Read {
+            path: path.into(),
+            source,
+        })?;
     let mut text = String::from_utf8(bytes).map_err(|e| TextError::NotUtf8 {
         place: path.display().to_string(),
         offset: e.utf8_error().valid_up_to(),
@@ -70,7 +78,10 @@ pub fn read_text(path: &Path) -> Result<String, TextError> {
 pub(super) fn open(path: &Path) -> Result<File, TextError> {
     File::open(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => TextError::Missing { path: path.into() },
-        _ => TextError::Read { path: path.into(), source },
+        _ => TextError::Read {
+            path: path.into(),
+            source,
+        },
     })
 }
 

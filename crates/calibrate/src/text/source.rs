@@ -80,18 +80,33 @@ pub(super) fn files_of(kind: &SourceKind) -> Result<Vec<PathBuf>, TextError> {
 }
 
 fn files_in_folder(folder: &Path) -> Result<Vec<PathBuf>, TextError> {
-    let failed = |source| TextError::Read { path: folder.into(), source };
+    let failed = |source| TextError::Read {
+        path: folder.into(),
+        source,
+    };
     let (mut files, mut others) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         // Names that begin with a dot are other programs' files.
-        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        let wanted = matches!(extension(&path).as_str(), "txt" | "jsonl" | "json" | "parquet");
-        if wanted && !hidden && path.is_file() { files.push(path) } else { others.push(path) }
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let wanted = matches!(
+            extension(&path).as_str(),
+            "txt" | "jsonl" | "json" | "parquet"
+        );
+        if wanted && !hidden && path.is_file() {
+            files.push(path)
+        } else {
+            others.push(path)
+        }
     }
     files.sort();
     if files.is_empty() {
-        return Err(TextError::EmptyFolder { path: folder.into(), found: listing(&mut others) });
+        return Err(TextError::EmptyFolder {
+            path: folder.into(),
+            found: listing(&mut others),
+        });
     }
     Ok(files)
 }
@@ -102,11 +117,21 @@ fn listing(paths: &mut [PathBuf]) -> String {
         return "it is empty".into();
     }
     paths.sort();
-    let names = paths.iter().take(4).map(|p| p.file_name().unwrap_or_default().to_string_lossy());
-    let more = if paths.len() > 4 { format!(" and {} more", paths.len() - 4) } else { String::new() };
+    let names = paths
+        .iter()
+        .take(4)
+        .map(|p| p.file_name().unwrap_or_default().to_string_lossy());
+    let more = if paths.len() > 4 {
+        format!(" and {} more", paths.len() - 4)
+    } else {
+        String::new()
+    };
     format!("it holds {}{more}", names.collect::<Vec<_>>().join(", "))
 }
 
 fn extension(path: &Path) -> String {
-    path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase()
+    path.extension()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .to_ascii_lowercase()
 }

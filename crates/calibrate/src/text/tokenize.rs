@@ -6,7 +6,7 @@ use tokenizers::Tokenizer;
 
 use super::TextError;
 
-/// Text handed to the tokenizer at once when many pieces are tokenized: its working memory is about 30 times
+/// Text handed to the tokenizer at once when many pieces are tokenized: its working memory is tens of times
 /// the text.
 const BATCH_BYTES: usize = 512 << 10;
 
@@ -20,25 +20,39 @@ pub(super) fn plain(tokenizer: &Tokenizer) -> Result<Cow<'_, Tokenizer>, TextErr
     plain
         .with_padding(None)
         .with_truncation(None)
-        .map_err(|e| TextError::Tokenize { name: "tokenizer.json".into(), problem: e.to_string() })?;
+        .map_err(|e| TextError::Tokenize {
+            name: "tokenizer.json".into(),
+            problem: e.to_string(),
+        })?;
     Ok(Cow::Owned(plain))
 }
 
 /// The ids of one text, which is tokenized as one string.
 pub(super) fn ids(name: &str, text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>, TextError> {
-    let encoding = tokenizer.encode_fast(text, false).map_err(|e| failed(name, &e))?;
+    let encoding = tokenizer
+        .encode_fast(text, false)
+        .map_err(|e| failed(name, &e))?;
     Ok(encoding.get_ids().to_vec())
 }
 
 /// The ids of each text, on all cores, in order.
-pub(super) fn ids_of_each(name: &str, texts: &[&str], tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, TextError> {
+pub(super) fn ids_of_each(
+    name: &str,
+    texts: &[&str],
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Vec<u32>>, TextError> {
     let mut all = Vec::with_capacity(texts.len());
     let mut rest = texts;
     while !rest.is_empty() {
-        let mut bytes = 0;
-        let fits = rest.iter().take_while(|text| std::mem::replace(&mut bytes, bytes + text.len()) < BATCH_BYTES);
-        let (batch, after) = rest.split_at(fits.count());
-        let encodings = tokenizer.encode_batch_fast(batch.to_vec(), false).map_err(|e| failed(name, &e))?;
+        let (mut bytes, mut count) = (0, 0);
+        while count < rest.len() && bytes < BATCH_BYTES {
+            bytes += rest[count].len();
+            count += 1;
+        }
+        let (batch, after) = rest.split_at(count);
+        let encodings = tokenizer
+            .encode_batch_fast(batch.to_vec(), false)
+            .map_err(|e| failed(name, &e))?;
         all.extend(encodings.iter().map(|encoding| encoding.get_ids().to_vec()));
         rest = after;
     }
@@ -46,5 +60,8 @@ pub(super) fn ids_of_each(name: &str, texts: &[&str], tokenizer: &Tokenizer) -> 
 }
 
 fn failed(name: &str, error: &tokenizers::Error) -> TextError {
-    TextError::Tokenize { name: name.to_string(), problem: error.to_string() }
+    TextError::Tokenize {
+        name: name.to_string(),
+        problem: error.to_string(),
+    }
 }

@@ -13,9 +13,10 @@ use super::{SourceReport, TextError, TextReport, TextSource, mix, tokenize};
 ///
 /// With `Truncate` and `Drop` documents are taken in the order of the source, the first ones first, and reading
 /// stops when there are enough: a JSON Lines file of exactly `num_samples` records is used as it stands,
-/// whatever the seed. A plain text file has no marks between its documents; there, paragraphs (runs of lines
-/// between blank lines) are joined until they fill a window, and the next document begins at the paragraph
-/// after, so that every window starts at the head of a paragraph.
+/// whatever the seed. A plain text file has no marks between its documents; there, paragraphs (runs
+/// of lines between blank lines, or single lines where there are no blank ones) are joined until they
+/// fill a window, and the next document begins at the paragraph after, so that every window starts at
+/// the head of a paragraph. What is left of the last paragraph of a window is counted as truncated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Packing {
@@ -105,15 +106,28 @@ pub fn load_windows(
         let mut random = SplitMix64::new(options.seed, (sources.len() + i) as u64);
         let (source_windows, report) = supply.take(count, &mut random);
         windows.push(source_windows);
-        reports.push(SourceReport { windows_wanted: wanted[i], ..report });
+        reports.push(SourceReport {
+            windows_wanted: wanted[i],
+            ..report
+        });
     }
     let (calibration, holdout) = hold_out(windows, options);
     let report = report(reports, &calibration, &holdout, options);
-    Ok(Windows { calibration, holdout, report })
+    Ok(Windows {
+        calibration,
+        holdout,
+        report,
+    })
 }
 
 fn check(sources: &[TextSource], options: &WindowOptions) -> Result<(), TextError> {
-    let out_of_range = |option, found, wanted| Err(TextError::Option { option, found, wanted });
+    let out_of_range = |option, found, wanted| {
+        Err(TextError::Option {
+            option,
+            found,
+            wanted,
+        })
+    };
     if sources.is_empty() {
         return Err(TextError::NoSources);
     }
@@ -121,13 +135,27 @@ fn check(sources: &[TextSource], options: &WindowOptions) -> Result<(), TextErro
         return out_of_range("num_samples", "0".into(), "1 or more");
     }
     if options.sequence_length < 2 {
-        return out_of_range("sequence_length", options.sequence_length.to_string(), "2 or more");
+        return out_of_range(
+            "sequence_length",
+            options.sequence_length.to_string(),
+            "2 or more",
+        );
     }
     if !(0.0..1.0).contains(&options.holdout) {
-        return out_of_range("holdout", options.holdout.to_string(), "a share from 0 to below 1");
+        return out_of_range(
+            "holdout",
+            options.holdout.to_string(),
+            "a share from 0 to below 1",
+        );
     }
-    match sources.iter().find(|source| !(source.weight > 0.0 && source.weight.is_finite())) {
-        Some(source) => Err(TextError::Weight { name: source.name(), weight: source.weight }),
+    match sources
+        .iter()
+        .find(|source| !(source.weight > 0.0 && source.weight.is_finite()))
+    {
+        Some(source) => Err(TextError::Weight {
+            name: source.name(),
+            weight: source.weight,
+        }),
         None => Ok(()),
     }
 }
@@ -159,7 +187,10 @@ fn supplies(
         if more.is_empty() {
             return Err(too_little(&supplies, options));
         }
-        let shares = mix::apportion(missing, &more.iter().map(|&i| weights[i]).collect::<Vec<_>>());
+        let shares = mix::apportion(
+            missing,
+            &more.iter().map(|&i| weights[i]).collect::<Vec<_>>(),
+        );
         for (&i, share) in more.iter().zip(shares) {
             counts[i] += share;
             if counts[i] > supplies[i].available() && !supplies[i].exhausted {
@@ -170,9 +201,16 @@ fn supplies(
 }
 
 fn too_little(supplies: &[Supply], options: &WindowOptions) -> TextError {
-    let names = supplies.iter().map(|s| s.report.name.as_str()).collect::<Vec<_>>().join(", ");
+    let names = supplies
+        .iter()
+        .map(|s| s.report.name.as_str())
+        .collect::<Vec<_>>()
+        .join(", ");
     let tokens_found = supplies.iter().map(|s| s.report.tokens_available).sum();
-    let dropped = supplies.iter().map(|s| s.report.documents_dropped.total()).sum();
+    let dropped = supplies
+        .iter()
+        .map(|s| s.report.documents_dropped.total())
+        .sum();
     if tokens_found == 0 {
         return TextError::NoText { names, dropped };
     }
@@ -199,7 +237,11 @@ fn hold_out(windows: Vec<Vec<Window>>, options: &WindowOptions) -> (Vec<Window>,
         let out = mix::evenly_inside(share, source.len());
         let (mut kept_here, mut held_here) = (Vec::new(), Vec::new());
         for (i, window) in source.into_iter().enumerate() {
-            if out.binary_search(&i).is_ok() { held_here.push(window) } else { kept_here.push(window) }
+            if out.binary_search(&i).is_ok() {
+                held_here.push(window)
+            } else {
+                kept_here.push(window)
+            }
         }
         kept.push(kept_here);
         held.push(held_here);
@@ -211,7 +253,10 @@ fn alternate(windows: Vec<Vec<Window>>, seed: u64) -> Vec<Window> {
     let order = mix::interleave(&windows.iter().map(Vec::len).collect::<Vec<_>>(), seed);
     let mut sources: Vec<_> = windows.into_iter().map(Vec::into_iter).collect();
     // Each source's indices come in rising order, so the next of that source is the one named.
-    order.into_iter().filter_map(|(source, _)| sources[source].next()).collect()
+    order
+        .into_iter()
+        .filter_map(|(source, _)| sources[source].next())
+        .collect()
 }
 
 fn report(
@@ -248,7 +293,12 @@ fn windows_sha256<'a>(windows: impl Iterator<Item = &'a Window>) -> String {
     pack::hex(&hash.finalize())
 }
 
-fn warnings(report: &TextReport, calibration: &[Window], holdout: &[Window], options: &WindowOptions) -> Vec<String> {
+fn warnings(
+    report: &TextReport,
+    calibration: &[Window],
+    holdout: &[Window],
+    options: &WindowOptions,
+) -> Vec<String> {
     let mut warnings = Vec::new();
     for source in &report.sources {
         let name = &source.name;
@@ -305,9 +355,14 @@ fn warnings(report: &TextReport, calibration: &[Window], holdout: &[Window], opt
     let distinct: HashSet<&Window> = calibration.iter().collect();
     let twice = calibration.len() - distinct.len();
     if twice > 0 {
-        warnings.push(format!("{twice} calibration windows are copies of others; the text repeats itself"));
+        warnings.push(format!(
+            "{twice} calibration windows are copies of others; the text repeats itself"
+        ));
     }
-    let leaked = holdout.iter().filter(|window| distinct.contains(window)).count();
+    let leaked = holdout
+        .iter()
+        .filter(|window| distinct.contains(window))
+        .count();
     if leaked > 0 {
         warnings.push(format!(
             "{leaked} held-out windows are also among the calibration windows, so their error is no held-out error; \

@@ -16,6 +16,8 @@ use super::{
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
 pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fault> {
+    let model = model(&file.model, base_dir)?;
+    let calibration = calibration(&file.calibration, base_dir)?;
     let quant = quant(&file.quant)?;
     let rules = (file.rules.iter().enumerate())
         .map(|(index, rule)| self::rule(index, rule, &file.quant))
@@ -32,8 +34,8 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         ));
     }
     Ok(Pipeline {
-        model: model(&file.model, base_dir)?,
-        calibration: calibration(&file.calibration, base_dir)?,
+        model,
+        calibration,
         method: file.method,
         recipe: file.recipe,
         export: export(&file.export, &quant, &rules)?,
@@ -69,11 +71,12 @@ pub(super) fn parse_bytes(text: &str) -> Option<u64> {
         "k" | "kib" => 1 << 10,
         "m" | "mib" => 1 << 20,
         "g" | "gib" => 1 << 30,
+        "tb" => 1000 * 1000 * 1000 * 1000,
         "t" | "tib" => 1 << 40,
         _ => return None,
     };
     let bytes = number.parse::<f64>().ok()? * unit as f64;
-    (bytes >= 1.0 && bytes < 1e18).then_some(bytes as u64)
+    (1.0..1e18).contains(&bytes).then_some(bytes as u64)
 }
 
 fn model(file: &ModelFile, base_dir: &Path) -> Result<Model, Fault> {
@@ -313,7 +316,10 @@ fn export(file: &[ExportFile], quant: &Quant, rules: &[Rule]) -> Result<Vec<Expo
             if let Some((problem, hint)) = cannot_hold(export.format, scheme) {
                 return Err(Fault::new(
                     &at("format"),
-                    format!("{problem}, asked for by `{}`", asked_by.join(".")),
+                    format!(
+                        "`{}` asks for more than it holds: {problem}",
+                        asked_by.join(".")
+                    ),
                     hint,
                 ));
             }
@@ -322,20 +328,17 @@ fn export(file: &[ExportFile], quant: &Quant, rules: &[Rule]) -> Result<Vec<Expo
     Ok(exports)
 }
 
-/// Why a layout cannot hold a scheme, and what can.
+/// Why a layout cannot hold a scheme whatever the weight's shape, and what can; shapes are the plan's to check.
 fn cannot_hold(format: Format, scheme: Scheme) -> Option<(String, &'static str)> {
-    let whole_words = matches!(scheme.bits(), 2 | 3 | 4 | 8);
-    match format {
-        Format::Gptq if !scheme.sym() => Some((
-            "gptq holds no asymmetric weights safely: it stores zero points less one".to_owned(),
-            "use `format: gptq_v2`, or `sym: true`",
-        )),
-        Format::Gptq | Format::GptqV2 if !whole_words => Some((
-            format!("{format} holds 2, 3, 4 or 8 bits, found {}", scheme.bits()),
-            "use one of these widths, or `format: compressed-tensors` alone",
-        )),
-        _ => None,
-    }
+    let friendly_shape = [32, 32 * scheme.group_len(1024)];
+    let refusal = halfbyte_pack::Format::from(format)
+        .supports(&scheme, friendly_shape)
+        .err()?;
+    let hint = match refusal {
+        halfbyte_pack::Refusal::Asymmetric => "use `format: gptq_v2`, or `sym: true`",
+        _ => "use one of these widths, or another format alone",
+    };
+    Some((refusal.to_string(), hint))
 }
 
 fn evaluate(switch: &EvaluateSwitch, base_dir: &Path) -> Result<Option<Evaluate>, Fault> {
@@ -400,7 +403,8 @@ fn candidates(written: &str, base_dir: &Path) -> Vec<PathBuf> {
         Some(path) => vec![path],
         None if Path::new(written).is_absolute() => vec![PathBuf::from(written)],
         None => {
-            let mut places = vec![base_dir.join(written), PathBuf::from(written)];
+            let plain = written.trim_start_matches("./");
+            let mut places = vec![base_dir.join(plain), PathBuf::from(written)];
             places.dedup();
             places
         }

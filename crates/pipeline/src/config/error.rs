@@ -26,7 +26,8 @@ impl ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.place)?;
-        if !self.key.is_empty() {
+        // `--set quant.bits` has named the key.
+        if !self.key.is_empty() && !self.place.ends_with(&format!(" {}", self.key)) {
             write!(f, "{}: ", self.key)?;
         }
         f.write_str(&self.problem)

@@ -222,7 +222,9 @@ impl Pipeline {
             place: name.clone(),
             key: String::new(),
             problem: format!("cannot be read: {error}"),
-            hint: Some("give the path of a pipeline file; pipelines/quickstart.yaml is one".to_owned()),
+            hint: Some(
+                "give the path of a pipeline file; pipelines/quickstart.yaml is one".to_owned(),
+            ),
         })?;
         let base_dir = path.parent().unwrap_or(Path::new(""));
         Self::parse_with(&text, &name, base_dir, overrides)
@@ -274,7 +276,12 @@ impl Pipeline {
     pub fn fingerprint(&self) -> String {
         let mut value = self.to_value();
         if let Some(sections) = value.as_object_mut() {
-            sections.retain(|key, _| !matches!(key.as_str(), "evaluate" | "gate" | "report" | "resources" | "export"));
+            sections.retain(|key, _| {
+                !matches!(
+                    key.as_str(),
+                    "evaluate" | "gate" | "report" | "resources" | "export"
+                )
+            });
             let formats: BTreeSet<_> = self.export.iter().map(|e| e.format.to_string()).collect();
             sections.insert("formats".to_owned(), serde_json::json!(formats));
             let places: Vec<_> = self.located().map(Located::real_place).collect();
@@ -292,7 +299,9 @@ impl Pipeline {
         self.rules
             .iter()
             .find(|rule| rule.pattern.matches(linear))
-            .map_or(Treatment::Quantize(self.quant.scheme), |rule| rule.treatment)
+            .map_or(Treatment::Quantize(self.quant.scheme), |rule| {
+                rule.treatment
+            })
     }
 
     /// Each export with its folder, for a run that writes into `out`.
@@ -315,10 +324,14 @@ impl Pipeline {
             ModelSource::Folder(located) => Some(located),
             _ => None,
         };
-        let texts = self.calibration.sources.iter().filter_map(|source| match &source.text {
-            TextSource::Path(located) => Some(located),
-            _ => None,
-        });
+        let texts = self
+            .calibration
+            .sources
+            .iter()
+            .filter_map(|source| match &source.text {
+                TextSource::Path(located) => Some(located),
+                _ => None,
+            });
         model.into_iter().chain(texts)
     }
 }
@@ -344,7 +357,9 @@ impl ModelSource {
 impl Located {
     fn real_place(&self) -> String {
         let real = self.path.canonicalize();
-        real.unwrap_or_else(|_| self.path.clone()).display().to_string()
+        real.unwrap_or_else(|_| self.path.clone())
+            .display()
+            .to_string()
     }
 }
 
@@ -379,7 +394,10 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
 fn canonical(value: Value) -> Value {
     match value {
         Value::Object(section) => {
-            let sorted: BTreeMap<_, _> = section.into_iter().map(|(k, v)| (k, canonical(v))).collect();
+            let sorted: BTreeMap<_, _> = section
+                .into_iter()
+                .map(|(k, v)| (k, canonical(v)))
+                .collect();
             Value::Object(sorted.into_iter().collect())
         }
         Value::Array(list) => Value::Array(list.into_iter().map(canonical).collect()),

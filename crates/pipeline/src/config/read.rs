@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::{Map, Number, Value};
 
 use super::error::{ConfigError, Fault};
@@ -90,13 +92,18 @@ impl<'a> Document<'a> {
             return format!("--set {}", found.written.join("."));
         }
         let written = self.as_written(path);
-        (1..=written.len())
-            .rev()
-            .find_map(|depth| line_of(self.text, &written[..depth]))
-            .map_or_else(
-                || self.name.to_owned(),
-                |line| format!("{}:{line}", self.name),
-            )
+        let lines = |depth: usize| line_of(self.text, &written[..depth]);
+        // A section that only an override made is the override's.
+        let below = |o: &&Renamed| o.ours.starts_with(path) && !path.is_empty();
+        if let Some(found) = self.overridden.iter().rev().find(below)
+            && lines(written.len()).is_none()
+        {
+            return format!("--set {}", found.written.join("."));
+        }
+        match (1..=written.len()).rev().find_map(lines) {
+            Some(line) => format!("{}:{line}", self.name),
+            None => self.name.to_owned(),
+        }
     }
 
     /// The path with the user's spelling.
@@ -149,7 +156,7 @@ impl<'a> Document<'a> {
 fn line_of(text: &str, path: &[String]) -> Option<usize> {
     let parser = serde_yaml::Deserializer::from_str(text);
     match (Finder { path }).deserialize(parser) {
-        Err(error) if error.to_string().starts_with(FOUND) => error.location().map(|l| l.line()),
+        Err(error) if error.to_string().contains(FOUND) => error.location().map(|l| l.line()),
         _ => None,
     }
 }
@@ -327,10 +334,12 @@ fn leaves(value: Value, depth: usize) -> Vec<(Vec<String>, Value)> {
         Value::Object(section) if depth > 0 => section
             .into_iter()
             .flat_map(|(key, value)| {
-                leaves(value, depth - 1).into_iter().map(move |(mut path, value)| {
-                    path.insert(0, key.clone());
-                    (path, value)
-                })
+                leaves(value, depth - 1)
+                    .into_iter()
+                    .map(move |(mut path, value)| {
+                        path.insert(0, key.clone());
+                        (path, value)
+                    })
             })
             .collect(),
         value => vec![(Vec::new(), value)],
@@ -355,9 +364,7 @@ fn set(target: &mut Value, path: &[String], value: Value) -> Result<(), String> 
             section.shift_remove(key);
             Ok(())
         }
-        (Value::Object(section), _) => {
-            set(section.entry(key).or_insert(Value::Null), rest, value)
-        }
+        (Value::Object(section), _) => set(section.entry(key).or_insert(Value::Null), rest, value),
         (Value::Array(list), Some(index)) if index <= list.len() => {
             if index == list.len() {
                 list.push(Value::Null);
@@ -365,7 +372,7 @@ fn set(target: &mut Value, path: &[String], value: Value) -> Result<(), String> 
             set(&mut list[index], rest, value)
         }
         (Value::Array(list), _) => Err(format!(
-            "`{key}` is no place in a list of {}; wanted 0 to {}",
+            "`{key}` is no place in a list; it has {}, and the next free place is {}",
             list.len(),
             list.len()
         )),

@@ -164,16 +164,17 @@ fn mismatch(value: &Value, alternatives: &[&Value], path: &[String]) -> Fault {
     let wanted: Vec<String> = alternatives.iter().flat_map(|s| describe(s)).collect();
     let words: Vec<&str> = alternatives.iter().flat_map(|s| words(s)).collect();
     let hint = match value {
+        Value::String(word) if ["yes", "no", "on", "off"].contains(&word.as_str()) => {
+            Some("YAML 1.2 has no yes and no; write true or false".to_owned())
+        }
         Value::String(word) => match (nearest(word, &words), sole_required(alternatives)) {
             (Some(near), _) => Some(format!("did you mean `{near}`?")),
             (None, Some(key)) => Some(format!("write `{{{key}: {word}}}`")),
-            (None, None) if word.parse::<f64>().is_ok() => {
-                Some("leave the quotes away".to_owned())
-            }
+            (None, None) if word.parse::<f64>().is_ok() => Some("leave the quotes away".to_owned()),
             _ => None,
         },
         Value::Number(_) | Value::Bool(_)
-            if alternatives.iter().any(|s| s["type"] == "string") && words.is_empty() =>
+            if alternatives.iter().any(|s| kind(s) == "string") && words.is_empty() =>
         {
             Some("put it in quotes".to_owned())
         }
@@ -256,7 +257,7 @@ fn describe(schema: &Value) -> Vec<String> {
         (min, max) => format!(" from {} to {}", bare(min), bare(max)),
     };
     vec![match kind(schema) {
-        "boolean" => "true or false".to_owned(),
+        "boolean" => return vec!["true".to_owned(), "false".to_owned()],
         "integer" => format!("a whole number{range}"),
         "number" => format!("a number{range}"),
         "string" => "text".to_owned(),

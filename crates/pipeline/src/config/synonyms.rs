@@ -136,8 +136,7 @@ pub(super) fn later(path: &[String], value: Option<&Value>) -> Option<Fault> {
         None => String::new(),
     };
     let later = LATER.iter().find(|later| {
-        fits(later.path, path)
-            && (later.values.is_empty() || later.values.contains(&word.as_str()))
+        fits(later.path, path) && (later.values.is_empty() || later.values.contains(&word.as_str()))
     })?;
     let problem = if later.values.is_empty() {
         "known, but not in this version".to_owned()
@@ -196,10 +195,7 @@ fn rename_section(
         if section.contains_key(synonym.ours) {
             return Err(Fault {
                 path: written,
-                problem: format!(
-                    "another name of `{}`, which is given as well",
-                    synonym.ours
-                ),
+                problem: format!("another name of `{}`, which is given as well", synonym.ours),
                 hint: Some(format!("keep `{}`", synonym.ours)),
             });
         }
@@ -303,6 +299,9 @@ mod tests {
 
     #[test]
     fn a_synonym_in_another_section_is_left_for_the_schema_to_refuse() {
-        check(json!({"calibration": {"w_bit": 4}}), json!({"calibration": {"w_bit": 4}}));
+        check(
+            json!({"calibration": {"w_bit": 4}}),
+            json!({"calibration": {"w_bit": 4}}),
+        );
     }
 }

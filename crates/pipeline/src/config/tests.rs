@@ -41,7 +41,10 @@ fn the_commented_default_is_the_default() {
     assert!(minimal.quant.scheme.sym() && minimal.quant.desc_act && minimal.quant.static_groups);
     assert_eq!(minimal.calibration.sources[0].text, TextSource::Embedded);
     assert_eq!(
-        (minimal.calibration.num_samples, minimal.calibration.sequence_length),
+        (
+            minimal.calibration.num_samples,
+            minimal.calibration.sequence_length
+        ),
         (128, 512)
     );
     assert_eq!(minimal.ignore[0].as_str(), "lm_head");
@@ -89,7 +92,10 @@ gate: {max_kl: 0.1}
 resources: {threads: 2, max_memory: 8GiB, device: cpu}
 "#;
     let pipeline = Pipeline::parse(text, "p.yaml", folder.path()).unwrap();
-    assert_eq!(pipeline.model.source, ModelSource::Hub("org/name".to_owned()));
+    assert_eq!(
+        pipeline.model.source,
+        ModelSource::Hub("org/name".to_owned())
+    );
     assert_eq!(pipeline.model.revision.as_deref(), Some("v1"));
     assert_eq!(pipeline.calibration.sources[0].weight, 2.0);
     assert_eq!(
@@ -126,7 +132,10 @@ fn the_first_rule_that_matches_wins_and_ignore_comes_before_all() {
     );
     let pipeline = parse(&text).unwrap();
     let eight = Scheme::new(8, halfbyte_quant::GroupSize::Columns(64), true).unwrap();
-    assert_eq!(pipeline.treatment("a.0.down_proj"), Treatment::Quantize(eight));
+    assert_eq!(
+        pipeline.treatment("a.0.down_proj"),
+        Treatment::Quantize(eight)
+    );
     assert_eq!(pipeline.treatment("a.1.down_proj"), Treatment::Keep);
     assert_eq!(pipeline.treatment("a.0.q_proj"), Treatment::Keep);
     assert_eq!(
@@ -167,11 +176,15 @@ fn sizes_are_read_with_their_units() {
 }
 
 #[test]
+fn devices_have_one_word_in_the_file_and_on_the_command_line() {
+    for device in Device::ALL {
+        assert_eq!(device.to_string(), device.as_str());
+    }
+}
+
+#[test]
 fn group_sizes_offered_divide_the_width() {
-    assert_eq!(
-        divisors_hint(576),
-        [16, 32, 48, 64, 96, 144, 192, 288, 576]
-    );
+    assert_eq!(divisors_hint(576), [16, 32, 48, 64, 96, 144, 192, 288, 576]);
     assert_eq!(divisors_hint(100), [20, 25, 50, 100]);
     assert_eq!(divisors_hint(17), [17]);
     assert_eq!(divisors_hint(8), [0; 0]);
@@ -186,9 +199,8 @@ fn an_empty_section_is_the_default_section() {
 
 #[test]
 fn anchors_and_merges_of_yaml_work() {
-    let text = format!(
-        "{MODEL}rules:\n  - &eight {{match: a, bits: 8}}\n  - {{<<: *eight, match: b}}\n"
-    );
+    let text =
+        format!("{MODEL}rules:\n  - &eight {{match: a, bits: 8}}\n  - {{<<: *eight, match: b}}\n");
     let pipeline = parse(&text).unwrap();
     assert_eq!(pipeline.rules[0].treatment, pipeline.rules[1].treatment);
 }
@@ -201,7 +213,7 @@ fn a_fingerprint_changes_with_what_decides_the_codes_and_with_nothing_else() {
     for same in [
         "resources.threads=2",
         "resources.max_memory=1GiB",
-        "export.0.out=x",
+        "export=[{format: compressed-tensors, out: x}]",
         "quant.bits=4",
     ] {
         assert_eq!(of(&[same]), base, "{same}");
@@ -342,10 +354,7 @@ fn text_that_is_not_yaml_is_refused_with_its_line() {
         "model: {source: a}\nquant: {}\nmodel: {source: b}\n",
         "p.yaml:1: not YAML: duplicate entry with key \"model\"\nhint: `halfbyte schema` prints what may stand in a pipeline file",
     );
-    check_error(
-        "- a\n",
-        "p.yaml: found a list, wanted a section",
-    );
+    check_error("- a\n", "p.yaml: found a list, wanted a section");
 }
 
 #[test]
@@ -472,7 +481,7 @@ fn a_value_of_the_wrong_kind_says_what_is_wanted() {
     );
     check_error(
         "model: {source: embedded:tiny}\nquant: {signed_scales: aut}\n",
-        "p.yaml:2: quant.signed_scales: found `aut`, wanted auto or true or false\nhint: did you mean `auto`?",
+        "p.yaml:2: quant.signed_scales: found `aut`, wanted auto, true or false\nhint: did you mean `auto`?",
     );
     check_error(
         "model: {source: embedded:tiny}\nmethod: gtpq\n",
@@ -520,7 +529,7 @@ fn a_value_of_the_wrong_kind_says_what_is_wanted() {
 fn a_model_that_is_not_there_is_refused() {
     check_error(
         "model:\n  source: ./nowhere\n",
-        "p.yaml:2: model.source: nothing is at `base/./nowhere` or at `./nowhere`\nhint: give a model's folder, a hub id `org/name`, or embedded:tiny",
+        "p.yaml:2: model.source: nothing is at `base/nowhere` or at `./nowhere`\nhint: give a model's folder, a hub id `org/name`, or embedded:tiny",
     );
     check_error(
         "model: {source: embedded:small}\n",
@@ -598,11 +607,11 @@ fn rules_must_be_readable_and_do_something() {
 fn an_export_must_be_able_to_hold_every_scheme() {
     check_error(
         "model: {source: embedded:tiny}\nquant: {sym: false}\nexport:\n  - {format: gptq}\n",
-        "p.yaml:4: export.0.format: gptq holds no asymmetric weights safely: it stores zero points less one, asked for by `quant`\nhint: use `format: gptq_v2`, or `sym: true`",
+        "p.yaml:4: export.0.format: `quant` asks for more than it holds: gptq cannot hold asymmetric weights that every reader understands; use gptq_v2 or compressed-tensors\nhint: use `format: gptq_v2`, or `sym: true`",
     );
     check_error(
         "model: {source: embedded:tiny}\nrules: [{match: a, bits: 6}]\nexport: [{format: compressed-tensors}, {format: gptq}]\n",
-        "p.yaml:3: export.1.format: gptq holds 2, 3, 4 or 8 bits, found 6, asked for by `rules.0`\nhint: use one of these widths, or `format: compressed-tensors` alone",
+        "p.yaml:3: export.1.format: `rules.0` asks for more than it holds: gptq has no layout for 6 bits; use 2, 3, 4 or 8, or compressed-tensors\nhint: use one of these widths, or another format alone",
     );
     check_error(
         "model: {source: embedded:tiny}\nexport: [{format: gptq}, {format: gptq}]\n",
@@ -634,15 +643,15 @@ fn evaluation_needs_its_text_and_a_gate_its_evaluation() {
 fn a_bad_override_is_told_by_its_own_name() {
     check_override_error(
         &["quant.bits=9"],
-        "--set quant.bits: quant.bits: found 9, wanted 2, 3, 4, 5, 6 or 8",
+        "--set quant.bits: found 9, wanted 2, 3, 4, 5, 6 or 8",
     );
     check_override_error(
         &["quant.bitz=3"],
-        "--set quant.bitz: quant.bitz: unknown key\nhint: did you mean `bits`?",
+        "--set quant.bitz: unknown key\nhint: did you mean `bits`?",
     );
     check_override_error(
         &["quant.w_bit=9"],
-        "--set quant.w_bit: quant.w_bit: found 9, wanted 2, 3, 4, 5, 6 or 8",
+        "--set quant.w_bit: found 9, wanted 2, 3, 4, 5, 6 or 8",
     );
     check_override_error(
         &["quant.bits"],
@@ -654,7 +663,7 @@ fn a_bad_override_is_told_by_its_own_name() {
     );
     check_override_error(
         &["rules.3.bits=3"],
-        "--set rules.3.bits=3: `3` is no place in a list of 0; wanted 0\nhint: write `--set key.path=value`, such as `--set quant.bits=3`",
+        "--set rules.3.bits=3: `3` is no place in a list; it has 0, and the next free place is 0\nhint: write `--set key.path=value`, such as `--set quant.bits=3`",
     );
     check_override_error(
         &["method.name=3", "method=rtn", "method.name=3"],
@@ -680,4 +689,40 @@ fn lines_are_right_among_comments_strings_and_flow() {
         "model:\n  source: >\n    bits\n    and more\nquant:\n  bits: 9\n",
         "p.yaml:6: quant.bits: found 9, wanted 2, 3, 4, 5, 6 or 8",
     );
+}
+
+// The pipelines that come with the project.
+
+fn pipelines() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines")
+}
+
+#[test]
+fn the_quickstart_needs_nothing_but_the_project() {
+    let pipeline = Pipeline::load(&pipelines().join("quickstart.yaml"), &[]).unwrap();
+    assert_eq!(
+        pipeline.model.source,
+        ModelSource::Embedded("tiny".to_owned())
+    );
+    assert!(pipeline.evaluate.unwrap().text.path.is_file());
+    assert_eq!(pipeline.export.len(), 2);
+    assert_eq!(pipeline.notices, [""; 0]);
+}
+
+#[test]
+fn every_pipeline_of_the_project_is_sound_once_its_files_are_given() {
+    let text = pipelines().join("quickstart.yaml").display().to_string();
+    let given = [
+        "model.source=embedded:tiny".to_owned(),
+        format!("calibration.sources.0.path={text}"),
+        format!("evaluate.text={text}"),
+    ];
+    let mut seen = 0;
+    for entry in std::fs::read_dir(pipelines()).unwrap() {
+        let path = entry.unwrap().path();
+        let pipeline = Pipeline::load(&path, &given).unwrap();
+        assert_eq!(pipeline.notices, [""; 0], "{}", path.display());
+        seen += 1;
+    }
+    assert!(seen >= 5, "found {seen} pipelines");
 }

@@ -4,9 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How codes are chosen.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// Round to nearest: no calibration text is read.
@@ -17,9 +15,7 @@ pub enum Method {
 }
 
 /// Which form of the method.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Recipe {
     /// The paper's own loop, for comparison with other tools.
@@ -30,9 +26,7 @@ pub enum Recipe {
 }
 
 /// What the statistics of a stage have seen.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Propagation {
     /// Every statistic from the float model.
@@ -43,9 +37,7 @@ pub enum Propagation {
 }
 
 /// How texts become windows of `sequence_length` tokens.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Packing {
     /// Texts are joined and cut; no token is lost but the tail.
@@ -58,9 +50,7 @@ pub enum Packing {
 }
 
 /// A layout the codes are written in.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Format {
     /// vLLM's and transformers' compressed-tensors, pack-quantized.
     #[default]
@@ -75,9 +65,7 @@ pub enum Format {
 }
 
 /// Where tensors live.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Device {
     /// The best there is.
@@ -131,6 +119,40 @@ pub enum Windows {
 impl Default for Windows {
     fn default() -> Self {
         Self::Count(32)
+    }
+}
+
+impl Device {
+    /// Every device, in the order in which they are listed to users.
+    pub const ALL: [Self; 6] = [
+        Self::Auto,
+        Self::Cpu,
+        Self::Vulkan,
+        Self::Metal,
+        Self::Dx12,
+        Self::Webgpu,
+    ];
+
+    /// The word in the file and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Vulkan => "vulkan",
+            Self::Metal => "metal",
+            Self::Dx12 => "dx12",
+            Self::Webgpu => "webgpu",
+        }
+    }
+}
+
+impl From<Format> for halfbyte_pack::Format {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::CompressedTensors => Self::CompressedTensors,
+            Format::Gptq => Self::Gptq,
+            Format::GptqV2 => Self::GptqV2,
+        }
     }
 }
 

@@ -1,0 +1,250 @@
+//! What may be typed.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use halfbyte_pipeline::config::{Device, Windows, parse_bytes};
+
+/// From Hugging Face safetensors to a calibrated low-bit checkpoint: one pipeline file, one program, no Python.
+///
+/// MODEL is a folder, a hub id `org/name[@revision]`, or `embedded:tiny`.
+/// Results go to stdout, progress and logs to stderr; RUST_LOG chooses the logs.
+/// Exit codes: 0 done; 2 the input is at fault; 3 a gate failed; 1 a fault of the program.
+#[derive(Debug, Parser)]
+#[command(name = "halfbyte", version, verbatim_doc_comment)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Quantize as the pipeline file says; a run that was cut off is taken up where it stood
+    Run(Run),
+    /// Say what would be done, in seconds, reading no weights: sizes, memory, problems found
+    Plan(Plan),
+    /// Score a model on a text: perplexity, and divergence from a reference model
+    Eval(Eval),
+    /// Say what a model holds, tensor by tensor
+    Inspect(Inspect),
+    /// Print the JSON Schema of the pipeline file, for editors
+    Schema,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE.yaml")]
+    pub(crate) pipeline: PathBuf,
+    /// Folder to write; the name of the pipeline file under `out/` where not given
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// What the run may hold before it spills to files, such as 8GiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_memory: Option<String>,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+    /// Start anew whatever an earlier run left in DIR
+    #[arg(long)]
+    pub(crate) fresh: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE.yaml")]
+    pub(crate) pipeline: PathBuf,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Eval {
+    /// Folder, hub id or `embedded:tiny`
+    pub(crate) model: String,
+    /// The model to hold it against, the float one as a rule
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) reference: Option<String>,
+    /// A plain text file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Tokens a window
+    #[arg(long, value_name = "N", default_value = "1024")]
+    pub(crate) sequence_length: NonZeroUsize,
+    /// A count (evenly spaced), indices from 0 with commas such as 0,7,9 (one alone: `7,`), or all
+    #[arg(long, value_name = "N|LIST|all", default_value = "32", value_parser = windows)]
+    pub(crate) windows: Windows,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// Folder, hub id or `embedded:tiny`
+    pub(crate) model: String,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Machine {
+    /// Where tensors live
+    #[arg(long, value_parser = PossibleValuesParser::new(Device::ALL.map(Device::as_str)).map(|word| device(&word)))]
+    pub(crate) device: Option<Device>,
+    /// Threads; all cores where not given
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Overrides {
+    /// Set a key of the pipeline file, such as --set quant.bits=3; may be repeated
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+impl Run {
+    /// The flags as keys of the pipeline file; they come after `--set` and so win over it.
+    pub(crate) fn all_overrides(&self) -> Vec<String> {
+        let mut all = self.overrides.set.clone();
+        if let Some(device) = &self.machine.device {
+            all.push(format!("resources.device={device}"));
+        }
+        if let Some(threads) = self.machine.threads {
+            all.push(format!("resources.threads={threads}"));
+        }
+        if let Some(size) = &self.max_memory {
+            all.push(format!("resources.max_memory='{size}'"));
+        }
+        all
+    }
+
+    /// Where the run writes: `--out`, or the pipeline file's name under `out/`.
+    pub(crate) fn out_folder(&self) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| {
+            let name = self.pipeline.file_stem().unwrap_or_default();
+            PathBuf::from("out").join(name)
+        })
+    }
+}
+
+/// The device of one of [`Device::ALL`]'s words.
+fn device(word: &str) -> Device {
+    let named = Device::ALL
+        .into_iter()
+        .find(|device| device.as_str() == word);
+    named.unwrap_or_default()
+}
+
+fn size(text: &str) -> Result<String, String> {
+    match parse_bytes(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("wanted a size such as 8GiB or 512MiB".to_owned()),
+    }
+}
+
+fn windows(text: &str) -> Result<Windows, String> {
+    let wrong = || "wanted a count from 1, indices such as 0,7,9, or all".to_owned();
+    let number = |text: &str| text.trim().parse::<usize>().map_err(|_| wrong());
+    if text == "all" {
+        return Ok(Windows::All);
+    }
+    if !text.contains(',') {
+        return match number(text)? {
+            0 => Err(wrong()),
+            count => Ok(Windows::Count(count)),
+        };
+    }
+    let list = text.trim_start_matches('[').trim_end_matches(']');
+    let list = list.strip_suffix(',').unwrap_or(list);
+    list.split(',')
+        .map(number)
+        .collect::<Result<_, _>>()
+        .map(Windows::List)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn run(line: &str) -> Run {
+        match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Run(run) => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_keys_that_win_over_set() {
+        let run = run(
+            "halfbyte run p.yaml --threads 2 --device cpu --max-memory 8GiB --set quant.bits=3 --set a=b",
+        );
+        assert_eq!(
+            run.all_overrides(),
+            [
+                "quant.bits=3",
+                "a=b",
+                "resources.device=cpu",
+                "resources.threads=2",
+                "resources.max_memory='8GiB'"
+            ]
+        );
+        assert!(!run.fresh);
+    }
+
+    #[test]
+    fn a_run_writes_under_the_name_of_its_pipeline() {
+        assert_eq!(
+            run("halfbyte run pipelines/quickstart.yaml").out_folder(),
+            PathBuf::from("out/quickstart")
+        );
+        assert_eq!(
+            run("halfbyte run p.yaml --out d").out_folder(),
+            PathBuf::from("d")
+        );
+    }
+
+    #[test]
+    fn windows_are_a_count_indices_or_all() {
+        assert_eq!(windows("32"), Ok(Windows::Count(32)));
+        assert_eq!(windows("all"), Ok(Windows::All));
+        assert_eq!(windows("0,7, 9"), Ok(Windows::List(vec![0, 7, 9])));
+        assert_eq!(windows("[0,7]"), Ok(Windows::List(vec![0, 7])));
+        assert_eq!(windows("7,"), Ok(Windows::List(vec![7])));
+        for wrong in ["0", "", "some", "1,x", "-1", ",", "1,,2"] {
+            assert!(windows(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bad_flags_are_refused_before_anything_starts() {
+        for line in [
+            "halfbyte run p.yaml --device cuda",
+            "halfbyte run p.yaml --threads 0",
+            "halfbyte run p.yaml --max-memory much",
+            "halfbyte eval m",
+            "halfbyte eval m --text t --windows 0",
+            "halfbyte frob",
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

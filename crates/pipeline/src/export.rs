@@ -1,0 +1,185 @@
+//! Finished blocks to checkpoint folders.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use halfbyte_checkpoint::{
+    Dtype, SafetensorsWriter, TensorInfo, create_folder, plan_shards, write_file, write_json,
+};
+use halfbyte_model::Decoder;
+use halfbyte_pack::{ConfigNotes, Format, NamedTensor, pack, packed_layout, quantization_config};
+use serde_json::{Value, json};
+
+use crate::config::{Damp, Method, Pipeline, Propagation};
+use crate::event::Event;
+use crate::quantize::Layout;
+use crate::work::{Solved, Work};
+
+/// Shards no larger than this, as the field's own writer has it.
+const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// One written checkpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct Exported {
+    /// Its folder.
+    pub(crate) folder: PathBuf,
+    /// The format.
+    pub(crate) format: Format,
+    /// Bytes of its tensors.
+    pub(crate) bytes: u64,
+}
+
+/// Writes every export of the pipeline, block by block, reading the finished blocks from the work folder.
+pub(crate) fn export(
+    pipeline: &Pipeline,
+    layout: &Layout,
+    decoder: &Decoder,
+    work: &Work,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<Vec<Exported>> {
+    let out = work.out();
+    let folders = layout.formats.iter().map(|(format, folder)| (*format, out.join(folder)));
+    let total = decoder.n_blocks() as u64;
+    folders
+        .map(|(format, folder)| {
+            let mut tick = |done| on_event(Event::Phase { block: None, name: "export", done, total, unit: "blocks" });
+            let bytes = export_one(pipeline, layout, decoder, work, format, &folder, &mut tick)
+                .with_context(|| format!("export as {format}"))?;
+            Ok(Exported { folder, format, bytes })
+        })
+        .collect()
+}
+
+fn export_one(
+    pipeline: &Pipeline,
+    layout: &Layout,
+    decoder: &Decoder,
+    work: &Work,
+    format: Format,
+    folder: &std::path::Path,
+    tick: &mut dyn FnMut(u64),
+) -> Result<u64> {
+    create_folder(folder)?;
+    let source = decoder.weights().folder();
+    let infos = tensor_infos(layout, decoder, format)?;
+    let plan = plan_shards(&infos, MAX_SHARD_BYTES);
+    let mut blocks = Blocks { work, loaded: None };
+    for shard in &plan.shards {
+        let mut writer = SafetensorsWriter::create(&folder.join(&shard.file), &shard.tensors)?;
+        for info in &shard.tensors {
+            match packed_module(&info.name, layout) {
+                Some((block, module)) => {
+                    tick(block as u64);
+                    let tensors = blocks.packed(block, module, format, layout)?;
+                    let tensor = tensors.iter().find(|t| t.name == info.name).with_context(|| info.name.clone())?;
+                    writer.write(&info.name, &tensor.bytes)?;
+                }
+                None => {
+                    writer.write(&info.name, source.tensor(&info.name)?.bytes)?;
+                    source.release([info.name.as_str()]);
+                }
+            }
+        }
+        writer.finish()?;
+    }
+    tick(decoder.n_blocks() as u64);
+    if let Some(index) = &plan.index {
+        write_json(&folder.join("model.safetensors.index.json"), index)?;
+    }
+    let ignored: Vec<String> =
+        if source.config().tie_word_embeddings { vec!["lm_head".to_owned()] } else { Vec::new() };
+    let quantization = quantization_config(format, &layout.modules, &ignored, &notes(pipeline));
+    let mut config = source.raw_config().clone();
+    if let Some(file) = format.config_file() {
+        write_json(&folder.join(file), &quantization)?;
+    }
+    if let Value::Object(keys) = &mut config {
+        keys.insert("quantization_config".to_owned(), quantization);
+    }
+    source.copy_other_files(folder)?;
+    // Last of all: a folder without config.json is no model to any reader.
+    write_file(&folder.join("config.json"), &serde_json::to_vec_pretty(&config)?)?;
+    Ok(infos.iter().map(TensorInfo::bytes).sum())
+}
+
+/// All tensors of the export in the source's own order, a packed linear's in the place of its weight.
+fn tensor_infos(layout: &Layout, decoder: &Decoder, format: Format) -> Result<Vec<TensorInfo>> {
+    let source = decoder.weights().folder();
+    let mut infos = Vec::new();
+    for name in source.names() {
+        let view = source.tensor(name)?;
+        let scheme = name.strip_suffix(".weight").and_then(|module| Some((module, layout.scheme(module)?)));
+        match (scheme, view.shape) {
+            (Some((module, scheme)), &[out, in_]) => {
+                let packed = packed_layout(module, &scheme, [out, in_], format, layout.scale_dtype)?;
+                infos.extend(packed.into_iter().map(|t| TensorInfo {
+                    name: t.name,
+                    dtype: file_dtype(t.dtype),
+                    shape: t.shape,
+                }));
+            }
+            _ => infos.push(TensorInfo { name: name.to_owned(), dtype: view.dtype, shape: view.shape.to_vec() }),
+        }
+    }
+    Ok(infos)
+}
+
+/// The block and module a packed tensor belongs to; none for tensors that are copied.
+fn packed_module<'a>(tensor: &'a str, layout: &Layout) -> Option<(usize, &'a str)> {
+    let (module, part) = tensor.rsplit_once('.')?;
+    if part == "bias" {
+        return None;
+    }
+    layout.scheme(module)?;
+    let block = module.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()?;
+    Some((block, module))
+}
+
+/// The block read last, with the module packed last: neighbours in the file come from the same one.
+struct Blocks<'a> {
+    work: &'a Work,
+    loaded: Option<(usize, Vec<Solved>, String, Vec<NamedTensor>)>,
+}
+
+impl Blocks<'_> {
+    fn packed(&mut self, block: usize, module: &str, format: Format, layout: &Layout) -> Result<&[NamedTensor]> {
+        if self.loaded.as_ref().is_none_or(|(index, ..)| *index != block) {
+            self.loaded = Some((block, self.work.load(block)?, String::new(), Vec::new()));
+        }
+        let (_, solved, name, tensors) = self.loaded.as_mut().context("a block was just loaded")?;
+        if name != module {
+            let found = solved.iter().find(|s| s.module == module);
+            let weight = &found.with_context(|| format!("{module} is missing from the finished block {block}"))?.weight;
+            *tensors = pack(module, weight, format, layout.scale_dtype)?;
+            *name = module.to_owned();
+        }
+        Ok(tensors)
+    }
+}
+
+fn notes(pipeline: &Pipeline) -> ConfigNotes {
+    let meta = json!({
+        "method": pipeline.method.to_string(),
+        "recipe": pipeline.recipe.to_string(),
+    });
+    ConfigNotes {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        damp_percent: match pipeline.quant.damp_percent {
+            Damp::Fraction(p) if pipeline.method == Method::Gptq => Some(p),
+            _ => None,
+        },
+        true_sequential: pipeline.propagation == Propagation::Sequential,
+        static_groups: pipeline.quant.static_groups,
+        meta: meta.as_object().cloned().unwrap_or_default(),
+    }
+}
+
+fn file_dtype(dtype: halfbyte_pack::Dtype) -> Dtype {
+    match dtype {
+        halfbyte_pack::Dtype::F16 => Dtype::F16,
+        halfbyte_pack::Dtype::BF16 => Dtype::BF16,
+        halfbyte_pack::Dtype::F32 => Dtype::F32,
+        halfbyte_pack::Dtype::I32 => Dtype::I32,
+        halfbyte_pack::Dtype::I64 => Dtype::I64,
+    }
+}

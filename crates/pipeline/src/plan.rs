@@ -1,0 +1,202 @@
+//! What a run would do, told in a second: no weight is read.
+
+use std::fmt;
+
+use anyhow::Result;
+use halfbyte_model::{LinearKind, linear_shape};
+use halfbyte_pack::{consumers, packed_layout};
+use serde::Serialize;
+
+use crate::config::Pipeline;
+use crate::inspect::describe;
+use crate::open::{open_calibration, open_evaluation, open_model};
+use crate::quantize::Layout;
+use crate::stage::Solver;
+
+/// What a run would do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// The model as the pipeline names it.
+    pub model: String,
+    /// `llama`, `mistral`, `qwen2` or `qwen3`.
+    pub model_type: String,
+    /// Decoder blocks.
+    pub blocks: usize,
+    /// Method and recipe.
+    pub method: String,
+    /// Kinds of linears with their shape and treatment, one line a kind and scheme.
+    pub linears: Vec<PlannedLinears>,
+    /// Bits per weight over the quantized linears, scales and zero points included.
+    pub bits_per_weight: f64,
+    /// Bytes of the source's tensors.
+    pub bytes_before: u64,
+    /// Exports with their size and consumers.
+    pub exports: Vec<PlannedExport>,
+    /// Calibration windows, and held-out ones.
+    pub windows: [usize; 2],
+    /// Tokens of a window.
+    pub sequence_length: usize,
+    /// Evaluation windows.
+    pub evaluation_windows: Option<usize>,
+    /// Bytes of activations kept at a time, in memory or spilled.
+    pub activation_bytes: u64,
+    /// Bytes of one block's weights, statistics and working space, roughly.
+    pub block_bytes: u64,
+    /// Floating-point operations of forward and statistics.
+    pub operations: f64,
+    /// What to know before starting.
+    pub notices: Vec<String>,
+}
+
+/// Linears of one kind that are treated alike.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedLinears {
+    /// Such as `q_proj`.
+    pub linear: String,
+    /// Rows.
+    pub out_features: usize,
+    /// Columns.
+    pub in_features: usize,
+    /// How many blocks treat it so.
+    pub count: usize,
+    /// Such as `4-bit group 64 sym`, or `kept`.
+    pub scheme: String,
+}
+
+/// One export.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedExport {
+    /// The format.
+    pub format: String,
+    /// Its folder inside the run's.
+    pub folder: String,
+    /// Bytes of its tensors.
+    pub bytes: u64,
+    /// Consumers and whether they load it.
+    pub consumers: Vec<(String, String)>,
+}
+
+/// Plans a run and finds every problem that can be known without reading weights.
+pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
+    let folder = open_model(&pipeline.model.source.location(), pipeline.model.revision.clone(), &mut |_| ())?;
+    let layout = Layout::new(pipeline, &folder)?;
+    let config = folder.config();
+    let tokenizer = folder.tokenizer()?;
+    let windows = open_calibration(pipeline, &tokenizer, &mut |_| ())?;
+    let evaluation = pipeline.evaluate.as_ref().map(|e| open_evaluation(e, &tokenizer)).transpose()?;
+
+    let mut linears: Vec<PlannedLinears> = Vec::new();
+    let (mut bits, mut weights) = (0.0, 0.0);
+    for block in 0..config.num_hidden_layers {
+        for kind in LinearKind::ALL {
+            let scheme = layout.scheme(&kind.module(block));
+            let [out_features, in_features] = linear_shape(config, kind);
+            if let Some(scheme) = scheme {
+                bits += scheme.bits_per_weight(in_features) * (out_features * in_features) as f64;
+                weights += (out_features * in_features) as f64;
+            }
+            let words = scheme.map_or("kept".to_owned(), |s| describe(&s));
+            match linears.iter_mut().find(|l| l.linear == kind.short() && l.scheme == words) {
+                Some(line) => line.count += 1,
+                None => linears.push(PlannedLinears {
+                    linear: kind.short().to_owned(),
+                    out_features,
+                    in_features,
+                    count: 1,
+                    scheme: words,
+                }),
+            }
+        }
+    }
+    let mut bytes_before = 0;
+    let mut exports: Vec<PlannedExport> = Vec::new();
+    for (format, place) in &layout.formats {
+        let mut bytes = 0;
+        bytes_before = 0;
+        let mut loads: Vec<(String, String)> = Vec::new();
+        for name in folder.names() {
+            let view = folder.tensor(name)?;
+            bytes_before += view.bytes.len() as u64;
+            let scheme = name.strip_suffix(".weight").and_then(|module| Some((module, layout.scheme(module)?)));
+            match (scheme, view.shape) {
+                (Some((module, scheme)), &[out, in_]) => {
+                    let packed = packed_layout(module, &scheme, [out, in_], *format, layout.scale_dtype)?;
+                    bytes += packed.iter().map(|t| t.bytes()).sum::<u64>();
+                    for (consumer, verdict, _) in consumers(*format, &scheme) {
+                        let line = (consumer.name.to_owned(), verdict.to_string());
+                        if !loads.contains(&line) {
+                            loads.push(line);
+                        }
+                    }
+                }
+                _ => bytes += view.bytes.len() as u64,
+            }
+        }
+        exports.push(PlannedExport {
+            format: format.to_string(),
+            folder: place.display().to_string(),
+            bytes,
+            consumers: loads,
+        });
+    }
+
+    let counts = [windows.calibration.len(), windows.holdout.len()];
+    let tokens = ((counts[0] + counts[1]) * pipeline.calibration.sequence_length) as u64;
+    let (hidden, mlp) = (config.hidden_size as u64, config.intermediate_size as u64);
+    let heads = (config.num_attention_heads * config.head_dim) as u64;
+    let kv = (config.num_key_value_heads * config.head_dim) as u64;
+    let block_weights = hidden * (2 * heads + 2 * kv) + 3 * hidden * mlp;
+    let statistics = 2 * hidden * hidden + heads * heads + mlp * mlp;
+    let attention = 2 * heads * pipeline.calibration.sequence_length as u64;
+    let per_token = 2 * (block_weights + attention) + statistics;
+    Ok(Plan {
+        model: pipeline.model.source.to_string(),
+        model_type: config.row().model_type.to_owned(),
+        blocks: config.num_hidden_layers,
+        method: format!("{} ({})", Solver::new(pipeline, false).name(), pipeline.recipe),
+        linears,
+        bits_per_weight: bits / weights,
+        bytes_before,
+        exports,
+        windows: counts,
+        sequence_length: pipeline.calibration.sequence_length,
+        evaluation_windows: evaluation.map(|e| e.windows.len()),
+        activation_bytes: 2 * tokens * (hidden + (heads + kv).max(mlp)),
+        block_bytes: 4 * block_weights + 8 * hidden.max(mlp).max(heads).pow(2) * 2,
+        operations: config.num_hidden_layers as f64 * tokens as f64 * per_token as f64,
+        notices: pipeline.notices.iter().chain(&windows.report.warnings).cloned().collect(),
+    })
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mb = |bytes: u64| bytes as f64 / 1e6;
+        writeln!(f, "{}: {}, {} blocks, {}", self.model, self.model_type, self.blocks, self.method)?;
+        for l in &self.linears {
+            writeln!(f, "  {:10} {:>6} x {:<6} {:>4} of them  {}", l.linear, l.out_features, l.in_features, l.count, l.scheme)?;
+        }
+        writeln!(f, "{:.3} bits per weight with scales and zero points", self.bits_per_weight)?;
+        let [calibration, holdout] = self.windows;
+        writeln!(f, "calibration: {calibration} windows of {} tokens, {holdout} held out", self.sequence_length)?;
+        if let Some(windows) = self.evaluation_windows {
+            writeln!(f, "evaluation: {windows} windows")?;
+        }
+        writeln!(
+            f,
+            "memory: {:.0} MB of activations, about {:.0} MB for a block; work: {:.1} TFLOP",
+            mb(self.activation_bytes),
+            mb(self.block_bytes),
+            self.operations / 1e12
+        )?;
+        for export in &self.exports {
+            writeln!(f, "export {} in {:?}: {:.1} MB, before {:.1} MB", export.format, export.folder, mb(export.bytes), mb(self.bytes_before))?;
+            for (consumer, verdict) in &export.consumers {
+                writeln!(f, "  {consumer}: {verdict}")?;
+            }
+        }
+        for notice in &self.notices {
+            writeln!(f, "note: {notice}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,357 @@
+//! The loop where the stages meet: a block's statistics, its solves, its codes on disk, and on to the next.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use halfbyte_calibrate::{StageStats, Walk, WalkOptions};
+use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
+use halfbyte_pack::{Format, ScaleDtype};
+use halfbyte_quant::Scheme;
+use halfbyte_report::{LinearRecord, RunRecord};
+
+use crate::config::{Device, Pipeline, Propagation, Treatment};
+use crate::error::{GateFailed, user_error};
+use crate::event::Event;
+use crate::open::{open_calibration, open_model};
+use crate::stage::{Prepared, Solver, Task};
+use crate::usage::{Clock, usage};
+use crate::work::{Solved, Work};
+use crate::{evaluate, export, record};
+
+/// Where a run goes.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The folder the exports and `halfbyte/` are written into.
+    pub out: PathBuf,
+    /// Start over instead of going on where an interrupted run stopped.
+    pub fresh: bool,
+}
+
+/// What a run left behind.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// All records, as in `run.json`.
+    pub record: RunRecord,
+    /// The exported folders.
+    pub folders: Vec<PathBuf>,
+    /// Where `halfbyte/run.json` and `linears.csv` lie.
+    pub out: PathBuf,
+    /// The gate that the scores failed, if any; the files are written all the same.
+    pub gate: Option<GateFailed>,
+}
+
+/// Quantizes a model as the pipeline says: statistics, solves, exports, evaluation, reports.
+///
+/// Finished blocks are kept in `OUT/halfbyte/work`; a run of the same pipeline, model and text goes on after them.
+///
+/// # Errors
+/// Whatever is wrong with the input, before any block is solved where that can be known; see [`crate::exit_code`].
+pub fn quantize(pipeline: &Pipeline, options: &RunOptions, on_event: &mut dyn FnMut(Event)) -> Result<Run> {
+    let start = Instant::now();
+    let cpu = usage().cpu_seconds;
+    let mut clock = Clock::default();
+    let mut warnings: Vec<String> = Vec::new();
+    let mut warn = |text: String, on_event: &mut dyn FnMut(Event)| {
+        on_event(Event::Warning(text.clone()));
+        warnings.push(text);
+    };
+    for notice in &pipeline.notices {
+        on_event(Event::Note(notice.clone()));
+    }
+
+    let folder = open_model(&pipeline.model.source.location(), pipeline.model.revision.clone(), on_event)?;
+    let layout = Layout::new(pipeline, &folder)?;
+    let tokenizer = folder.tokenizer()?;
+    let windows = clock.time("tokenize", || open_calibration(pipeline, &tokenizer, on_event))?;
+    for warning in &windows.report.warnings {
+        warn(warning.clone(), on_event);
+    }
+    // Read early, so that a wrong path is told before the work and not after it.
+    let evaluation = match &pipeline.evaluate {
+        Some(evaluate) => Some(crate::open::open_evaluation(evaluate, &tokenizer)?),
+        None => None,
+    };
+
+    let identity = folder.identity()?;
+    let fingerprint = format!(
+        "{}-{}-{}-{}",
+        pipeline.fingerprint(),
+        identity.fingerprint,
+        windows.report.windows_sha256,
+        env!("CARGO_PKG_VERSION")
+    );
+    let (work, resumed, set_aside) = Work::open(&options.out, fingerprint, options.fresh)?;
+    if set_aside {
+        warn("the work folder held another run's blocks; starting over".to_owned(), on_event);
+    }
+
+    let solver = Solver::new(pipeline, layout.formats.iter().all(|(format, _)| format.allows_negative_scales()));
+    let decoder = Decoder::new(Weights::new(folder)?, open_device(device_choice(pipeline.resources.device))?);
+    let blocks = decoder.n_blocks();
+    on_event(Event::Started {
+        model: pipeline.model.source.to_string(),
+        blocks,
+        resumed,
+        linears: layout.modules.iter().filter(|(_, scheme)| scheme.is_some()).count(),
+        tokens: windows.report.tokens_calibration as u64,
+    });
+
+    let mut records: Vec<LinearRecord> = Vec::new();
+    for block in 0..resumed {
+        records.extend(work.records(block)?);
+    }
+    if resumed < blocks {
+        let walk_options = WalkOptions {
+            max_bytes: pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2,
+            spill_folder: work.folder().to_owned(),
+            mixed_windows: if solver.wants_mixed() { MIXED_WINDOWS } else { 0 },
+        };
+        let mut walk = clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?;
+        if resumed > 0 {
+            walk.restore(&work.stream()?)?;
+        }
+        for index in resumed..blocks {
+            let started = Instant::now();
+            let mut run = BlockRun {
+                pipeline,
+                solver: &solver,
+                layout: &layout,
+                block: index,
+                walk: &mut walk,
+                clock: &mut clock,
+                on_event,
+                solved: Vec::new(),
+                records: Vec::new(),
+            };
+            run.run(&decoder)?;
+            let (solved, block_records) = (run.solved, run.records);
+            for record in &block_records {
+                for warning in &record.warnings {
+                    warn(format!("{}: {warning}", record.linear), on_event);
+                }
+            }
+            clock.time("write", || work.save(index, &solved, &block_records, &walk.save()?))?;
+            records.extend(block_records);
+            on_event(Event::BlockDone { block: index, of: blocks, seconds: started.elapsed().as_secs_f64() });
+        }
+    }
+
+    let exports = clock.time("export", || export::export(pipeline, &layout, &decoder, &work, on_event))?;
+    let quantizing = usage();
+    let mut record = record::Parts {
+        pipeline,
+        decoder: &decoder,
+        calibration: &windows.report,
+        records,
+        exports: &exports,
+        warnings,
+        seconds: start.elapsed().as_secs_f64(),
+        cpu_seconds: quantizing.cpu_seconds - cpu,
+        peak_rss_bytes: Some(quantizing.peak_rss_bytes).filter(|bytes| *bytes > 0),
+        resumed,
+        clock: &clock,
+    }
+    .record();
+    drop(windows);
+
+    if let (Some(settings), Some(text)) = (&pipeline.evaluate, &evaluation) {
+        // The file is what the user gets, so the file is what is scored.
+        let quantized = Decoder::new(Weights::new(halfbyte_checkpoint::ModelFolder::open(&exports[0].folder)?)?, decoder.device().clone());
+        let scores = evaluate::scores(&quantized, Some(&decoder), &text.windows, on_event)?;
+        record.evaluation = record::evaluation(&settings.text.written, &scores, text);
+    }
+    halfbyte_report::write_run(&options.out, &record)?;
+    for export in &exports {
+        halfbyte_checkpoint::write_file(&export.folder.join("README.md"), halfbyte_report::model_card(&record).as_bytes())?;
+    }
+    work.remove()?;
+    let gate = match (pipeline.gate.max_kl, record.evaluation.as_ref().map(|e| e.kl_mean)) {
+        (Some(limit), Some(found)) if found > limit => Some(GateFailed { name: "max_kl", found, limit }),
+        _ => None,
+    };
+    let folders = exports.into_iter().map(|export| export.folder).collect();
+    Ok(Run { record, folders, out: options.out.clone(), gate })
+}
+
+/// Calibration windows the attention-mixed statistic is taken from; see results/LOG.md for what more of them buy.
+const MIXED_WINDOWS: usize = 16;
+
+/// What becomes of every linear, checked against the model and the formats before anything is read.
+pub(crate) struct Layout {
+    /// Formats and their folders.
+    pub(crate) formats: Vec<(Format, PathBuf)>,
+    /// All linears in the model's order, lm_head last where it has a weight of its own, with their schemes.
+    pub(crate) modules: Vec<(String, Option<Scheme>)>,
+    /// Type of the tensors that stay, and of compressed-tensors' scales.
+    pub(crate) scale_dtype: ScaleDtype,
+}
+
+impl Layout {
+    /// Settles every linear's scheme.
+    ///
+    /// # Errors
+    /// A model that is quantized already or lacks tensors; a scheme that a format cannot hold for a linear's shape.
+    pub(crate) fn new(pipeline: &Pipeline, folder: &halfbyte_checkpoint::ModelFolder) -> Result<Self> {
+        let config = folder.config();
+        if config.quantization_config.is_some() {
+            return Err(user_error(
+                format!("{}: the model is quantized already", folder.place()),
+                "give the float model it was made from",
+            ));
+        }
+        folder.check_tensors()?;
+        Self::of_config(pipeline, config, folder.has("lm_head.weight"))
+    }
+
+    /// The same from the config alone.
+    pub(crate) fn of_config(
+        pipeline: &Pipeline,
+        config: &halfbyte_checkpoint::ModelConfig,
+        own_head: bool,
+    ) -> Result<Self> {
+        let formats: Vec<_> = pipeline
+            .export_folders(Path::new(""))
+            .into_iter()
+            .map(|(format, folder)| (Format::from(format), folder))
+            .collect();
+        let mut modules = Vec::new();
+        for block in 0..config.num_hidden_layers {
+            for kind in LinearKind::ALL {
+                let module = kind.module(block);
+                let scheme = match pipeline.treatment(&module) {
+                    Treatment::Keep => None,
+                    Treatment::Quantize(scheme) => Some(scheme),
+                };
+                if let Some(scheme) = scheme {
+                    let shape = halfbyte_model::linear_shape(config, kind);
+                    for (format, _) in &formats {
+                        format.supports(&scheme, shape).map_err(|refusal| {
+                            user_error(format!("{module}: {refusal}"), "change quant or add a rule for this linear")
+                        })?;
+                    }
+                }
+                modules.push((module, scheme));
+            }
+        }
+        if own_head {
+            if matches!(pipeline.treatment("lm_head"), Treatment::Quantize(_)) {
+                return Err(user_error("lm_head: only the linears of the decoder blocks are quantized", "list lm_head under `ignore`"));
+            }
+            modules.push(("lm_head".to_owned(), None));
+        }
+        if modules.iter().all(|(_, scheme)| scheme.is_none()) {
+            return Err(user_error("nothing is left to quantize", "loosen `ignore` and the rules that skip"));
+        }
+        let scale_dtype = match config.dtype.as_deref() {
+            Some("float16") => ScaleDtype::F16,
+            Some("float32") => ScaleDtype::F32,
+            _ => ScaleDtype::BF16,
+        };
+        Ok(Self { formats, modules, scale_dtype })
+    }
+
+    /// The scheme of a linear, if it is quantized.
+    pub(crate) fn scheme(&self, module: &str) -> Option<Scheme> {
+        self.modules.iter().find(|(name, _)| name == module).and_then(|(_, scheme)| *scheme)
+    }
+}
+
+/// One block on its way through the stages.
+struct BlockRun<'a> {
+    pipeline: &'a Pipeline,
+    solver: &'a Solver,
+    layout: &'a Layout,
+    block: usize,
+    walk: &'a mut Walk,
+    clock: &'a mut Clock,
+    on_event: &'a mut dyn FnMut(Event),
+    solved: Vec<Solved>,
+    records: Vec<LinearRecord>,
+}
+
+impl BlockRun<'_> {
+    fn run(&mut self, decoder: &Decoder) -> Result<()> {
+        let tokens = self.walk.tokens_per_window();
+        let mut block = self.clock.time("read", || decoder.block(self.block, tokens))?;
+        let stats = self.walk("attention input", |walk, tick| walk.attention_input(&block, tick))?;
+        self.solve(decoder, &mut block, &[LinearKind::Q, LinearKind::K], std::slice::from_ref(&stats))?;
+        let mixed = self.walk("attention", |walk, tick| walk.attention_mixed(&block, tick))?;
+        let parts = if mixed.is_empty() { std::slice::from_ref(&stats) } else { &mixed[..] };
+        self.solve(decoder, &mut block, &[LinearKind::V], parts)?;
+        drop((stats, mixed));
+        let stats = self.walk("attention output", |walk, tick| walk.attention_output(&block, tick))?;
+        self.solve(decoder, &mut block, &[LinearKind::O], &[stats])?;
+        let stats = self.walk("mlp input", |walk, tick| walk.mlp_input(&block, tick))?;
+        self.solve(decoder, &mut block, &[LinearKind::Gate, LinearKind::Up], &[stats])?;
+        let stats = self.walk("mlp output", |walk, tick| walk.mlp_output(&block, tick))?;
+        self.solve(decoder, &mut block, &[LinearKind::Down], &[stats])?;
+        self.walk("residual", |walk, tick| walk.finish_block(&block, tick))?;
+        decoder.release_block(self.block);
+        Ok(())
+    }
+
+    fn walk<T>(
+        &mut self,
+        name: &'static str,
+        stage: impl FnOnce(&mut Walk, &mut dyn FnMut(usize)) -> Result<T, halfbyte_calibrate::WalkError>,
+    ) -> Result<T> {
+        let (block, windows) = (self.block, self.walk.n_windows());
+        let total = (windows * self.walk.tokens_per_window()) as u64;
+        let on_event = &mut *self.on_event;
+        let mut tick =
+            |done: usize| on_event(Event::Phase { block: Some(block), name, done: done as u64, total, unit: "tokens" });
+        tick(0);
+        let walk = &mut *self.walk;
+        let result = self.clock.time(name, || stage(walk, &mut tick));
+        result.with_context(|| format!("block {block}, {name}"))
+    }
+
+    /// Solves the linears that share these statistics, and puts their rounded weights in place for what follows
+    /// unless all statistics are to come from the float model.
+    fn solve(&mut self, decoder: &Decoder, block: &mut Block, kinds: &[LinearKind], parts: &[StageStats]) -> Result<()> {
+        let module = |kind: LinearKind| kind.module(self.block);
+        let wanted: Vec<(LinearKind, Scheme)> =
+            kinds.iter().filter_map(|&kind| Some((kind, self.layout.scheme(&module(kind))?))).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let place = || format!("block {}, {}", self.block, kinds[0].short());
+        let solver = self.solver;
+        let mut prepared = self.clock.time("factor", || Prepared::new(solver, parts)).with_context(place)?;
+        for (kind, scheme) in wanted {
+            let shape = [block.linears.get(kind).out_features(), block.linears.get(kind).in_features()];
+            let weight = decoder.weights().weight(&kind.module(self.block), shape)?;
+            let dense = decoder.weights().folder().tensor(&format!("{}.weight", kind.module(self.block)))?;
+            let bytes_before = dense.bytes.len() as u64;
+            let task = Task { block: self.block, kind, weight: &weight, shape, scheme, bytes_before };
+            let (solved, record) = self.clock.time("solve", || prepared.solve(solver, &task))?;
+            prepared.count_once();
+            (self.on_event)(Event::LinearDone {
+                block: self.block,
+                linear: solved.module.clone(),
+                bits: record.bits,
+                relative_loss: record.relative_loss,
+                relative_loss_rtn: record.relative_loss_rtn,
+                seconds: record.seconds,
+            });
+            if self.pipeline.propagation == Propagation::Sequential {
+                block.linears.get_mut(kind).set_weight(solved.weight.dequantize());
+            }
+            self.solved.push(solved);
+            self.records.push(record);
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn device_choice(device: Device) -> DeviceChoice {
+    match device {
+        Device::Auto => DeviceChoice::Auto,
+        Device::Cpu => DeviceChoice::Cpu,
+        Device::Vulkan => DeviceChoice::Vulkan,
+        Device::Metal => DeviceChoice::Metal,
+        Device::Dx12 => DeviceChoice::Dx12,
+        Device::Webgpu => DeviceChoice::WebGpu,
+    }
+}

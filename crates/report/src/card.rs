@@ -1,0 +1,203 @@
+use crate::RunRecord;
+use crate::text::{bytes, count, grouped};
+
+/// A draft of the README.md that goes with the exported files, for a person to finish: what it is made from, how,
+/// and what was measured. Every figure is from the record.
+pub fn model_card(run: &RunRecord) -> String {
+    let (model, calibration) = (&run.model, &run.calibration);
+    let mut out = front_matter(run);
+    out += &format!(
+        "# {}, {:.2} bits a weight\n\n",
+        short_name(&model.source),
+        run.summary.bits_per_weight
+    );
+    out += &format!(
+        "Quantized from `{}`{} with halfbyte {}: {} of {} blocks, {} parameters, {} -> {}.\n\n",
+        model.source,
+        model
+            .revision
+            .as_ref()
+            .map_or_else(String::new, |revision| format!(" at `{revision}`")),
+        run.version,
+        model.architecture,
+        model.blocks,
+        count(model.parameters),
+        bytes(run.summary.bytes_before),
+        bytes(run.summary.bytes_after)
+    );
+    out += "## Schemes\n\n| bits | group_size | sym | method | linears |\n|---|---|---|---|---|\n";
+    for (scheme, linears) in schemes(run) {
+        out += &format!("| {scheme} | {linears} |\n");
+    }
+    if let Some(e) = &run.evaluation {
+        out += &format!(
+            "\n## Measured\n\nOn {} windows of {} tokens of `{}`, the exported files read back, beside the model they are made from.\n\n\
+             | | before | after |\n|---|---|---|\n\
+             | perplexity | {:.3} ± {:.3} | {:.3} ± {:.3} |\n\
+             | KL divergence to the model before, mean | 0 | {:.4} ± {:.4} |\n\
+             | KL divergence, median and 99th percentile | 0 | {:.4}, {:.3} |\n\
+             | same most likely token | 100 % | {:.1} % |\n",
+            e.windows,
+            e.sequence_length,
+            e.text,
+            e.perplexity_float,
+            e.perplexity_float_se,
+            e.perplexity,
+            e.perplexity_se,
+            e.kl_mean,
+            e.kl_mean_se,
+            e.kl_median,
+            e.kl_p99,
+            100.0 * e.top1_agreement
+        );
+    }
+    let sources: Vec<String> = calibration
+        .sources
+        .iter()
+        .map(|source| format!("`{source}`"))
+        .collect();
+    out += &format!(
+        "\n## Calibration\n\n{} tokens in {} windows of {}, {} of them held out; sha256 of the windows `{}`.\n",
+        grouped(calibration.tokens_used + calibration.tokens_held_out),
+        calibration.samples,
+        sources.join(", "),
+        grouped(calibration.tokens_held_out),
+        calibration.sha256
+    );
+    if !run.summary.warnings.is_empty() {
+        out += "\n## Warnings\n\n";
+        for warning in &run.summary.warnings {
+            out += &format!("- {warning}\n");
+        }
+    }
+    out += "\nThe figures of every linear are in `halfbyte/linears.csv`, the whole record in `halfbyte/run.json`.\n";
+    out
+}
+
+/// The block that model hubs read. The licence is the original's, which only a person can state.
+fn front_matter(run: &RunRecord) -> String {
+    let source = &run.model.source;
+    let base_model = if is_hub_id(source) {
+        format!("base_model: {source}\nbase_model_relation: quantized\n")
+    } else {
+        String::new()
+    };
+    let formats: String = run
+        .exports
+        .iter()
+        .map(|export| format!("- {}\n", export.format))
+        .collect();
+    format!(
+        "---\n{base_model}pipeline_tag: text-generation\ntags:\n- halfbyte\n- quantized\n{formats}---\n"
+    )
+}
+
+/// `org/name`, and no path: exactly one slash and nothing that a path would begin with.
+fn is_hub_id(source: &str) -> bool {
+    match source.split_once('/') {
+        Some((org, name)) => {
+            !org.is_empty()
+                && !org.starts_with(['.', '~'])
+                && !name.is_empty()
+                && !name.contains('/')
+        }
+        None => false,
+    }
+}
+
+fn short_name(source: &str) -> &str {
+    source
+        .trim_end_matches('/')
+        .rsplit(['/', ':'])
+        .next()
+        .unwrap_or(source)
+}
+
+/// The distinct schemes as table cells, each with the number of linears, in order of first use.
+fn schemes(run: &RunRecord) -> Vec<(String, usize)> {
+    let mut schemes: Vec<(String, usize)> = Vec::new();
+    for linear in &run.linears {
+        let scheme = format!(
+            "{} | {} | {} | {}",
+            linear.bits, linear.group_size, linear.sym, linear.method
+        );
+        match schemes.iter_mut().find(|(known, _)| *known == scheme) {
+            Some((_, linears)) => *linears += 1,
+            None => schemes.push((scheme, 1)),
+        }
+    }
+    schemes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::run;
+
+    #[test]
+    fn the_card_says_what_was_made_from_what_and_how_good_it_is() {
+        let mut run = run();
+        run.linears[3].bits = 8;
+        assert_eq!(
+            model_card(&run),
+            "\
+---
+base_model: org/name
+base_model_relation: quantized
+pipeline_tag: text-generation
+tags:
+- halfbyte
+- quantized
+- compressed-tensors
+---
+# name, 4.50 bits a weight
+
+Quantized from `org/name` at `main` with halfbyte 0.1.0: llama of 2 blocks, 6.3 M parameters, 12.0 MiB -> 4.0 MiB.
+
+## Schemes
+
+| bits | group_size | sym | method | linears |
+|---|---|---|---|---|
+| 4 | 32 | true | gptq | 3 |
+| 8 | 32 | true | gptq | 1 |
+
+## Measured
+
+On 24 windows of 1024 tokens of `wiki.txt`, the exported files read back, beside the model they are made from.
+
+| | before | after |
+|---|---|---|
+| perplexity | 20.000 ± 0.510 | 21.000 ± 0.550 |
+| KL divergence to the model before, mean | 0 | 0.1273 ± 0.0021 |
+| KL divergence, median and 99th percentile | 0 | 0.0512, 1.214 |
+| same most likely token | 100 % | 81.3 % |
+
+## Calibration
+
+32 768 tokens in 64 windows of `calibration_data/`, 3 277 of them held out; sha256 of the windows `00ff`.
+
+## Warnings
+
+- the calibration text is short
+
+The figures of every linear are in `halfbyte/linears.csv`, the whole record in `halfbyte/run.json`.
+"
+        );
+    }
+
+    #[test]
+    fn only_hub_ids_name_a_base_model() {
+        for source in [
+            "embedded:tiny",
+            "/models/x",
+            "./x",
+            "../x",
+            "models/a/b",
+            "~/x",
+            "x",
+        ] {
+            assert!(!is_hub_id(source), "{source}");
+        }
+        assert!(is_hub_id("org/name"));
+    }
+}

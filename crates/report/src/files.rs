@@ -1,0 +1,259 @@
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::{LinearRecord, RunRecord, SCHEMA_VERSION};
+
+/// Why a record was not written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The file system would not.
+    #[error("{path}: cannot {action}", path = path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// `create the folder`, `write` or `read`.
+        action: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The file is not a run record.
+    #[error("{path}: not a run record", path = path.display())]
+    Parse {
+        /// File.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The file is of another version.
+    #[error("{path}: schema_version {found}, this program reads {SCHEMA_VERSION}; run the version that wrote it, or make the run anew", path = path.display())]
+    SchemaVersion {
+        /// File.
+        path: PathBuf,
+        /// Version in the file.
+        found: u32,
+    },
+}
+
+/// Writes `dir/halfbyte/run.json` and `dir/halfbyte/linears.csv`, each beside its final name first. Folders are made.
+pub fn write_run(dir: &Path, run: &RunRecord) -> Result<(), ReportError> {
+    let dir = dir.join("halfbyte");
+    fs::create_dir_all(&dir).map_err(|source| ReportError::Io {
+        path: dir.clone(),
+        action: "create the folder",
+        source,
+    })?;
+    let path = dir.join("run.json");
+    let json = serde_json::to_vec_pretty(run).map_err(|source| ReportError::Parse {
+        path: path.clone(),
+        source,
+    })?;
+    write_whole(&path, &json)?;
+    let path = dir.join("linears.csv");
+    let csv = linears_csv(&run.linears).map_err(|source| ReportError::Io {
+        path: path.clone(),
+        action: "write",
+        source,
+    })?;
+    write_whole(&path, &csv)
+}
+
+/// Reads the run record that [`write_run`] left in `dir`.
+pub fn read_run(dir: &Path) -> Result<RunRecord, ReportError> {
+    #[derive(Deserialize)]
+    struct Version {
+        schema_version: u32,
+    }
+    let path = dir.join("halfbyte").join("run.json");
+    let json = fs::read(&path).map_err(|source| ReportError::Io {
+        path: path.clone(),
+        action: "read",
+        source,
+    })?;
+    let parse = |source| ReportError::Parse {
+        path: path.clone(),
+        source,
+    };
+    let Version { schema_version } = serde_json::from_slice(&json).map_err(parse)?;
+    if schema_version != SCHEMA_VERSION {
+        return Err(ReportError::SchemaVersion {
+            path,
+            found: schema_version,
+        });
+    }
+    serde_json::from_slice(&json).map_err(parse)
+}
+
+/// A sibling takes the bytes and then the name, so that a full disk leaves the older file as it was.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
+    let mut sibling = path.as_os_str().to_owned();
+    sibling.push(".partial");
+    let sibling = PathBuf::from(sibling);
+    let written = fs::File::create(&sibling)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&sibling, path));
+    written.map_err(|source| {
+        // Best effort: the first error is the one to tell.
+        let _ = fs::remove_file(&sibling);
+        ReportError::Io {
+            path: path.to_path_buf(),
+            action: "write",
+            source,
+        }
+    })
+}
+
+/// Columns of linears.csv: the fields of [`LinearRecord`] in their order.
+const COLUMNS: [&str; 26] = [
+    "block",
+    "linear",
+    "out_features",
+    "in_features",
+    "bits",
+    "group_size",
+    "sym",
+    "method",
+    "bits_per_weight",
+    "tokens",
+    "relative_loss",
+    "relative_loss_heldout",
+    "relative_loss_rtn",
+    "sqnr_db",
+    "cosine",
+    "damp_asked",
+    "damp_used",
+    "dead_columns",
+    "condition",
+    "clipped_share",
+    "seconds",
+    "warnings",
+    "relative_loss_rtn_heldout",
+    "bytes_before",
+    "bytes_after",
+    "hessian",
+];
+
+fn linears_csv(linears: &[LinearRecord]) -> io::Result<Vec<u8>> {
+    let mut csv = csv::Writer::from_writer(Vec::new());
+    csv.write_record(COLUMNS)?;
+    for linear in linears {
+        csv.write_record(cells(linear))?;
+    }
+    csv.into_inner().map_err(|error| error.into_error())
+}
+
+/// A cell is empty where a value is not known.
+fn cells(linear: &LinearRecord) -> [String; 26] {
+    let maybe = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    [
+        linear.block.to_string(),
+        linear.linear.clone(),
+        linear.out_features.to_string(),
+        linear.in_features.to_string(),
+        linear.bits.to_string(),
+        linear.group_size.to_string(),
+        linear.sym.to_string(),
+        linear.method.clone(),
+        linear.bits_per_weight.to_string(),
+        linear.tokens.to_string(),
+        linear.relative_loss.to_string(),
+        maybe(linear.relative_loss_heldout),
+        linear.relative_loss_rtn.to_string(),
+        maybe(linear.sqnr_db),
+        maybe(linear.cosine),
+        maybe(linear.damp_asked),
+        linear.damp_used.to_string(),
+        linear.dead_columns.to_string(),
+        maybe(linear.condition),
+        linear.clipped_share.to_string(),
+        linear.seconds.to_string(),
+        linear.warnings.join("; "),
+        maybe(linear.relative_loss_rtn_heldout),
+        linear.bytes_before.to_string(),
+        linear.bytes_after.to_string(),
+        linear.hessian.as_str().to_string(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::run;
+
+    #[test]
+    fn a_run_reads_back_as_it_was_written_and_leaves_nothing_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("deep/out");
+        write_run(&out, &run()).unwrap();
+        write_run(&out, &run()).unwrap();
+        assert_eq!(read_run(&out).unwrap(), run());
+        let mut names: Vec<_> = fs::read_dir(out.join("halfbyte"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["linears.csv", "run.json"]);
+    }
+
+    #[test]
+    fn the_csv_has_the_fields_of_the_record_as_columns() {
+        let record = serde_json::to_value(&run().linears[0]).unwrap();
+        let fields: Vec<&String> = record.as_object().unwrap().keys().collect();
+        assert_eq!(fields, COLUMNS.iter().collect::<Vec<_>>());
+        let text = String::from_utf8(linears_csv(&run().linears).unwrap()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with(
+            "block,linear,out_features,in_features,bits,group_size,sym,method,bits_per_weight,tokens,relative_loss,\
+             relative_loss_heldout,relative_loss_rtn,sqnr_db,cosine,damp_asked,damp_used,dead_columns,condition,\
+             clipped_share,seconds,warnings,"
+        ));
+        assert_eq!(
+            lines[1],
+            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input"
+        );
+        assert_eq!(lines.len(), 1 + run().linears.len());
+        assert!(lines[4].contains(",\"damping raised, Cholesky failed twice; 3 dead columns\","));
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_does_not_lose_the_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut broken = run();
+        broken.linears[0].relative_loss = f64::NAN;
+        write_run(dir.path(), &broken).unwrap();
+        assert!(
+            read_run(dir.path()).unwrap().linears[0]
+                .relative_loss
+                .is_nan()
+        );
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = read_run(dir.path()).unwrap_err().to_string();
+        assert!(missing.ends_with("run.json: cannot read"), "{missing}");
+        fs::create_dir(dir.path().join("halfbyte")).unwrap();
+        let path = dir.path().join("halfbyte/run.json");
+        fs::write(&path, "{}").unwrap();
+        assert!(
+            read_run(dir.path())
+                .unwrap_err()
+                .to_string()
+                .ends_with("run.json: not a run record")
+        );
+        fs::write(&path, r#"{"schema_version": 99}"#).unwrap();
+        assert!(read_run(dir.path()).unwrap_err().to_string().ends_with(
+            "run.json: schema_version 99, this program reads 1; run the version that wrote it, or make the run anew"
+        ));
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let blocked = write_run(&file, &run()).unwrap_err().to_string();
+        assert!(
+            blocked.ends_with("halfbyte: cannot create the folder"),
+            "{blocked}"
+        );
+    }
+}

@@ -1,0 +1,242 @@
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+/// Version of the shape of run.json: it grows when a key is renamed, removed or changes its meaning.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Everything a run leaves behind about itself: the content of run.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// [`SCHEMA_VERSION`] of the program that wrote it.
+    pub schema_version: u32,
+    /// Version of that program.
+    pub version: String,
+    /// The checked pipeline, with every default filled in.
+    pub pipeline: Value,
+    /// What was quantized.
+    pub model: ModelRecord,
+    /// The text that the statistics are of.
+    pub calibration: CalibrationRecord,
+    /// One record a linear, in the order in which they were solved.
+    pub linears: Vec<LinearRecord>,
+    /// Totals.
+    pub summary: SummaryRecord,
+    /// Folders written.
+    #[serde(default)]
+    pub exports: Vec<ExportRecord>,
+    /// Scores of the exported files against the float model, if asked for.
+    pub evaluation: Option<EvaluationRecord>,
+}
+
+/// The model that was read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelRecord {
+    /// Folder, hub id or `embedded:tiny`, as the pipeline spells it.
+    pub source: String,
+    /// Hub revision, where it came from a hub.
+    pub revision: Option<String>,
+    /// Kind of model, `model_type` of its config.
+    pub architecture: String,
+    /// Decoder blocks.
+    pub blocks: usize,
+    /// Elements of all tensors.
+    pub parameters: u64,
+    /// Type of the weights, in the spelling of safetensors.
+    pub dtype: String,
+}
+
+/// The calibration text and what became of it. Counts are of tokens unless they say otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationRecord {
+    /// Where the text came from, as the pipeline spells it.
+    pub sources: Vec<String>,
+    /// SHA-256 of the token windows used, hexadecimal.
+    pub sha256: String,
+    /// Windows of tokens, the held-out ones included.
+    pub samples: usize,
+    /// Tokens the statistics are of.
+    pub tokens_used: u64,
+    /// Tokens kept out of the statistics to measure the held-out loss.
+    pub tokens_held_out: u64,
+    /// Tokens of texts too short, or past the number of samples asked for.
+    pub tokens_dropped: u64,
+    /// Tokens cut off the ends of texts too long.
+    pub tokens_truncated: u64,
+}
+
+/// Which second moment a linear was solved by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HessianKind {
+    /// Of its own input.
+    Input,
+    /// Of its input mixed by the attention weights, for values.
+    AttentionMixed,
+}
+
+impl HessianKind {
+    /// The spelling in run.json and linears.csv.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::AttentionMixed => "attention-mixed",
+        }
+    }
+}
+
+/// One linear: what was asked, what came out, and what it cost. The field names are the columns of linears.csv.
+///
+/// `relative_loss` is tr(ΔHΔᵀ)/tr(WHWᵀ), without units, so it compares across layers, models and calibration sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinearRecord {
+    /// Index of the decoder block.
+    pub block: usize,
+    /// Path inside the block, as `self_attn.q_proj`.
+    pub linear: String,
+    /// Rows.
+    pub out_features: usize,
+    /// Columns.
+    pub in_features: usize,
+    /// Bits a code.
+    pub bits: u8,
+    /// Columns a scale, -1 for the whole row.
+    pub group_size: i64,
+    /// Whether the zero point is fixed at the middle code.
+    pub sym: bool,
+    /// Solver, as the pipeline spells it.
+    pub method: String,
+    /// Stored bits per weight, scales and zero points included.
+    pub bits_per_weight: f64,
+    /// Tokens the statistics are of.
+    pub tokens: u64,
+    /// Loss on the calibration text.
+    #[serde(deserialize_with = "number")]
+    pub relative_loss: f64,
+    /// Loss on the held-out text.
+    pub relative_loss_heldout: Option<f64>,
+    /// Loss of plain rounding on the calibration text.
+    #[serde(deserialize_with = "number")]
+    pub relative_loss_rtn: f64,
+    /// Signal to noise of the weight in decibels; none if nothing was lost.
+    pub sqnr_db: Option<f64>,
+    /// Cosine between the outputs before and after.
+    pub cosine: Option<f64>,
+    /// Damping asked for, as a fraction of the mean diagonal; none where a rule chose it.
+    pub damp_asked: Option<f64>,
+    /// Damping used.
+    #[serde(deserialize_with = "number")]
+    pub damp_used: f64,
+    /// Input features that were zero on every token.
+    pub dead_columns: usize,
+    /// Estimate of the condition number of the damped second moment.
+    pub condition: Option<f64>,
+    /// Share of the weights outside their grid.
+    #[serde(deserialize_with = "number")]
+    pub clipped_share: f64,
+    /// Wall time of the solver.
+    #[serde(deserialize_with = "number")]
+    pub seconds: f64,
+    /// What the reader should know; joined by `; ` in linears.csv.
+    pub warnings: Vec<String>,
+    /// Loss of plain rounding on the held-out text.
+    pub relative_loss_rtn_heldout: Option<f64>,
+    /// Bytes of the weight as it was read.
+    pub bytes_before: u64,
+    /// Bytes of its codes, scales and zero points.
+    pub bytes_after: u64,
+    /// Which second moment it was solved by.
+    pub hessian: HessianKind,
+}
+
+/// Totals of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SummaryRecord {
+    /// Stored bits per weight over all quantized linears, scales and zero points included.
+    #[serde(deserialize_with = "number")]
+    pub bits_per_weight: f64,
+    /// Bytes of all tensors read.
+    pub bytes_before: u64,
+    /// Bytes of all tensors of the first export.
+    pub bytes_after: u64,
+    /// Wall time.
+    pub seconds: f64,
+    /// Processor time over all cores.
+    pub cpu_seconds: f64,
+    /// Largest resident memory, where the system tells.
+    pub peak_rss_bytes: Option<u64>,
+    /// Blocks taken over from an interrupted run; the seconds are those of this one alone.
+    #[serde(default)]
+    pub blocks_resumed: usize,
+    /// Where the time went, longest first.
+    #[serde(default)]
+    pub phases: Vec<PhaseRecord>,
+    /// What the reader should know of the run as a whole.
+    pub warnings: Vec<String>,
+}
+
+/// Time of one phase, such as `mlp input` (forward and statistics of that stage) or `solve`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PhaseRecord {
+    /// What was done.
+    pub name: String,
+    /// Wall time.
+    pub seconds: f64,
+    /// Processor time over all cores.
+    pub cpu_seconds: f64,
+}
+
+/// A folder that was written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportRecord {
+    /// Checkpoint format, in the field's spelling.
+    pub format: String,
+    /// Folder.
+    pub path: String,
+    /// Bytes of its tensors.
+    pub bytes: u64,
+}
+
+/// Scores of the exported files read back, beside the float model, token by token. KL in nats.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationRecord {
+    /// The text, as the pipeline spells it.
+    pub text: String,
+    /// Tokens a window.
+    pub sequence_length: usize,
+    /// Windows scored.
+    pub windows: usize,
+    /// Tokens scored.
+    pub tokens: u64,
+    /// Perplexity of the float model.
+    #[serde(deserialize_with = "number")]
+    pub perplexity_float: f64,
+    /// Its standard error.
+    #[serde(deserialize_with = "number")]
+    pub perplexity_float_se: f64,
+    /// Perplexity of the exported files.
+    #[serde(deserialize_with = "number")]
+    pub perplexity: f64,
+    /// Its standard error.
+    #[serde(deserialize_with = "number")]
+    pub perplexity_se: f64,
+    /// Mean of KL(float ‖ quantized) over tokens.
+    #[serde(deserialize_with = "number")]
+    pub kl_mean: f64,
+    /// Its standard error.
+    #[serde(deserialize_with = "number")]
+    pub kl_mean_se: f64,
+    /// Median over tokens.
+    #[serde(deserialize_with = "number")]
+    pub kl_median: f64,
+    /// 99th percentile over tokens.
+    #[serde(deserialize_with = "number")]
+    pub kl_p99: f64,
+    /// Share of tokens on which both models think the same token likeliest.
+    #[serde(deserialize_with = "number")]
+    pub top1_agreement: f64,
+}
+
+/// JSON has no NaN: what was written as null must not make the whole record unreadable.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Option::<f64>::deserialize(deserializer).map(|value| value.unwrap_or(f64::NAN))
+}

@@ -1,0 +1,194 @@
+//! The program as a user runs it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use halfbyte_checkpoint::ModelFolder;
+use halfbyte_model::{LinearKind, Weights, linear_shape};
+use halfbyte_report::{RunRecord, read_run};
+
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+pub(crate) fn halfbyte() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_halfbyte"));
+    command.current_dir(root()).env_remove("RUST_LOG").env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// The quickstart on a few short windows: seconds.
+pub(crate) fn small_run(out: &Path, more: &[&str]) -> Command {
+    let mut command = halfbyte();
+    command.args(["run", "pipelines/quickstart.yaml", "--device", "cpu", "--out"]).arg(out);
+    for set in [
+        "calibration.num_samples=9",
+        "calibration.sequence_length=64",
+        "evaluate.windows=2",
+        "evaluate.sequence_length=64",
+    ] {
+        command.args(["--set", set]);
+    }
+    command.args(more);
+    command
+}
+
+pub(crate) fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} ended with {}:\n{stderr}", output.status);
+    output
+}
+
+/// Everything the solver decided, without the times.
+fn decisions(run: &RunRecord) -> Vec<String> {
+    let line = |l: &halfbyte_report::LinearRecord| {
+        format!("{} {:e} {:?} {:e} {:?}", l.linear, l.relative_loss, l.relative_loss_heldout, l.damp_used, l.warnings)
+    };
+    run.linears.iter().map(line).collect()
+}
+
+#[test]
+fn the_quickstart_leaves_two_exports_that_hold_the_same_codes() {
+    let out = tempfile::tempdir().unwrap();
+    let output = succeed(&mut small_run(out.path(), &[]));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("perplexity"), "{text}");
+
+    let run = read_run(out.path()).unwrap();
+    assert_eq!(run.linears.len(), 6 * 7);
+    assert!(run.linears.iter().all(|l| l.relative_loss > 0.0 && l.relative_loss < l.relative_loss_rtn));
+    assert!(run.linears.iter().all(|l| l.relative_loss_heldout.is_some()));
+    let mixed = run.linears.iter().filter(|l| l.hessian == halfbyte_report::HessianKind::AttentionMixed);
+    assert!(mixed.clone().all(|l| l.linear.ends_with("v_proj")) && mixed.count() == 6);
+    let evaluation = run.evaluation.unwrap();
+    assert!(evaluation.kl_mean > 0.0 && evaluation.kl_mean < 0.5, "KL {}", evaluation.kl_mean);
+
+    let open = |format: &str| Weights::new(ModelFolder::open(&out.path().join(format)).unwrap()).unwrap();
+    let (ours, gptq) = (open("compressed-tensors"), open("gptq"));
+    for block in 0..6 {
+        for kind in LinearKind::ALL {
+            let (module, shape) = (kind.module(block), linear_shape(ours.config(), kind));
+            assert_eq!(ours.quantized(&module, shape).unwrap(), gptq.quantized(&module, shape).unwrap(), "{module}");
+        }
+    }
+    for file in ["tokenizer.json", "config.json", "README.md", "generation_config.json"] {
+        assert!(out.path().join("gptq").join(file).exists(), "{file}");
+    }
+    assert!(out.path().join("halfbyte/linears.csv").exists());
+    assert!(!out.path().join("halfbyte/work").exists());
+}
+
+#[test]
+fn results_are_the_same_bits_on_one_two_and_seven_threads() {
+    let export = |threads: &str| {
+        let out = tempfile::tempdir().unwrap();
+        succeed(&mut small_run(out.path(), &["--threads", threads, "--set", "evaluate=false"]));
+        let read = |name: &str| std::fs::read(out.path().join(name).join("model.safetensors")).unwrap();
+        (read("gptq"), read("compressed-tensors"), decisions(&read_run(out.path()).unwrap()))
+    };
+    let one = export("1");
+    assert!(one == export("2"), "two threads decide otherwise than one");
+    assert!(one == export("7"), "seven threads decide otherwise than one");
+}
+
+#[test]
+fn a_killed_run_goes_on_where_it_stopped_and_ends_the_same() {
+    let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    succeed(&mut small_run(whole.path(), &[]));
+    let mut child = small_run(broken.path(), &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let state = broken.path().join("halfbyte/work/state.json");
+    let start = Instant::now();
+    let two_blocks = || std::fs::read_to_string(&state).is_ok_and(|s| !s.contains("\"blocks_done\": 1"));
+    while !two_blocks() {
+        assert!(start.elapsed() < Duration::from_secs(120), "no block was finished in two minutes");
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before it could be killed");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!broken.path().join("gptq/config.json").exists(), "a killed run must not leave a model behind");
+
+    succeed(&mut small_run(broken.path(), &[]));
+    let (whole, broken) = (whole.path(), broken.path());
+    let (a, b) = (read_run(whole).unwrap(), read_run(broken).unwrap());
+    assert!(b.summary.blocks_resumed >= 2 && a.summary.blocks_resumed == 0);
+    assert_eq!(decisions(&a), decisions(&b));
+    let file = |folder: &Path| std::fs::read(folder.join("gptq/model.safetensors")).unwrap();
+    assert!(file(whole) == file(broken), "the files differ");
+    assert_eq!(a.evaluation, b.evaluation);
+}
+
+#[test]
+fn another_pipeline_does_not_go_on_from_a_killed_runs_blocks() {
+    let out = tempfile::tempdir().unwrap();
+    let work = out.path().join("halfbyte/work");
+    std::fs::create_dir_all(&work).unwrap();
+    std::fs::write(work.join("state.json"), r#"{"fingerprint": "of another run", "blocks_done": 3}"#).unwrap();
+    let output = succeed(&mut small_run(out.path(), &[]));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("held another run's blocks"), "{text}");
+    assert_eq!(read_run(out.path()).unwrap().summary.blocks_resumed, 0);
+}
+
+#[test]
+fn a_gate_that_is_missed_ends_with_3_and_leaves_the_files() {
+    let out = tempfile::tempdir().unwrap();
+    let output = small_run(out.path(), &["--set", "gate.max_kl=0.0000001"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(out.path().join("gptq/config.json").exists());
+}
+
+#[test]
+fn float_propagation_spilling_and_every_scheme_run() {
+    for more in [
+        &["--set", "propagation=float", "--set", "quant.bits=3"][..],
+        &["--max-memory", "64KiB", "--set", "quant.bits=8"],
+        &["--set", "method=rtn", "--set", "quant.group_size=-1"],
+        &["--set", "recipe=reference", "--set", "quant.desc_act=false", "--set", "quant.static_groups=false"],
+        &["--set", "quant.sym=false", "--set", "quant.bits=2", "--set", "export=[{format: gptq_v2}]"],
+        &["--set", "rules=[{match: '*down_proj', bits: 8, group_size: 32}]", "--set", "ignore=['*.layers.0.*']"],
+    ] {
+        let out = tempfile::tempdir().unwrap();
+        succeed(&mut small_run(out.path(), more));
+        assert!(read_run(out.path()).unwrap().evaluation.unwrap().perplexity.is_finite(), "{more:?}");
+    }
+}
+
+#[test]
+fn eval_scores_an_export_as_the_run_did() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(&mut small_run(out.path(), &[]));
+    let run = read_run(out.path()).unwrap().evaluation.unwrap();
+    let output = succeed(halfbyte().arg("eval").arg(out.path().join("gptq")).args([
+        "--reference",
+        "embedded:tiny",
+        "--text",
+        "tests/data/evaluation.txt",
+        "--sequence-length",
+        "64",
+        "--windows",
+        "2",
+        "--json",
+        "--device",
+        "cpu",
+    ]));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["against"]["kl_mean"].as_f64().unwrap(), run.kl_mean);
+    assert_eq!(json["perplexity"].as_f64().unwrap(), run.perplexity);
+}
+
+#[test]
+fn plan_inspect_and_schema_print_results_on_stdout() {
+    let plan = succeed(halfbyte().args(["plan", "pipelines/quickstart.yaml", "--json"]));
+    let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert_eq!(plan["blocks"], 6);
+    assert_eq!(plan["exports"][1]["format"], "gptq");
+    let inspection = succeed(halfbyte().args(["inspect", "embedded:tiny", "--json"]));
+    let inspection: serde_json::Value = serde_json::from_slice(&inspection.stdout).unwrap();
+    assert_eq!(inspection["parameters"], 5_770_496);
+    let schema = succeed(halfbyte().arg("schema"));
+    let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).unwrap();
+    assert!(schema["properties"]["calibration"].is_object());
+}
