@@ -22,7 +22,9 @@ quant: {bits: 4, group_size: 64}
 
 impl Bench {
     fn new() -> Self {
-        let bench = Self { folder: tempfile::tempdir().unwrap() };
+        let bench = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
         let from = root().join("crates/checkpoint/embedded/tiny");
         fs::create_dir(bench.path("model")).unwrap();
         for file in ["config.json", "model.safetensors", "tokenizer.json"] {
@@ -79,9 +81,19 @@ impl Bench {
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
     let paths = entries.map(|e| e.unwrap().path());
-    paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+    paths
+        .flat_map(|path| {
+            if path.is_dir() {
+                files(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
 }
 
 /// One test a kind of bad input; the message stands in `snapshots/`.
@@ -174,7 +186,10 @@ fn a_full_disk() {
     let bench = Bench::new();
     fs::create_dir(bench.path("out")).unwrap();
     let mount = |program: &str, arguments: &[&str]| {
-        let done = Command::new(program).args(arguments).arg(bench.path("out")).output();
+        let done = Command::new(program)
+            .args(arguments)
+            .arg(bench.path("out"))
+            .output();
         done.is_ok_and(|output| output.status.success())
     };
     if !mount("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs"]) {
@@ -186,14 +201,24 @@ fn a_full_disk() {
     assert!(mount("umount", &[]));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("out/halfbyte/work/") && stderr.contains("no space left"), "{stderr}");
-    assert!(!left.iter().any(|path| path.ends_with("config.json")), "{left:?}");
+    assert!(
+        stderr.contains("out/halfbyte/work/") && stderr.contains("no storage space; free space"),
+        "{stderr}"
+    );
+    assert!(
+        !left.iter().any(|path| path.ends_with("config.json")),
+        "{left:?}"
+    );
 }
 
 #[test]
 fn a_pipeline_file_that_is_not_there() {
     let bench = Bench::new();
     let mut command = halfbyte();
-    let message = bench.message_of(command.current_dir(bench.path("")).args(["run", "no-pipeline.yaml"]));
+    let message = bench.message_of(
+        command
+            .current_dir(bench.path(""))
+            .args(["run", "no-pipeline.yaml"]),
+    );
     assert_snapshot("a_pipeline_file_that_is_not_there", &message);
 }

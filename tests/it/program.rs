@@ -9,19 +9,33 @@ use halfbyte_model::{LinearKind, Weights, linear_shape};
 use halfbyte_report::{RunRecord, read_run};
 
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap()
 }
 
 pub(crate) fn halfbyte() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_halfbyte"));
-    command.current_dir(root()).env_remove("RUST_LOG").env("HF_HUB_OFFLINE", "1");
+    command
+        .current_dir(root())
+        .env_remove("RUST_LOG")
+        .env("HF_HUB_OFFLINE", "1");
     command
 }
 
 /// The quickstart on a few short windows: seconds.
 pub(crate) fn small_run(out: &Path, more: &[&str]) -> Command {
     let mut command = halfbyte();
-    command.args(["run", "pipelines/quickstart.yaml", "--device", "cpu", "--out"]).arg(out);
+    command
+        .args([
+            "run",
+            "pipelines/quickstart.yaml",
+            "--device",
+            "cpu",
+            "--out",
+        ])
+        .arg(out);
     for set in [
         "calibration.num_samples=9",
         "calibration.sequence_length=64",
@@ -37,14 +51,21 @@ pub(crate) fn small_run(out: &Path, more: &[&str]) -> Command {
 pub(crate) fn succeed(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?} ended with {}:\n{stderr}", output.status);
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}:\n{stderr}",
+        output.status
+    );
     output
 }
 
 /// Everything the solver decided, without the times.
 fn decisions(run: &RunRecord) -> Vec<String> {
     let line = |l: &halfbyte_report::LinearRecord| {
-        format!("{} {:e} {:?} {:e} {:?}", l.linear, l.relative_loss, l.relative_loss_heldout, l.damp_used, l.warnings)
+        format!(
+            "{} {:e} {:?} {:e} {:?}",
+            l.linear, l.relative_loss, l.relative_loss_heldout, l.damp_used, l.warnings
+        )
     };
     run.linears.iter().map(line).collect()
 }
@@ -58,22 +79,47 @@ fn the_quickstart_leaves_two_exports_that_hold_the_same_codes() {
 
     let run = read_run(out.path()).unwrap();
     assert_eq!(run.linears.len(), 6 * 7);
-    assert!(run.linears.iter().all(|l| l.relative_loss > 0.0 && l.relative_loss < l.relative_loss_rtn));
-    assert!(run.linears.iter().all(|l| l.relative_loss_heldout.is_some()));
-    let mixed = run.linears.iter().filter(|l| l.hessian == halfbyte_report::HessianKind::AttentionMixed);
+    assert!(
+        run.linears
+            .iter()
+            .all(|l| l.relative_loss > 0.0 && l.relative_loss < l.relative_loss_rtn)
+    );
+    assert!(
+        run.linears
+            .iter()
+            .all(|l| l.relative_loss_heldout.is_some())
+    );
+    let mixed = run
+        .linears
+        .iter()
+        .filter(|l| l.hessian == halfbyte_report::HessianKind::AttentionMixed);
     assert!(mixed.clone().all(|l| l.linear.ends_with("v_proj")) && mixed.count() == 6);
     let evaluation = run.evaluation.unwrap();
-    assert!(evaluation.kl_mean > 0.0 && evaluation.kl_mean < 0.5, "KL {}", evaluation.kl_mean);
+    assert!(
+        evaluation.kl_mean > 0.0 && evaluation.kl_mean < 0.5,
+        "KL {}",
+        evaluation.kl_mean
+    );
 
-    let open = |format: &str| Weights::new(ModelFolder::open(&out.path().join(format)).unwrap()).unwrap();
+    let open =
+        |format: &str| Weights::new(ModelFolder::open(&out.path().join(format)).unwrap()).unwrap();
     let (ours, gptq) = (open("compressed-tensors"), open("gptq"));
     for block in 0..6 {
         for kind in LinearKind::ALL {
             let (module, shape) = (kind.module(block), linear_shape(ours.config(), kind));
-            assert_eq!(ours.quantized(&module, shape).unwrap(), gptq.quantized(&module, shape).unwrap(), "{module}");
+            assert_eq!(
+                ours.quantized(&module, shape).unwrap(),
+                gptq.quantized(&module, shape).unwrap(),
+                "{module}"
+            );
         }
     }
-    for file in ["tokenizer.json", "config.json", "README.md", "generation_config.json"] {
+    for file in [
+        "tokenizer.json",
+        "config.json",
+        "README.md",
+        "generation_config.json",
+    ] {
         assert!(out.path().join("gptq").join(file).exists(), "{file}");
     }
     assert!(out.path().join("halfbyte/linears.csv").exists());
@@ -84,31 +130,56 @@ fn the_quickstart_leaves_two_exports_that_hold_the_same_codes() {
 fn results_are_the_same_bits_on_one_two_and_seven_threads() {
     let export = |threads: &str| {
         let out = tempfile::tempdir().unwrap();
-        succeed(&mut small_run(out.path(), &["--threads", threads, "--set", "evaluate=false"]));
-        let read = |name: &str| std::fs::read(out.path().join(name).join("model.safetensors")).unwrap();
-        (read("gptq"), read("compressed-tensors"), decisions(&read_run(out.path()).unwrap()))
+        succeed(&mut small_run(
+            out.path(),
+            &["--threads", threads, "--set", "evaluate=false"],
+        ));
+        let read =
+            |name: &str| std::fs::read(out.path().join(name).join("model.safetensors")).unwrap();
+        (
+            read("gptq"),
+            read("compressed-tensors"),
+            decisions(&read_run(out.path()).unwrap()),
+        )
     };
     let one = export("1");
     assert!(one == export("2"), "two threads decide otherwise than one");
-    assert!(one == export("7"), "seven threads decide otherwise than one");
+    assert!(
+        one == export("7"),
+        "seven threads decide otherwise than one"
+    );
 }
 
 #[test]
 fn a_killed_run_goes_on_where_it_stopped_and_ends_the_same() {
     let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     succeed(&mut small_run(whole.path(), &[]));
-    let mut child = small_run(broken.path(), &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = small_run(broken.path(), &[])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let state = broken.path().join("halfbyte/work/state.json");
     let start = Instant::now();
-    let two_blocks = || std::fs::read_to_string(&state).is_ok_and(|s| !s.contains("\"blocks_done\": 1"));
+    let two_blocks =
+        || std::fs::read_to_string(&state).is_ok_and(|s| !s.contains("\"blocks_done\": 1"));
     while !two_blocks() {
-        assert!(start.elapsed() < Duration::from_secs(120), "no block was finished in two minutes");
-        assert!(child.try_wait().unwrap().is_none(), "the run ended before it could be killed");
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "no block was finished in two minutes"
+        );
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "the run ended before it could be killed"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(!broken.path().join("gptq/config.json").exists(), "a killed run must not leave a model behind");
+    assert!(
+        !broken.path().join("gptq/config.json").exists(),
+        "a killed run must not leave a model behind"
+    );
 
     succeed(&mut small_run(broken.path(), &[]));
     let (whole, broken) = (whole.path(), broken.path());
@@ -125,7 +196,11 @@ fn another_pipeline_does_not_go_on_from_a_killed_runs_blocks() {
     let out = tempfile::tempdir().unwrap();
     let work = out.path().join("halfbyte/work");
     std::fs::create_dir_all(&work).unwrap();
-    std::fs::write(work.join("state.json"), r#"{"fingerprint": "of another run", "blocks_done": 3}"#).unwrap();
+    std::fs::write(
+        work.join("state.json"),
+        r#"{"fingerprint": "of another run", "blocks_done": 3}"#,
+    )
+    .unwrap();
     let output = succeed(&mut small_run(out.path(), &[]));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("held another run's blocks"), "{text}");
@@ -135,7 +210,9 @@ fn another_pipeline_does_not_go_on_from_a_killed_runs_blocks() {
 #[test]
 fn a_gate_that_is_missed_ends_with_3_and_leaves_the_files() {
     let out = tempfile::tempdir().unwrap();
-    let output = small_run(out.path(), &["--set", "gate.max_kl=0.0000001"]).output().unwrap();
+    let output = small_run(out.path(), &["--set", "gate.max_kl=0.0000001"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(3));
     assert!(out.path().join("gptq/config.json").exists());
 }
@@ -146,13 +223,40 @@ fn float_propagation_spilling_and_every_scheme_run() {
         &["--set", "propagation=float", "--set", "quant.bits=3"][..],
         &["--max-memory", "64KiB", "--set", "quant.bits=8"],
         &["--set", "method=rtn", "--set", "quant.group_size=-1"],
-        &["--set", "recipe=reference", "--set", "quant.desc_act=false", "--set", "quant.static_groups=false"],
-        &["--set", "quant.sym=false", "--set", "quant.bits=2", "--set", "export=[{format: gptq_v2}]"],
-        &["--set", "rules=[{match: '*down_proj', bits: 8, group_size: 32}]", "--set", "ignore=['*.layers.0.*']"],
+        &[
+            "--set",
+            "recipe=reference",
+            "--set",
+            "quant.desc_act=false",
+            "--set",
+            "quant.static_groups=false",
+        ],
+        &[
+            "--set",
+            "quant.sym=false",
+            "--set",
+            "quant.bits=2",
+            "--set",
+            "export=[{format: gptq_v2}]",
+        ],
+        &[
+            "--set",
+            "rules=[{match: '*down_proj', bits: 8, group_size: 32}]",
+            "--set",
+            "ignore=['*.layers.0.*']",
+        ],
     ] {
         let out = tempfile::tempdir().unwrap();
         succeed(&mut small_run(out.path(), more));
-        assert!(read_run(out.path()).unwrap().evaluation.unwrap().perplexity.is_finite(), "{more:?}");
+        assert!(
+            read_run(out.path())
+                .unwrap()
+                .evaluation
+                .unwrap()
+                .perplexity
+                .is_finite(),
+            "{more:?}"
+        );
     }
 }
 

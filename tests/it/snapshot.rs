@@ -13,5 +13,10 @@ pub(crate) fn assert_snapshot(name: &str, text: &str) {
         fs::write(&path, format!("{text}\n")).unwrap();
     }
     let wanted = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, wanted.trim_end(), "{} differs; HALFBYTE_UPDATE_SNAPSHOTS=1 rewrites it", path.display());
+    assert_eq!(
+        text,
+        wanted.trim_end(),
+        "{} differs; HALFBYTE_UPDATE_SNAPSHOTS=1 rewrites it",
+        path.display()
+    );
 }

@@ -19,7 +19,11 @@ pub struct Accumulator {
 impl Accumulator {
     /// An empty sum for inputs of `features` channels.
     pub fn new(features: usize) -> Self {
-        Self { sum: Mat::zeros(features, features), abs: vec![0.0; features], n_tokens: 0 }
+        Self {
+            sum: Mat::zeros(features, features),
+            abs: vec![0.0; features],
+            n_tokens: 0,
+        }
     }
 
     /// Tokens seen.
@@ -37,24 +41,35 @@ impl Accumulator {
         let tokens = rows.len() / features;
         self.add_abs(rows, features)?;
         let x = MatRef::from_row_major_slice(rows, tokens, features);
-        panels(self.sum.as_mut()).into_par_iter().for_each(|(start, panel)| {
-            let width = panel.ncols();
-            let (mut diagonal, mut below) = panel.subrows_mut(start, features - start).split_at_row_mut(width);
-            let columns = x.subcols(start, width);
-            triangular_matmul(
-                diagonal.as_mut(),
-                BlockStructure::TriangularLower,
-                Accum::Add,
-                columns.transpose(),
-                BlockStructure::Rectangular,
-                columns,
-                BlockStructure::Rectangular,
-                1.0,
-                Par::Seq,
-            );
-            let rest = x.subcols(start + width, features - start - width);
-            matmul(below.as_mut(), Accum::Add, rest.transpose(), columns, 1.0, Par::Seq);
-        });
+        panels(self.sum.as_mut())
+            .into_par_iter()
+            .for_each(|(start, panel)| {
+                let width = panel.ncols();
+                let (mut diagonal, mut below) = panel
+                    .subrows_mut(start, features - start)
+                    .split_at_row_mut(width);
+                let columns = x.subcols(start, width);
+                triangular_matmul(
+                    diagonal.as_mut(),
+                    BlockStructure::TriangularLower,
+                    Accum::Add,
+                    columns.transpose(),
+                    BlockStructure::Rectangular,
+                    columns,
+                    BlockStructure::Rectangular,
+                    1.0,
+                    Par::Seq,
+                );
+                let rest = x.subcols(start + width, features - start - width);
+                matmul(
+                    below.as_mut(),
+                    Accum::Add,
+                    rest.transpose(),
+                    columns,
+                    1.0,
+                    Par::Seq,
+                );
+            });
         self.n_tokens += tokens as u64;
         Ok(())
     }
@@ -75,7 +90,12 @@ impl Accumulator {
             }
         }
         let mean_abs = self.abs.iter().map(|a| (a * scale) as f32).collect();
-        ActivationStats { in_features: features, hessian, mean_abs, n_tokens: self.n_tokens }
+        ActivationStats {
+            in_features: features,
+            hessian,
+            mean_abs,
+            n_tokens: self.n_tokens,
+        }
     }
 
     fn add_abs(&mut self, rows: &[f32], features: usize) -> Result<(), usize> {
@@ -83,14 +103,22 @@ impl Accumulator {
         for chunk in rows.chunks(features * 64) {
             batch.fill(0.0);
             for row in chunk.chunks_exact(features) {
-                batch.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.abs());
+                batch
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(sum, x)| *sum += x.abs());
             }
-            self.abs.iter_mut().zip(&batch).for_each(|(sum, x)| *sum += f64::from(*x));
+            self.abs
+                .iter_mut()
+                .zip(&batch)
+                .for_each(|(sum, x)| *sum += f64::from(*x));
         }
         if self.abs.iter().all(|sum| sum.is_finite()) {
             return Ok(());
         }
-        let bad = rows.chunks_exact(features).position(|row| row.iter().any(|x| !x.is_finite()));
+        let bad = rows
+            .chunks_exact(features)
+            .position(|row| row.iter().any(|x| !x.is_finite()));
         Err(bad.unwrap_or(0))
     }
 }
@@ -114,7 +142,9 @@ mod tests {
     fn rows(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
         let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
         };
         (0..n).map(|_| next()).collect()
@@ -131,13 +161,23 @@ mod tests {
             assert_eq!(stats.n_tokens, 39);
             let all: Vec<f32> = a.into_iter().chain(b).collect();
             for i in 0..features {
-                let mean_abs: f64 = all.chunks(features).map(|r| f64::from(r[i].abs())).sum::<f64>() / 39.0;
+                let mean_abs: f64 = all
+                    .chunks(features)
+                    .map(|r| f64::from(r[i].abs()))
+                    .sum::<f64>()
+                    / 39.0;
                 assert!((f64::from(stats.mean_abs[i]) - mean_abs).abs() < 1e-6);
                 for j in (0..features).step_by(7) {
-                    let mean: f64 =
-                        all.chunks(features).map(|r| f64::from(r[i]) * f64::from(r[j])).sum::<f64>() / 39.0;
+                    let mean: f64 = all
+                        .chunks(features)
+                        .map(|r| f64::from(r[i]) * f64::from(r[j]))
+                        .sum::<f64>()
+                        / 39.0;
                     let found = f64::from(stats.hessian[i * features + j]);
-                    assert!((found - mean).abs() < 1e-6, "{features}: [{i}, {j}] is {found}, wanted {mean}");
+                    assert!(
+                        (found - mean).abs() < 1e-6,
+                        "{features}: [{i}, {j}] is {found}, wanted {mean}"
+                    );
                 }
             }
         }
@@ -147,7 +187,10 @@ mod tests {
     fn sums_are_the_same_bits_on_any_number_of_threads() {
         let (features, x) = (500, rows(64 * 500, 3));
         let sum = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
             pool.install(|| {
                 let mut accumulator = Accumulator::new(features);
                 accumulator.add(&x).unwrap();

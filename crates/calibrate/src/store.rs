@@ -19,7 +19,9 @@ enum Place {
 
 /// The spill file could not be made, written or read.
 #[derive(Debug, thiserror::Error)]
-#[error("activations spilled to {path}: {source}; free space there, raise --max-memory, or lower num_samples")]
+#[error(
+    "activations spilled to {path}: {source}; free space there, raise --max-memory, or lower num_samples"
+)]
 pub struct StoreError {
     path: PathBuf,
     source: io::Error,
@@ -28,16 +30,38 @@ pub struct StoreError {
 impl Store {
     /// Room for `windows` windows of `values_per_window` values, kept in memory.
     pub fn in_memory(windows: usize, values_per_window: usize) -> Self {
-        Self { values_per_window, place: Place::Memory(vec![0; windows * values_per_window]) }
+        Self {
+            values_per_window,
+            place: Place::Memory(vec![0; windows * values_per_window]),
+        }
     }
 
     /// The same in a file at `path`, which is removed with the store.
-    pub fn in_file(windows: usize, values_per_window: usize, path: &Path) -> Result<Self, StoreError> {
-        let fail = |source| StoreError { path: path.to_owned(), source };
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(fail)?;
-        file.set_len(Self::bytes(windows, values_per_window)).map_err(fail)?;
-        Ok(Self { values_per_window, place: Place::File { file, path: path.to_owned() } })
+    pub fn in_file(
+        windows: usize,
+        values_per_window: usize,
+        path: &Path,
+    ) -> Result<Self, StoreError> {
+        let fail = |source| StoreError {
+            path: path.to_owned(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)
+            .map_err(fail)?;
+        file.set_len(Self::bytes(windows, values_per_window))
+            .map_err(fail)?;
+        Ok(Self {
+            values_per_window,
+            place: Place::File {
+                file,
+                path: path.to_owned(),
+            },
+        })
     }
 
     /// Bytes such a store takes.
@@ -47,7 +71,11 @@ impl Store {
 
     /// Values of `count` windows from `first` on.
     pub fn read(&self, first: usize, count: usize) -> Result<Vec<f32>, StoreError> {
-        Ok(self.read_bits(first, count)?.into_iter().map(from_bf16).collect())
+        Ok(self
+            .read_bits(first, count)?
+            .into_iter()
+            .map(from_bf16)
+            .collect())
     }
 
     /// Replaces the values of windows from `first` on.
@@ -55,28 +83,50 @@ impl Store {
         let start = first * self.values_per_window;
         match &mut self.place {
             Place::Memory(all) => {
-                all[start..start + values.len()].iter_mut().zip(values).for_each(|(to, x)| *to = to_bf16(*x));
+                all[start..start + values.len()]
+                    .iter_mut()
+                    .zip(values)
+                    .for_each(|(to, x)| *to = to_bf16(*x));
                 Ok(())
             }
             Place::File { file, path } => {
-                let bytes: Vec<u8> = values.iter().flat_map(|x| to_bf16(*x).to_le_bytes()).collect();
-                let fail = |source| StoreError { path: path.clone(), source };
-                file.seek(SeekFrom::Start(2 * start as u64)).and_then(|_| file.write_all(&bytes)).map_err(fail)
+                let bytes: Vec<u8> = values
+                    .iter()
+                    .flat_map(|x| to_bf16(*x).to_le_bytes())
+                    .collect();
+                let fail = |source| StoreError {
+                    path: path.clone(),
+                    source,
+                };
+                file.seek(SeekFrom::Start(2 * start as u64))
+                    .and_then(|_| file.write_all(&bytes))
+                    .map_err(fail)
             }
         }
     }
 
     /// The stored bits of `count` windows from `first` on, to save them.
     pub fn read_bits(&self, first: usize, count: usize) -> Result<Vec<u16>, StoreError> {
-        let (start, len) = (first * self.values_per_window, count * self.values_per_window);
+        let (start, len) = (
+            first * self.values_per_window,
+            count * self.values_per_window,
+        );
         match &self.place {
             Place::Memory(all) => Ok(all[start..start + len].to_vec()),
             Place::File { file, path } => {
                 let mut bytes = vec![0; 2 * len];
-                let fail = |source| StoreError { path: path.clone(), source };
+                let fail = |source| StoreError {
+                    path: path.clone(),
+                    source,
+                };
                 let mut file: &File = file;
-                file.seek(SeekFrom::Start(2 * start as u64)).and_then(|_| file.read_exact(&mut bytes)).map_err(fail)?;
-                Ok(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect())
+                file.seek(SeekFrom::Start(2 * start as u64))
+                    .and_then(|_| file.read_exact(&mut bytes))
+                    .map_err(fail)?;
+                Ok(bytes
+                    .chunks_exact(2)
+                    .map(|b| u16::from_le_bytes([b[0], b[1]]))
+                    .collect())
             }
         }
     }
@@ -109,7 +159,17 @@ mod tests {
 
     #[test]
     fn rounds_as_the_half_crate_does() {
-        for x in [0.0, -0.0, 1.0, 1.003_906_2, 1.011_718_8, -3.14159, 1e-40, 3.4e38, f32::INFINITY] {
+        for x in [
+            0.0,
+            -0.0,
+            1.0,
+            1.003_906_2,
+            1.011_718_8,
+            -3.14159,
+            1e-40,
+            3.4e38,
+            f32::INFINITY,
+        ] {
             assert_eq!(to_bf16(x), half::bf16::from_f32(x).to_bits(), "{x}");
         }
         assert!(from_bf16(to_bf16(f32::NAN)).is_nan());
@@ -125,7 +185,10 @@ mod tests {
             store.write(1, &values[..4]).unwrap();
         }
         assert_eq!(memory.read(0, 3).unwrap(), file.read(0, 3).unwrap());
-        assert_eq!(memory.read_bits(1, 1).unwrap(), file.read_bits(1, 1).unwrap());
+        assert_eq!(
+            memory.read_bits(1, 1).unwrap(),
+            file.read_bits(1, 1).unwrap()
+        );
         drop(file);
         assert!(!path.exists());
     }

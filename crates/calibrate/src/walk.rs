@@ -41,7 +41,9 @@ pub enum WalkError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// An activation overflowed or was not a number.
-    #[error("{stage:?}: the activation of window {window}, token {token} is not finite; the model's weights overflow in this place")]
+    #[error(
+        "{stage:?}: the activation of window {window}, token {token} is not finite; the model's weights overflow in this place"
+    )]
     NotFinite {
         /// Which input.
         stage: Stage,
@@ -84,7 +86,11 @@ impl Walk {
     ///
     /// # Errors
     /// Token ids beyond the vocabulary, non-finite embeddings, no room for a spill file.
-    pub fn new(windows: &Windows, decoder: &Decoder, options: WalkOptions) -> Result<Self, WalkError> {
+    pub fn new(
+        windows: &Windows,
+        decoder: &Decoder,
+        options: WalkOptions,
+    ) -> Result<Self, WalkError> {
         let all: Vec<&Window> = windows.calibration.iter().chain(&windows.holdout).collect();
         let tokens = all.first().map_or(0, |w| w.ids.len());
         let hidden = decoder.weights().config().hidden_size;
@@ -125,14 +131,21 @@ impl Walk {
     /// Replaces the residual stream by saved bits.
     pub fn restore(&mut self, bits: &[u16]) -> Result<(), WalkError> {
         for (index, window) in bits.chunks(self.tokens * self.hidden).enumerate() {
-            let values: Vec<f32> = window.iter().map(|b| f32::from_bits(u32::from(*b) << 16)).collect();
+            let values: Vec<f32> = window
+                .iter()
+                .map(|b| f32::from_bits(u32::from(*b) << 16))
+                .collect();
             self.stream.write(index, &values)?;
         }
         Ok(())
     }
 
     /// Statistics of `norm1(h)`.
-    pub fn attention_input(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<StageStats, WalkError> {
+    pub fn attention_input(
+        &mut self,
+        block: &Block,
+        tick: &mut dyn FnMut(usize),
+    ) -> Result<StageStats, WalkError> {
         let mut sums = Sums::new(self.hidden);
         for batch in self.batches() {
             let x = block.attention_input(self.stream(&batch)?);
@@ -159,11 +172,14 @@ impl Walk {
             let (q, k) = block.query_key(x.clone());
             for window in batch.clone().filter(|&w| self.is_sampled(w)) {
                 let at = window - batch.start;
-                let one = |t: &Tensor<4>, head: usize, n: usize| t.clone().narrow(0, at, 1).narrow(1, head, n);
+                let one = |t: &Tensor<4>, head: usize, n: usize| {
+                    t.clone().narrow(0, at, 1).narrow(1, head, n)
+                };
                 for (head, sums) in sums.iter_mut().enumerate() {
                     let shared = heads / kv_heads;
                     let (q, k) = (one(&q, head * shared, shared), one(&k, head, 1));
-                    let mixed = values(block.attention_mixed_input(q, k, x.clone().narrow(0, at, 1)))?;
+                    let mixed =
+                        values(block.attention_mixed_input(q, k, x.clone().narrow(0, at, 1)))?;
                     for rows in mixed.chunks(self.tokens * self.hidden) {
                         self.observe(Stage::AttentionMixed, sums, &(window..window + 1), rows)?;
                     }
@@ -174,14 +190,23 @@ impl Walk {
             tick(batch.end * self.tokens);
         }
         self.kept = Kept::QueriesAndKeys(queries, keys);
-        let taken = if self.options.mixed_windows == 0 { Vec::new() } else { sums };
+        let taken = if self.options.mixed_windows == 0 {
+            Vec::new()
+        } else {
+            sums
+        };
         Ok(taken.into_iter().map(Sums::finish).collect())
     }
 
     /// Runs v and the attention, and gives the statistics of o's input.
-    pub fn attention_output(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<StageStats, WalkError> {
+    pub fn attention_output(
+        &mut self,
+        block: &Block,
+        tick: &mut dyn FnMut(usize),
+    ) -> Result<StageStats, WalkError> {
         let (heads, kv_heads, head_dim) = (block.heads(), block.kv_heads(), block.head_dim());
-        let Kept::QueriesAndKeys(queries, keys) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
+        let Kept::QueriesAndKeys(queries, keys) = std::mem::replace(&mut self.kept, Kept::Nothing)
+        else {
             unreachable!("attention_mixed comes before attention_output");
         };
         let features = heads * head_dim;
@@ -192,7 +217,10 @@ impl Walk {
             let read = |store: &Store, heads: usize| -> Result<Tensor<4>, WalkError> {
                 let shape = [batch.len(), heads, self.tokens, head_dim];
                 let values = store.read(batch.start, batch.len())?;
-                Ok(Tensor::from_data(TensorData::new(values, shape), &self.device))
+                Ok(Tensor::from_data(
+                    TensorData::new(values, shape),
+                    &self.device,
+                ))
             };
             let a = values(block.attention(read(&queries, heads)?, read(&keys, kv_heads)?, x))?;
             self.observe(Stage::AttentionOutput, &mut sums, &batch, &a)?;
@@ -204,7 +232,11 @@ impl Walk {
     }
 
     /// Runs o into the residual stream, and gives the statistics of `norm2(h)`.
-    pub fn mlp_input(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<StageStats, WalkError> {
+    pub fn mlp_input(
+        &mut self,
+        block: &Block,
+        tick: &mut dyn FnMut(usize),
+    ) -> Result<StageStats, WalkError> {
         let Kept::Attention(attention) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
             unreachable!("attention_output comes before mlp_input");
         };
@@ -213,15 +245,27 @@ impl Walk {
             let a = self.tensor(attention.read(batch.start, batch.len())?, &batch);
             let h = block.attention_output(self.stream(&batch)?, a);
             self.stream.write(batch.start, &values(h.clone())?)?;
-            self.observe(Stage::MlpInput, &mut sums, &batch, &values(block.mlp_input(h))?)?;
+            self.observe(
+                Stage::MlpInput,
+                &mut sums,
+                &batch,
+                &values(block.mlp_input(h))?,
+            )?;
             tick(batch.end * self.tokens);
         }
         Ok(sums.finish())
     }
 
     /// Runs gate and up, and gives the statistics of down's input.
-    pub fn mlp_output(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<StageStats, WalkError> {
-        let features = block.linears.get(halfbyte_model::LinearKind::Down).in_features();
+    pub fn mlp_output(
+        &mut self,
+        block: &Block,
+        tick: &mut dyn FnMut(usize),
+    ) -> Result<StageStats, WalkError> {
+        let features = block
+            .linears
+            .get(halfbyte_model::LinearKind::Down)
+            .in_features();
         let mut mlp = self.store(self.tokens * features, "mlp")?;
         let mut sums = Sums::new(features);
         for batch in self.batches() {
@@ -235,7 +279,11 @@ impl Walk {
     }
 
     /// Runs down into the residual stream: the next block's input.
-    pub fn finish_block(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<(), WalkError> {
+    pub fn finish_block(
+        &mut self,
+        block: &Block,
+        tick: &mut dyn FnMut(usize),
+    ) -> Result<(), WalkError> {
         let Kept::Mlp(mlp) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
             unreachable!("mlp_output comes before finish_block");
         };
@@ -250,7 +298,10 @@ impl Walk {
 
     fn batches(&self) -> Vec<Range<usize>> {
         let size = (BATCH_TOKENS / self.tokens.max(1)).max(1);
-        (0..self.n_windows()).step_by(size).map(|start| start..(start + size).min(self.n_windows())).collect()
+        (0..self.n_windows())
+            .step_by(size)
+            .map(|start| start..(start + size).min(self.n_windows()))
+            .collect()
     }
 
     fn stream(&self, batch: &Range<usize>) -> Result<Tensor<3>, WalkError> {
@@ -259,7 +310,10 @@ impl Walk {
 
     fn tensor(&self, values: Vec<f32>, batch: &Range<usize>) -> Tensor<3> {
         let features = values.len() / (batch.len() * self.tokens);
-        Tensor::from_data(TensorData::new(values, [batch.len(), self.tokens, features]), &self.device)
+        Tensor::from_data(
+            TensorData::new(values, [batch.len(), self.tokens, features]),
+            &self.device,
+        )
     }
 
     fn store(&self, values_per_window: usize, name: &str) -> Result<Store, WalkError> {
@@ -279,7 +333,13 @@ impl Walk {
     }
 
     /// Adds the real tokens of a batch to its windows' sums; padding is left out.
-    fn observe(&self, stage: Stage, sums: &mut Sums, batch: &Range<usize>, values: &[f32]) -> Result<(), WalkError> {
+    fn observe(
+        &self,
+        stage: Stage,
+        sums: &mut Sums,
+        batch: &Range<usize>,
+        values: &[f32],
+    ) -> Result<(), WalkError> {
         let per_window = values.len() / batch.len();
         let features = per_window / self.tokens;
         let not_finite = |row: usize, first: usize| WalkError::NotFinite {
@@ -291,13 +351,26 @@ impl Walk {
         while window < batch.end {
             let mut end = window + 1;
             let whole = |w: usize| self.lengths[w] == self.tokens;
-            while end < batch.end && whole(window) && whole(end) && (end < self.n_calibration) == (window < self.n_calibration) {
+            while end < batch.end
+                && whole(window)
+                && whole(end)
+                && (end < self.n_calibration) == (window < self.n_calibration)
+            {
                 end += 1;
             }
             let start = (window - batch.start) * per_window;
-            let rows = if whole(window) { (end - window) * self.tokens } else { self.lengths[window] };
-            let sum = if window < self.n_calibration { &mut sums.calibration } else { &mut sums.holdout };
-            sum.add(&values[start..start + rows * features]).map_err(|row| not_finite(row, window))?;
+            let rows = if whole(window) {
+                (end - window) * self.tokens
+            } else {
+                self.lengths[window]
+            };
+            let sum = if window < self.n_calibration {
+                &mut sums.calibration
+            } else {
+                &mut sums.holdout
+            };
+            sum.add(&values[start..start + rows * features])
+                .map_err(|row| not_finite(row, window))?;
             window = end;
         }
         Ok(())
@@ -311,15 +384,23 @@ struct Sums {
 
 impl Sums {
     fn new(features: usize) -> Self {
-        Self { calibration: Accumulator::new(features), holdout: Accumulator::new(features) }
+        Self {
+            calibration: Accumulator::new(features),
+            holdout: Accumulator::new(features),
+        }
     }
 
     fn finish(self) -> StageStats {
         let holdout = (self.holdout.n_tokens() > 0).then(|| self.holdout.finish());
-        StageStats { calibration: self.calibration.finish(), holdout }
+        StageStats {
+            calibration: self.calibration.finish(),
+            holdout,
+        }
     }
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, WalkError> {
-    tensor.try_into_vec_as::<f32>().map_err(|e| ModelError::Execution(e.to_string()).into())
+    tensor
+        .try_into_vec_as::<f32>()
+        .map_err(|e| ModelError::Execution(e.to_string()).into())
 }

@@ -11,7 +11,7 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
     let mut last = String::new();
     for (index, cause) in error.chain().map(ToString::to_string).enumerate() {
         // Errors that already tell their cause would tell it twice.
-        if index > 0 && last.ends_with(&cause) {
+        if index > 0 && last.contains(&cause) {
             continue;
         }
         let separator = if index > 0 { ": " } else { "" };

@@ -28,7 +28,12 @@ pub fn compare(reference: &[f32], logits: &[f32], target: usize) -> TokenScore {
     }
     // Σ p (ln p - ln q) = Σ p (a - b) - ln Zp + ln Zq; rounding can leave a hair below zero.
     let kl = (sum / p.sum - p.sum.ln() + q.sum.ln()).max(0.0);
-    TokenScore { nll_reference: p.nll(reference, target), nll: q.nll(logits, target), kl, same_top: p.top == q.top }
+    TokenScore {
+        nll_reference: p.nll(reference, target),
+        nll: q.nll(logits, target),
+        kl,
+        same_top: p.top == q.top,
+    }
 }
 
 /// `-ln p(target)` alone.
@@ -49,7 +54,10 @@ impl Normalized {
             max = if x > max { x } else { max };
         }
         let top = logits.iter().position(|&x| x == max).unwrap_or(0);
-        let sum = logits.chunks(1024).map(|c| f64::from(c.iter().map(|x| (x - max).exp()).sum::<f32>())).sum();
+        let sum = logits
+            .chunks(1024)
+            .map(|c| f64::from(c.iter().map(|x| (x - max).exp()).sum::<f32>()))
+            .sum();
         Self { max, top, sum }
     }
 
@@ -69,8 +77,14 @@ mod tests {
 
     #[test]
     fn matches_the_definition_in_f64() {
-        let a: Vec<f32> = (0..3001).map(|i| ((i * 37) % 101) as f32 / 17.0 - 3.0).collect();
-        let b: Vec<f32> = a.iter().enumerate().map(|(i, x)| x + ((i * 13) % 7) as f32 / 20.0).collect();
+        let a: Vec<f32> = (0..3001)
+            .map(|i| ((i * 37) % 101) as f32 / 17.0 - 3.0)
+            .collect();
+        let b: Vec<f32> = a
+            .iter()
+            .enumerate()
+            .map(|(i, x)| x + ((i * 13) % 7) as f32 / 20.0)
+            .collect();
         let (p, q) = (naive(&a), naive(&b));
         let kl: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
         let found = compare(&a, &b, 11);
@@ -90,7 +104,10 @@ mod tests {
     #[test]
     fn large_logits_do_not_overflow() {
         let found = compare(&[900.0, 0.0], &[0.0, 900.0], 0);
-        assert_eq!((found.nll_reference, found.nll, found.kl), (0.0, 900.0, 900.0));
+        assert_eq!(
+            (found.nll_reference, found.nll, found.kl),
+            (0.0, 900.0, 900.0)
+        );
         assert!(!found.same_top);
     }
 }

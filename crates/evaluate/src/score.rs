@@ -58,7 +58,9 @@ pub enum EvaluateError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// Two models that do not speak the same tokens.
-    #[error("the reference has a vocabulary of {reference} tokens and the model one of {model}; they cannot be compared")]
+    #[error(
+        "the reference has a vocabulary of {reference} tokens and the model one of {model}; they cannot be compared"
+    )]
     Vocabulary {
         /// The reference's.
         reference: usize,
@@ -91,9 +93,13 @@ pub fn evaluate(
     if let Some(reference) = reference
         && vocab(reference) != vocab(model)
     {
-        return Err(EvaluateError::Vocabulary { reference: vocab(reference), model: vocab(model) });
+        return Err(EvaluateError::Vocabulary {
+            reference: vocab(reference),
+            model: vocab(model),
+        });
     }
-    let total = (windows.len() * (model.n_blocks() + reference.map_or(0, Decoder::n_blocks) + 2)) as u64;
+    let total =
+        (windows.len() * (model.n_blocks() + reference.map_or(0, Decoder::n_blocks) + 2)) as u64;
     let mut done = 0;
     let mut step = |units: u64| {
         done += units;
@@ -118,13 +124,16 @@ pub fn evaluate(
             let logits = |stream: &[f32], decoder: &Decoder, head: &halfbyte_model::Head| {
                 let hidden = decoder.weights().config().hidden_size;
                 let h = stream[start * hidden..(start + rows) * hidden].to_vec();
-                let h = Tensor::<2>::from_data(TensorData::new(h, [rows, hidden]), decoder.device());
+                let h =
+                    Tensor::<2>::from_data(TensorData::new(h, [rows, hidden]), decoder.device());
                 values(head.forward(h))
             };
             let targets = &ids[start + 1..start + 1 + rows];
             let q = logits(&judged[index], model, &head)?;
             let p = match (&reference, &reference_head) {
-                (Some((decoder, streams)), Some(head)) => Some(logits(&streams[index], decoder, head)?),
+                (Some((decoder, streams)), Some(head)) => {
+                    Some(logits(&streams[index], decoder, head)?)
+                }
                 _ => None,
             };
             if q.iter().chain(p.iter().flatten()).any(|x| !x.is_finite()) {
@@ -138,7 +147,12 @@ pub fn evaluate(
                         Some(p) => compare(&p[range.clone()], &q[range], target),
                         None => {
                             let nll = score(&q[range], target);
-                            TokenScore { nll_reference: nll, nll, kl: 0.0, same_top: true }
+                            TokenScore {
+                                nll_reference: nll,
+                                nll,
+                                kl: 0.0,
+                                same_top: true,
+                            }
                         }
                     }
                 })
@@ -158,7 +172,10 @@ fn last_streams(
     step: &mut dyn FnMut(u64),
 ) -> Result<Vec<Vec<f32>>, EvaluateError> {
     let hidden = decoder.weights().config().hidden_size;
-    let mut streams = windows.iter().map(|w| decoder.embed(w)).collect::<Result<Vec<_>, _>>()?;
+    let mut streams = windows
+        .iter()
+        .map(|w| decoder.embed(w))
+        .collect::<Result<Vec<_>, _>>()?;
     for index in 0..decoder.n_blocks() {
         let block = decoder.block(index, windows[0].len())?;
         decoder.release_block(index);
@@ -173,13 +190,17 @@ fn last_streams(
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, EvaluateError> {
-    tensor.try_into_vec_as::<f32>().map_err(|e| ModelError::Execution(e.to_string()).into())
+    tensor
+        .try_into_vec_as::<f32>()
+        .map_err(|e| ModelError::Execution(e.to_string()).into())
 }
 
 fn summarize(scores: &[Vec<TokenScore>], against: bool) -> Evaluation {
     let per_window = |f: &dyn Fn(&TokenScore) -> f64| {
-        let means: Vec<f64> =
-            scores.iter().map(|window| window.iter().map(f).sum::<f64>() / window.len() as f64).collect();
+        let means: Vec<f64> = scores
+            .iter()
+            .map(|window| window.iter().map(f).sum::<f64>() / window.len() as f64)
+            .collect();
         mean_and_error(&means)
     };
     let (nll, nll_se) = per_window(&|s| s.nll);
@@ -227,7 +248,12 @@ mod tests {
     use super::*;
 
     fn token(nll_reference: f64, nll: f64, kl: f64, same_top: bool) -> TokenScore {
-        TokenScore { nll_reference, nll, kl, same_top }
+        TokenScore {
+            nll_reference,
+            nll,
+            kl,
+            same_top,
+        }
     }
 
     #[test]
@@ -241,7 +267,12 @@ mod tests {
         assert!((found.perplexity_se - 2.0f64.exp() * 1.0).abs() < 1e-12);
         let against = found.against.unwrap();
         assert!((against.perplexity_float - 1.5f64.exp()).abs() < 1e-12);
-        assert_eq!((against.kl_mean, against.kl_max, against.top1_agreement), (0.5, 1.5, 0.75));
-        assert!((against.ln_ratio - 0.5).abs() < 1e-12 && (against.ln_ratio_se - 0.5).abs() < 1e-12);
+        assert_eq!(
+            (against.kl_mean, against.kl_max, against.top1_agreement),
+            (0.5, 1.5, 0.75)
+        );
+        assert!(
+            (against.ln_ratio - 0.5).abs() < 1e-12 && (against.ln_ratio_se - 0.5).abs() < 1e-12
+        );
     }
 }

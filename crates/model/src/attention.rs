@@ -11,7 +11,12 @@ const CHUNK: usize = 128;
 /// `[windows, kv_heads, tokens, features]` to `[windows, heads, tokens, features]`. `sliding_window` keys, the
 /// query's own included, are seen when it is set. Keys and values are never repeated: the query heads that share a
 /// kv head are stacked as rows of one product.
-pub(crate) fn attention_mix(q: Tensor<4>, k: Tensor<4>, values: Tensor<4>, sliding_window: Option<usize>) -> Tensor<4> {
+pub(crate) fn attention_mix(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    values: Tensor<4>,
+    sliding_window: Option<usize>,
+) -> Tensor<4> {
     let [windows, heads, tokens, head_dim] = q.dims();
     let [_, kv_heads, _, features] = values.dims();
     let shared = heads / kv_heads;
@@ -20,7 +25,10 @@ pub(crate) fn attention_mix(q: Tensor<4>, k: Tensor<4>, values: Tensor<4>, slidi
         let rows = CHUNK.min(tokens - start);
         let first = sliding_window.map_or(0, |w| (start + 1).saturating_sub(w));
         let keys = start + rows - first;
-        let q = q.clone().narrow(2, start, rows).reshape([windows, kv_heads, shared * rows, head_dim]);
+        let q =
+            q.clone()
+                .narrow(2, start, rows)
+                .reshape([windows, kv_heads, shared * rows, head_dim]);
         let scores = q.matmul(k.clone().narrow(2, first, keys).swap_dims(2, 3));
         let mask = hidden_keys(start, rows, first, keys, sliding_window, &scores.device());
         let scores = scores
@@ -43,8 +51,10 @@ fn hidden_keys(
     sliding_window: Option<usize>,
     device: &Device,
 ) -> Tensor<2, Bool> {
-    let hidden = |row: usize, key: usize| key > row || sliding_window.is_some_and(|w| row - key >= w);
-    let mask: Vec<bool> =
-        (start..start + rows).flat_map(|row| (first..first + keys).map(move |key| hidden(row, key))).collect();
+    let hidden =
+        |row: usize, key: usize| key > row || sliding_window.is_some_and(|w| row - key >= w);
+    let mask: Vec<bool> = (start..start + rows)
+        .flat_map(|row| (first..first + keys).map(move |key| hidden(row, key)))
+        .collect();
     Tensor::from_data(TensorData::new(mask, [rows, keys]), device)
 }

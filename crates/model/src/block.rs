@@ -95,13 +95,29 @@ pub struct Block {
 
 impl Block {
     /// Loads block `index`, ready for windows of up to `tokens` tokens.
-    pub fn load(weights: &Weights, index: usize, tokens: usize, device: &Device) -> Result<Self, ModelError> {
+    pub fn load(
+        weights: &Weights,
+        index: usize,
+        tokens: usize,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         let config = weights.config();
-        let linear = |kind: LinearKind| weights.linear(&kind.module(index), linear_shape(config, kind), device);
-        let norm = |name: &str, width: usize| weights.norm(&format!("model.layers.{index}.{name}.weight"), width, device);
+        let linear = |kind: LinearKind| {
+            weights.linear(&kind.module(index), linear_shape(config, kind), device)
+        };
+        let norm = |name: &str, width: usize| {
+            weights.norm(
+                &format!("model.layers.{index}.{name}.weight"),
+                width,
+                device,
+            )
+        };
         let (q_norm, k_norm) = if config.qk_norm {
             let head = config.head_dim;
-            (Some(norm("self_attn.q_norm", head)?), Some(norm("self_attn.k_norm", head)?))
+            (
+                Some(norm("self_attn.q_norm", head)?),
+                Some(norm("self_attn.k_norm", head)?),
+            )
         } else {
             (None, None)
         };
@@ -142,14 +158,22 @@ impl Block {
             }
             self.rope.apply(y)
         };
-        (head(&self.linears.q, &self.q_norm, self.heads), head(&self.linears.k, &self.k_norm, self.kv_heads))
+        (
+            head(&self.linears.q, &self.q_norm, self.heads),
+            head(&self.linears.k, &self.k_norm, self.kv_heads),
+        )
     }
 
     /// `A x` of every query head, `[windows, heads, tokens, features]`: what the rows of v that belong to a head's
     /// kv head see, once attention has added up tokens.
     pub fn attention_mixed_input(&self, q: Tensor<4>, k: Tensor<4>, x: Tensor<3>) -> Tensor<4> {
         let [windows, tokens, features] = x.dims();
-        let x = x.reshape([windows, 1, tokens, features]).expand([windows, self.kv_heads, tokens, features]);
+        let x = x.reshape([windows, 1, tokens, features]).expand([
+            windows,
+            self.kv_heads,
+            tokens,
+            features,
+        ]);
         attention_mix(q, k, x, self.sliding_window)
     }
 
@@ -157,11 +181,9 @@ impl Block {
     pub fn attention(&self, q: Tensor<4>, k: Tensor<4>, x: Tensor<3>) -> Tensor<3> {
         let [windows, tokens, _] = x.dims();
         let v = self.split_heads(self.linears.v.forward(x), self.kv_heads);
-        attention_mix(q, k, v, self.sliding_window).swap_dims(1, 2).reshape([
-            windows,
-            tokens,
-            self.heads * self.head_dim,
-        ])
+        attention_mix(q, k, v, self.sliding_window)
+            .swap_dims(1, 2)
+            .reshape([windows, tokens, self.heads * self.head_dim])
     }
 
     /// `h + O(a)`.
@@ -216,14 +238,18 @@ impl Block {
 
     fn split_heads(&self, y: Tensor<3>, heads: usize) -> Tensor<4> {
         let [windows, tokens, _] = y.dims();
-        y.reshape([windows, tokens, heads, self.head_dim]).swap_dims(1, 2)
+        y.reshape([windows, tokens, heads, self.head_dim])
+            .swap_dims(1, 2)
     }
 }
 
 /// `[out_features, in_features]` of a linear.
 pub fn linear_shape(config: &ModelConfig, kind: LinearKind) -> [usize; 2] {
     let (hidden, mlp) = (config.hidden_size, config.intermediate_size);
-    let (heads, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    let (heads, kv) = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    );
     match kind {
         LinearKind::Q => [heads, hidden],
         LinearKind::K | LinearKind::V => [kv, hidden],
@@ -243,7 +269,10 @@ pub(crate) struct Norm {
 impl Norm {
     pub(crate) fn new(weight: Vec<f32>, epsilon: f64, device: &Device) -> Self {
         let width = weight.len();
-        Self { weight: Tensor::from_data(TensorData::new(weight, [width]), device), epsilon }
+        Self {
+            weight: Tensor::from_data(TensorData::new(weight, [width]), device),
+            epsilon,
+        }
     }
 
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {

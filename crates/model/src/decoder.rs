@@ -51,22 +51,32 @@ impl Decoder {
         let config = self.weights.config();
         let weight = self.weights.head()?;
         Ok(Head {
-            norm: self.weights.norm("model.norm.weight", config.hidden_size, &self.device)?,
-            weight: Tensor::from_data(TensorData::new(weight, [config.vocab_size, config.hidden_size]), &self.device),
+            norm: self
+                .weights
+                .norm("model.norm.weight", config.hidden_size, &self.device)?,
+            weight: Tensor::from_data(
+                TensorData::new(weight, [config.vocab_size, config.hidden_size]),
+                &self.device,
+            ),
         })
     }
 
     /// Logits `[windows, tokens, vocab_size]` of windows of equal length, all blocks at once in memory one by one:
     /// for tests and small models; evaluation streams instead.
     pub fn logits(&self, windows: &[Vec<u32>]) -> Result<Tensor<3>, ModelError> {
-        let (tokens, hidden) = (windows.first().map_or(0, Vec::len), self.weights.config().hidden_size);
+        let (tokens, hidden) = (
+            windows.first().map_or(0, Vec::len),
+            self.weights.config().hidden_size,
+        );
         let ids: Vec<u32> = windows.iter().flatten().copied().collect();
         let h = TensorData::new(self.embed(&ids)?, [windows.len(), tokens, hidden]);
         let mut h = Tensor::<3>::from_data(h, &self.device);
         for index in 0..self.n_blocks() {
             h = self.block(index, tokens)?.forward(h);
         }
-        let logits = self.head()?.forward(h.reshape([windows.len() * tokens, hidden]));
+        let logits = self
+            .head()?
+            .forward(h.reshape([windows.len() * tokens, hidden]));
         Ok(logits.reshape([windows.len(), tokens, self.weights.config().vocab_size]))
     }
 }

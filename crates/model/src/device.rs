@@ -37,7 +37,10 @@ impl DeviceChoice {
 
     /// The word for it.
     pub fn as_str(self) -> &'static str {
-        Self::NAMES.iter().find(|(_, choice)| *choice == self).map_or("auto", |(name, _)| name)
+        Self::NAMES
+            .iter()
+            .find(|(_, choice)| *choice == self)
+            .map_or("auto", |(name, _)| name)
     }
 }
 
@@ -47,7 +50,10 @@ impl FromStr for DeviceChoice {
     fn from_str(name: &str) -> Result<Self, String> {
         let found = Self::NAMES.iter().find(|(known, _)| *known == name);
         found.map(|(_, choice)| *choice).ok_or_else(|| {
-            format!("device: {name:?} is not one; use {}", Self::NAMES.map(|(known, _)| known).join(", "))
+            format!(
+                "device: {name:?} is not one; use {}",
+                Self::NAMES.map(|(known, _)| known).join(", ")
+            )
         })
     }
 }
@@ -59,7 +65,9 @@ impl FromStr for DeviceChoice {
 pub fn open_device(choice: DeviceChoice) -> Result<Device, ModelError> {
     // wgpu's runtime registers for good at its first use, so what was opened is kept.
     static OPENED: Mutex<Vec<(DeviceChoice, Device)>> = Mutex::new(Vec::new());
-    let mut opened = OPENED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut opened = OPENED
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some((_, device)) = opened.iter().find(|(c, _)| *c == choice) {
         return Ok(device.clone());
     }
@@ -79,10 +87,15 @@ fn wgpu(choice: DeviceChoice, api: WgpuBackend) -> Result<Device, ModelError> {
     Device::wgpu_options()
         .graphics_api(api)
         .init()
-        .map_err(|e| ModelError::Device { asked: choice.as_str(), reason: e.to_string() })
+        .map_err(|e| ModelError::Device {
+            asked: choice.as_str(),
+            reason: e.to_string(),
+        })
 }
 
 fn hardware_gpu() -> Option<Device> {
     let kinds = [DeviceKind::DiscreteGpu(0), DeviceKind::IntegratedGpu(0)];
-    kinds.into_iter().find_map(|kind| Device::wgpu_options().device_kind(kind).init().ok())
+    kinds
+        .into_iter()
+        .find_map(|kind| Device::wgpu_options().device_kind(kind).init().ok())
 }

@@ -24,7 +24,9 @@ pub enum ModelError {
         wanted: [usize; 2],
     },
     /// A token id beyond the embedding.
-    #[error("token id {id} at position {position}: the model's vocabulary has {vocab_size} ids; the tokenizer does not belong to this model")]
+    #[error(
+        "token id {id} at position {position}: the model's vocabulary has {vocab_size} ids; the tokenizer does not belong to this model"
+    )]
     TokenId {
         /// The id found.
         id: u32,

@@ -21,7 +21,15 @@ pub enum LinearKind {
 
 impl LinearKind {
     /// All seven, in the order they are solved.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 7] = [
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::O,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
 
     /// The checkpoint's name inside a block, such as `self_attn.q_proj`.
     pub fn path(self) -> &'static str {
@@ -57,15 +65,25 @@ pub struct Linear {
 
 impl Linear {
     /// Takes a weight `[out_features, in_features]`, row-major, and a bias `[out_features]`.
-    pub fn new(weight: Vec<f32>, [out, in_]: [usize; 2], bias: Option<Vec<f32>>, device: &Device) -> Self {
+    pub fn new(
+        weight: Vec<f32>,
+        [out, in_]: [usize; 2],
+        bias: Option<Vec<f32>>,
+        device: &Device,
+    ) -> Self {
         let bias = bias.map(|b| Tensor::from_data(TensorData::new(b, [out]), device));
-        Self { weight: Tensor::from_data(TensorData::new(weight, [out, in_]), device), bias }
+        Self {
+            weight: Tensor::from_data(TensorData::new(weight, [out, in_]), device),
+            bias,
+        }
     }
 
     /// `[windows, tokens, in_features]` to `[windows, tokens, out_features]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [windows, tokens, features] = x.dims();
-        let y = x.reshape([windows * tokens, features]).matmul(self.weight.clone().transpose());
+        let y = x
+            .reshape([windows * tokens, features])
+            .matmul(self.weight.clone().transpose());
         let y = match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze(),
             None => y,
@@ -86,6 +104,9 @@ impl Linear {
 
     /// Replaces the weight, `[out_features, in_features]` row-major; the bias stays.
     pub fn set_weight(&mut self, weight: Vec<f32>) {
-        self.weight = Tensor::from_data(TensorData::new(weight, self.weight.dims()), &self.weight.device());
+        self.weight = Tensor::from_data(
+            TensorData::new(weight, self.weight.dims()),
+            &self.weight.device(),
+        );
     }
 }

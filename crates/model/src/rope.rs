@@ -15,13 +15,21 @@ impl RopeTables {
         let (frequencies, attention) = rope_frequencies(rope, head_dim, tokens);
         let table = |f: fn(f64) -> f64| {
             let values: Vec<f32> = (0..tokens)
-                .flat_map(|t| frequencies.iter().chain(&frequencies).map(move |w| (t as f64, *w)))
+                .flat_map(|t| {
+                    frequencies
+                        .iter()
+                        .chain(&frequencies)
+                        .map(move |w| (t as f64, *w))
+                })
                 // transformers multiplies position and frequency in f32; so do we, to agree with it far out.
                 .map(|(t, w)| (f(f64::from(t as f32 * w as f32)) * attention) as f32)
                 .collect();
             Tensor::from_data(TensorData::new(values, [tokens, head_dim]), device)
         };
-        Self { cos: table(f64::cos), sin: table(f64::sin) }
+        Self {
+            cos: table(f64::cos),
+            sin: table(f64::sin),
+        }
     }
 
     /// Rotates `[windows, heads, tokens, head_dim]`: `x cos + rotate_half(x) sin` (RoFormer, arXiv 2104.09864, with
@@ -29,7 +37,13 @@ impl RopeTables {
     pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let [_, _, tokens, head_dim] = x.dims();
         let half = head_dim / 2;
-        let rotated = Tensor::cat(vec![x.clone().narrow(3, half, half).neg(), x.clone().narrow(3, 0, half)], 3);
+        let rotated = Tensor::cat(
+            vec![
+                x.clone().narrow(3, half, half).neg(),
+                x.clone().narrow(3, 0, half),
+            ],
+            3,
+        );
         let cos = self.cos.clone().narrow(0, 0, tokens).unsqueeze::<4>();
         let sin = self.sin.clone().narrow(0, 0, tokens).unsqueeze::<4>();
         x * cos + rotated * sin
@@ -42,18 +56,33 @@ impl RopeTables {
 /// transformers' definitions.
 pub fn rope_frequencies(rope: &Rope, head_dim: usize, tokens: usize) -> (Vec<f64>, f64) {
     let plain = |theta: f64| -> Vec<f64> {
-        (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+        (0..head_dim / 2)
+            .map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64))
+            .collect()
     };
     match &rope.scaling {
         RopeScaling::None => (plain(rope.theta), 1.0),
-        RopeScaling::Linear { factor } => (plain(rope.theta).iter().map(|w| w / factor).collect(), 1.0),
-        RopeScaling::Dynamic { factor, original_max_position_embeddings } => {
+        RopeScaling::Linear { factor } => {
+            (plain(rope.theta).iter().map(|w| w / factor).collect(), 1.0)
+        }
+        RopeScaling::Dynamic {
+            factor,
+            original_max_position_embeddings,
+        } => {
             let original = *original_max_position_embeddings as f64;
             let length = (tokens as f64).max(original);
             let base = factor * length / original - (factor - 1.0);
-            (plain(rope.theta * base.powf(head_dim as f64 / (head_dim as f64 - 2.0))), 1.0)
+            (
+                plain(rope.theta * base.powf(head_dim as f64 / (head_dim as f64 - 2.0))),
+                1.0,
+            )
         }
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
             let original = *original_max_position_embeddings as f64;
             let scale = |w: f64| {
                 let wavelength = 2.0 * PI / w;
@@ -62,7 +91,8 @@ pub fn rope_frequencies(rope: &Rope, head_dim: usize, tokens: usize) -> (Vec<f64
                 } else if wavelength > original / low_freq_factor {
                     w / factor
                 } else {
-                    let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let smooth = (original / wavelength - low_freq_factor)
+                        / (high_freq_factor - low_freq_factor);
                     (1.0 - smooth) * w / factor + smooth * w
                 }
             };
@@ -79,7 +109,13 @@ pub fn rope_frequencies(rope: &Rope, head_dim: usize, tokens: usize) -> (Vec<f64
             truncate,
         } => {
             let original = *original_max_position_embeddings as f64;
-            let magnitude = |scale: f64, m: f64| if scale <= 1.0 { 1.0 } else { 0.1 * m * scale.ln() + 1.0 };
+            let magnitude = |scale: f64, m: f64| {
+                if scale <= 1.0 {
+                    1.0
+                } else {
+                    0.1 * m * scale.ln() + 1.0
+                }
+            };
             let attention = attention_factor.unwrap_or_else(|| match (mscale, mscale_all_dim) {
                 (Some(m), Some(all)) => magnitude(*factor, *m) / magnitude(*factor, *all),
                 _ => magnitude(*factor, 1.0),
@@ -99,7 +135,14 @@ pub fn rope_frequencies(rope: &Rope, head_dim: usize, tokens: usize) -> (Vec<f64
                 let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
                 w / factor * ramp + w * (1.0 - ramp)
             };
-            (plain(rope.theta).into_iter().enumerate().map(blend).collect(), attention)
+            (
+                plain(rope.theta)
+                    .into_iter()
+                    .enumerate()
+                    .map(blend)
+                    .collect(),
+                attention,
+            )
         }
     }
 }

@@ -18,7 +18,8 @@ impl Weights {
     pub fn new(folder: ModelFolder) -> Result<Self, ModelError> {
         let layout = match &folder.config().quantization_config {
             Some(config) => Some(
-                read_quantization_config(config).map_err(|e| ModelError::QuantizationConfig(e.to_string()))?,
+                read_quantization_config(config)
+                    .map_err(|e| ModelError::QuantizationConfig(e.to_string()))?,
             ),
             None => None,
         };
@@ -50,47 +51,96 @@ impl Weights {
     }
 
     /// A packed linear's codes.
-    pub fn quantized(&self, module: &str, shape: [usize; 2]) -> Result<QuantizedWeight, ModelError> {
-        let scheme = self.layout.as_ref().and_then(|layout| Some((layout.format(), layout.scheme_for(module)?)));
+    pub fn quantized(
+        &self,
+        module: &str,
+        shape: [usize; 2],
+    ) -> Result<QuantizedWeight, ModelError> {
+        let scheme = self
+            .layout
+            .as_ref()
+            .and_then(|layout| Some((layout.format(), layout.scheme_for(module)?)));
         let Some((format, scheme)) = scheme else {
-            return Err(ModelError::QuantizationConfig(format!("{module} is not among the quantized modules")));
+            return Err(ModelError::QuantizationConfig(format!(
+                "{module} is not among the quantized modules"
+            )));
         };
         let lookup = |name: &str| self.folder.tensor(name).ok().and_then(as_packed);
         let weight = unpack(module, lookup, format, &scheme)?;
         let found = [weight.out_features(), weight.in_features()];
         if found != shape {
-            return Err(ModelError::Shape { module: module.to_owned(), found, wanted: shape });
+            return Err(ModelError::Shape {
+                module: module.to_owned(),
+                found,
+                wanted: shape,
+            });
         }
         Ok(weight)
     }
 
-    pub(crate) fn linear(&self, module: &str, shape: [usize; 2], device: &Device) -> Result<Linear, ModelError> {
+    pub(crate) fn linear(
+        &self,
+        module: &str,
+        shape: [usize; 2],
+        device: &Device,
+    ) -> Result<Linear, ModelError> {
         let bias = format!("{module}.bias");
-        let bias = if self.folder.has(&bias) { Some(self.folder.f32(&bias, &shape[..1])?) } else { None };
-        Ok(Linear::new(self.weight(module, shape)?, shape, bias, device))
+        let bias = if self.folder.has(&bias) {
+            Some(self.folder.f32(&bias, &shape[..1])?)
+        } else {
+            None
+        };
+        Ok(Linear::new(
+            self.weight(module, shape)?,
+            shape,
+            bias,
+            device,
+        ))
     }
 
-    pub(crate) fn norm(&self, name: &str, width: usize, device: &Device) -> Result<Norm, ModelError> {
-        Ok(Norm::new(self.folder.f32(name, &[width])?, self.config().rms_norm_eps, device))
+    pub(crate) fn norm(
+        &self,
+        name: &str,
+        width: usize,
+        device: &Device,
+    ) -> Result<Norm, ModelError> {
+        Ok(Norm::new(
+            self.folder.f32(name, &[width])?,
+            self.config().rms_norm_eps,
+            device,
+        ))
     }
 
     /// `[vocab_size, hidden_size]`: lm_head, or the embedding where the two are tied.
     pub(crate) fn head(&self) -> Result<Vec<f32>, ModelError> {
         let config = self.config();
-        let name = if self.folder.has("lm_head.weight") { "lm_head.weight" } else { EMBEDDING };
-        Ok(self.folder.f32(name, &[config.vocab_size, config.hidden_size])?)
+        let name = if self.folder.has("lm_head.weight") {
+            "lm_head.weight"
+        } else {
+            EMBEDDING
+        };
+        Ok(self
+            .folder
+            .f32(name, &[config.vocab_size, config.hidden_size])?)
     }
 
     pub(crate) fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, ModelError> {
         let (vocab_size, hidden) = (self.config().vocab_size, self.config().hidden_size);
         if let Some(position) = ids.iter().position(|&id| id as usize >= vocab_size) {
-            return Err(ModelError::TokenId { id: ids[position], position, vocab_size });
+            return Err(ModelError::TokenId {
+                id: ids[position],
+                position,
+                vocab_size,
+            });
         }
-        Ok(self.folder.f32_rows(EMBEDDING, &[vocab_size, hidden], ids)?)
+        Ok(self
+            .folder
+            .f32_rows(EMBEDDING, &[vocab_size, hidden], ids)?)
     }
 
     pub(crate) fn release(&self, prefix: &str) {
-        self.folder.release(self.folder.names().filter(|n| n.starts_with(prefix)));
+        self.folder
+            .release(self.folder.names().filter(|n| n.starts_with(prefix)));
     }
 }
 
@@ -105,5 +155,9 @@ fn as_packed(view: TensorView<'_>) -> Option<halfbyte_pack::TensorView<'_>> {
         Dtype::I64 => halfbyte_pack::Dtype::I64,
         _ => return None,
     };
-    Some(halfbyte_pack::TensorView { dtype, shape: view.shape, bytes: view.bytes })
+    Some(halfbyte_pack::TensorView {
+        dtype,
+        shape: view.shape,
+        bytes: view.bytes,
+    })
 }

@@ -33,19 +33,26 @@ pub struct EvalRequest {
 /// Scores a model as asked.
 pub fn evaluate(request: &EvalRequest, on_event: &mut dyn FnMut(Event)) -> Result<Evaluation> {
     let text = std::fs::read_to_string(&request.text).map_err(|error| UserError {
-        message: format!("{}: cannot be read as UTF-8 text: {error}", request.text.display()),
+        message: format!(
+            "{}: cannot be read as UTF-8 text: {error}",
+            request.text.display()
+        ),
         hint: Some("give the path of a text file after --text".to_owned()),
     })?;
     let device = open_device(device_choice(request.device))?;
     let mut open = |source: &str| -> Result<Decoder> {
         let folder = open_model(source, None, on_event)?;
-        Ok(Decoder::new(Weights::new(folder).with_context(|| source.to_owned())?, device.clone()))
+        Ok(Decoder::new(
+            Weights::new(folder).with_context(|| source.to_owned())?,
+            device.clone(),
+        ))
     };
     let model = open(&request.model)?;
     let reference = request.reference.as_deref().map(&mut open).transpose()?;
     let tokenizer = model.weights().folder().tokenizer()?;
     let choice: WindowChoice = window_choice(&request.windows);
-    let text: EvaluationText = evaluation_windows(&text, &tokenizer, request.sequence_length, &choice)?;
+    let text: EvaluationText =
+        evaluation_windows(&text, &tokenizer, request.sequence_length, &choice)?;
     scores(&model, reference.as_ref(), &text.windows, on_event)
 }
 
@@ -56,6 +63,14 @@ pub(crate) fn scores(
     windows: &[Vec<u32>],
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Evaluation> {
-    let mut tick = |done, total| on_event(Event::Phase { block: None, name: "evaluate", done, total, unit: "steps" });
+    let mut tick = |done, total| {
+        on_event(Event::Phase {
+            block: None,
+            name: "evaluate",
+            done,
+            total,
+            unit: "steps",
+        })
+    };
     Ok(score(model, reference, windows, &mut tick)?)
 }

@@ -38,14 +38,29 @@ pub(crate) fn export(
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Vec<Exported>> {
     let out = work.out();
-    let folders = layout.formats.iter().map(|(format, folder)| (*format, out.join(folder)));
+    let folders = layout
+        .formats
+        .iter()
+        .map(|(format, folder)| (*format, out.join(folder)));
     let total = decoder.n_blocks() as u64;
     folders
         .map(|(format, folder)| {
-            let mut tick = |done| on_event(Event::Phase { block: None, name: "export", done, total, unit: "blocks" });
+            let mut tick = |done| {
+                on_event(Event::Phase {
+                    block: None,
+                    name: "export",
+                    done,
+                    total,
+                    unit: "blocks",
+                })
+            };
             let bytes = export_one(pipeline, layout, decoder, work, format, &folder, &mut tick)
                 .with_context(|| format!("export as {format}"))?;
-            Ok(Exported { folder, format, bytes })
+            Ok(Exported {
+                folder,
+                format,
+                bytes,
+            })
         })
         .collect()
 }
@@ -69,9 +84,14 @@ fn export_one(
         for info in &shard.tensors {
             match packed_module(&info.name, layout) {
                 Some((block, module)) => {
-                    tick(block as u64);
+                    if blocks.loaded_index() != Some(block) {
+                        tick(block as u64);
+                    }
                     let tensors = blocks.packed(block, module, format, layout)?;
-                    let tensor = tensors.iter().find(|t| t.name == info.name).with_context(|| info.name.clone())?;
+                    let tensor = tensors
+                        .iter()
+                        .find(|t| t.name == info.name)
+                        .with_context(|| info.name.clone())?;
                     writer.write(&info.name, &tensor.bytes)?;
                 }
                 None => {
@@ -86,8 +106,11 @@ fn export_one(
     if let Some(index) = &plan.index {
         write_json(&folder.join("model.safetensors.index.json"), index)?;
     }
-    let ignored: Vec<String> =
-        if source.config().tie_word_embeddings { vec!["lm_head".to_owned()] } else { Vec::new() };
+    let ignored: Vec<String> = if source.config().tie_word_embeddings {
+        vec!["lm_head".to_owned()]
+    } else {
+        Vec::new()
+    };
     let quantization = quantization_config(format, &layout.modules, &ignored, &notes(pipeline));
     let mut config = source.raw_config().clone();
     if let Some(file) = format.config_file() {
@@ -98,7 +121,10 @@ fn export_one(
     }
     source.copy_other_files(folder)?;
     // Last of all: a folder without config.json is no model to any reader.
-    write_file(&folder.join("config.json"), &serde_json::to_vec_pretty(&config)?)?;
+    write_file(
+        &folder.join("config.json"),
+        &serde_json::to_vec_pretty(&config)?,
+    )?;
     Ok(infos.iter().map(TensorInfo::bytes).sum())
 }
 
@@ -108,17 +134,24 @@ fn tensor_infos(layout: &Layout, decoder: &Decoder, format: Format) -> Result<Ve
     let mut infos = Vec::new();
     for name in source.names() {
         let view = source.tensor(name)?;
-        let scheme = name.strip_suffix(".weight").and_then(|module| Some((module, layout.scheme(module)?)));
+        let scheme = name
+            .strip_suffix(".weight")
+            .and_then(|module| Some((module, layout.scheme(module)?)));
         match (scheme, view.shape) {
             (Some((module, scheme)), &[out, in_]) => {
-                let packed = packed_layout(module, &scheme, [out, in_], format, layout.scale_dtype)?;
+                let packed =
+                    packed_layout(module, &scheme, [out, in_], format, layout.scale_dtype)?;
                 infos.extend(packed.into_iter().map(|t| TensorInfo {
                     name: t.name,
                     dtype: file_dtype(t.dtype),
                     shape: t.shape,
                 }));
             }
-            _ => infos.push(TensorInfo { name: name.to_owned(), dtype: view.dtype, shape: view.shape.to_vec() }),
+            _ => infos.push(TensorInfo {
+                name: name.to_owned(),
+                dtype: view.dtype,
+                shape: view.shape.to_vec(),
+            }),
         }
     }
     Ok(infos)
@@ -131,7 +164,12 @@ fn packed_module<'a>(tensor: &'a str, layout: &Layout) -> Option<(usize, &'a str
         return None;
     }
     layout.scheme(module)?;
-    let block = module.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()?;
+    let block = module
+        .strip_prefix("model.layers.")?
+        .split('.')
+        .next()?
+        .parse()
+        .ok()?;
     Some((block, module))
 }
 
@@ -142,14 +180,26 @@ struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    fn packed(&mut self, block: usize, module: &str, format: Format, layout: &Layout) -> Result<&[NamedTensor]> {
-        if self.loaded.as_ref().is_none_or(|(index, ..)| *index != block) {
+    fn loaded_index(&self) -> Option<usize> {
+        self.loaded.as_ref().map(|(index, ..)| *index)
+    }
+
+    fn packed(
+        &mut self,
+        block: usize,
+        module: &str,
+        format: Format,
+        layout: &Layout,
+    ) -> Result<&[NamedTensor]> {
+        if self.loaded_index() != Some(block) {
             self.loaded = Some((block, self.work.load(block)?, String::new(), Vec::new()));
         }
         let (_, solved, name, tensors) = self.loaded.as_mut().context("a block was just loaded")?;
         if name != module {
             let found = solved.iter().find(|s| s.module == module);
-            let weight = &found.with_context(|| format!("{module} is missing from the finished block {block}"))?.weight;
+            let weight = &found
+                .with_context(|| format!("{module} is missing from the finished block {block}"))?
+                .weight;
             *tensors = pack(module, weight, format, layout.scale_dtype)?;
             *name = module.to_owned();
         }

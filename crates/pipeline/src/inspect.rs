@@ -46,7 +46,11 @@ pub struct TensorLine {
 pub fn inspect(model: &str) -> Result<Inspection> {
     let folder = open_model(model, None, &mut |_| ())?;
     let config = folder.config();
-    let layout: Option<QuantizedLayout> = config.quantization_config.as_ref().map(read_quantization_config).transpose()?;
+    let layout: Option<QuantizedLayout> = config
+        .quantization_config
+        .as_ref()
+        .map(read_quantization_config)
+        .transpose()?;
     let mut inspection = Inspection {
         model: folder.place(),
         model_type: config.row().model_type.to_owned(),
@@ -73,16 +77,24 @@ pub fn inspect(model: &str) -> Result<Inspection> {
     if let Some(layout) = &layout {
         for block in 0..config.num_hidden_layers {
             for kind in halfbyte_model::LinearKind::ALL {
-                let Some(scheme) = layout.scheme_for(&kind.module(block)) else { continue };
+                let Some(scheme) = layout.scheme_for(&kind.module(block)) else {
+                    continue;
+                };
                 let [out, in_] = halfbyte_model::linear_shape(config, kind);
                 inspection.parameters += (out * in_) as u64;
                 let words = describe(&scheme);
-                match inspection.schemes.iter_mut().find(|(known, _)| *known == words) {
+                match inspection
+                    .schemes
+                    .iter_mut()
+                    .find(|(known, _)| *known == words)
+                {
                     Some((_, count)) => *count += 1,
                     None => {
                         inspection.schemes.push((words, 1));
                         let verdicts = consumers(layout.format(), &scheme);
-                        let lines = verdicts.into_iter().map(|(c, verdict, _)| (c.name.to_owned(), verdict.to_string()));
+                        let lines = verdicts
+                            .into_iter()
+                            .map(|(c, verdict, _)| (c.name.to_owned(), verdict.to_string()));
                         inspection.consumers.extend(lines);
                     }
                 }
@@ -112,9 +124,17 @@ pub(crate) fn describe(scheme: &halfbyte_quant::Scheme) -> String {
 
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {}, {} parameters, {} bytes", self.model, self.model_type, self.parameters, self.bytes)?;
+        writeln!(
+            f,
+            "{}: {}, {} parameters, {} bytes",
+            self.model, self.model_type, self.parameters, self.bytes
+        )?;
         if let Some(format) = &self.format {
-            let schemes: Vec<String> = self.schemes.iter().map(|(s, n)| format!("{n} linears {s}")).collect();
+            let schemes: Vec<String> = self
+                .schemes
+                .iter()
+                .map(|(s, n)| format!("{n} linears {s}"))
+                .collect();
             writeln!(f, "quantized as {format}: {}", schemes.join(", "))?;
         }
         for (consumer, verdict) in &self.consumers {
@@ -122,7 +142,11 @@ impl fmt::Display for Inspection {
         }
         let width = self.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
         for tensor in &self.tensors {
-            writeln!(f, "{:width$}  {:5} {:?} {} bytes", tensor.name, tensor.dtype, tensor.shape, tensor.bytes)?;
+            writeln!(
+                f,
+                "{:width$}  {:5} {:?} {} bytes",
+                tensor.name, tensor.dtype, tensor.shape, tensor.bytes
+            )?;
         }
         Ok(())
     }

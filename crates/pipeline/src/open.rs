@@ -2,9 +2,12 @@
 
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{
-    self, EvaluationText, SourceKind, TextSource, WindowChoice, WindowOptions, evaluation_windows, load_windows,
+    self, EvaluationText, SourceKind, TextSource, WindowChoice, WindowOptions, evaluation_windows,
+    load_windows,
 };
-use halfbyte_checkpoint::{HubOptions, ModelFolder, Progress, resolve_dataset, resolve_with_progress};
+use halfbyte_checkpoint::{
+    HubOptions, ModelFolder, Progress, resolve_dataset, resolve_with_progress,
+};
 use tokenizers::Tokenizer;
 
 use crate::config::{self, Evaluate, Packing, Pipeline, Windows};
@@ -13,28 +16,83 @@ use crate::event::Event;
 /// The project's own calibration text, so that a run needs no network.
 const EMBEDDED_TEXTS: [(&str, &str); 18] = [
     ("code", include_str!("../../../calibration_data/code.txt")),
-    ("en-dialogue", include_str!("../../../calibration_data/en-dialogue.txt")),
-    ("en-encyclopedia", include_str!("../../../calibration_data/en-encyclopedia.txt")),
-    ("en-instructions", include_str!("../../../calibration_data/en-instructions.txt")),
-    ("en-narrative", include_str!("../../../calibration_data/en-narrative.txt")),
-    ("lang-ar", include_str!("../../../calibration_data/lang-ar.txt")),
-    ("lang-de", include_str!("../../../calibration_data/lang-de.txt")),
-    ("lang-es", include_str!("../../../calibration_data/lang-es.txt")),
-    ("lang-fr", include_str!("../../../calibration_data/lang-fr.txt")),
-    ("lang-hi", include_str!("../../../calibration_data/lang-hi.txt")),
-    ("lang-ja", include_str!("../../../calibration_data/lang-ja.txt")),
-    ("lang-ru", include_str!("../../../calibration_data/lang-ru.txt")),
+    (
+        "en-dialogue",
+        include_str!("../../../calibration_data/en-dialogue.txt"),
+    ),
+    (
+        "en-encyclopedia",
+        include_str!("../../../calibration_data/en-encyclopedia.txt"),
+    ),
+    (
+        "en-instructions",
+        include_str!("../../../calibration_data/en-instructions.txt"),
+    ),
+    (
+        "en-narrative",
+        include_str!("../../../calibration_data/en-narrative.txt"),
+    ),
+    (
+        "lang-ar",
+        include_str!("../../../calibration_data/lang-ar.txt"),
+    ),
+    (
+        "lang-de",
+        include_str!("../../../calibration_data/lang-de.txt"),
+    ),
+    (
+        "lang-es",
+        include_str!("../../../calibration_data/lang-es.txt"),
+    ),
+    (
+        "lang-fr",
+        include_str!("../../../calibration_data/lang-fr.txt"),
+    ),
+    (
+        "lang-hi",
+        include_str!("../../../calibration_data/lang-hi.txt"),
+    ),
+    (
+        "lang-ja",
+        include_str!("../../../calibration_data/lang-ja.txt"),
+    ),
+    (
+        "lang-ru",
+        include_str!("../../../calibration_data/lang-ru.txt"),
+    ),
     ("math", include_str!("../../../calibration_data/math.txt")),
-    ("tables", include_str!("../../../calibration_data/tables.txt")),
-    ("zh-dialogue", include_str!("../../../calibration_data/zh-dialogue.txt")),
-    ("zh-encyclopedia", include_str!("../../../calibration_data/zh-encyclopedia.txt")),
-    ("zh-narrative", include_str!("../../../calibration_data/zh-narrative.txt")),
-    ("zh-technical", include_str!("../../../calibration_data/zh-technical.txt")),
+    (
+        "tables",
+        include_str!("../../../calibration_data/tables.txt"),
+    ),
+    (
+        "zh-dialogue",
+        include_str!("../../../calibration_data/zh-dialogue.txt"),
+    ),
+    (
+        "zh-encyclopedia",
+        include_str!("../../../calibration_data/zh-encyclopedia.txt"),
+    ),
+    (
+        "zh-narrative",
+        include_str!("../../../calibration_data/zh-narrative.txt"),
+    ),
+    (
+        "zh-technical",
+        include_str!("../../../calibration_data/zh-technical.txt"),
+    ),
 ];
 
 /// Opens a model: a folder, a hub id, or `embedded:tiny`.
-pub(crate) fn open_model(source: &str, revision: Option<String>, on_event: &mut dyn FnMut(Event)) -> Result<ModelFolder> {
-    let options = HubOptions { revision, ..HubOptions::from_env() };
+pub(crate) fn open_model(
+    source: &str,
+    revision: Option<String>,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<ModelFolder> {
+    let options = HubOptions {
+        revision,
+        ..HubOptions::from_env()
+    };
     let folder = resolve_with_progress(source, &options, &mut |p| on_event(download(p)))?.open()?;
     Ok(folder)
 }
@@ -52,14 +110,26 @@ pub(crate) fn open_calibration(
             config::TextSource::Path(located) => SourceKind::Path(located.path.clone()),
             config::TextSource::Embedded => SourceKind::Texts {
                 name: config::EMBEDDED_CALIBRATION.to_owned(),
-                texts: EMBEDDED_TEXTS.iter().map(|(_, text)| (*text).to_owned()).collect(),
+                texts: EMBEDDED_TEXTS
+                    .iter()
+                    .map(|(_, text)| (*text).to_owned())
+                    .collect(),
             },
             config::TextSource::Dataset(id) => {
-                let files = resolve_dataset(id, &is_text, &HubOptions::from_env(), &mut |p| on_event(download(p)))?;
-                SourceKind::Files { name: files.id, paths: files.files }
+                let files = resolve_dataset(id, &is_text, &HubOptions::from_env(), &mut |p| {
+                    on_event(download(p))
+                })?;
+                SourceKind::Files {
+                    name: files.id,
+                    paths: files.files,
+                }
             }
         };
-        sources.push(TextSource { kind, weight: source.weight, text_column: source.text_column.clone() });
+        sources.push(TextSource {
+            kind,
+            weight: source.weight,
+            text_column: source.text_column.clone(),
+        });
     }
     let options = WindowOptions {
         num_samples: calibration.num_samples,
@@ -76,16 +146,25 @@ pub(crate) fn open_calibration(
 }
 
 /// Token windows of the pipeline's evaluation text.
-pub(crate) fn open_evaluation(evaluate: &Evaluate, tokenizer: &Tokenizer) -> Result<EvaluationText> {
+pub(crate) fn open_evaluation(
+    evaluate: &Evaluate,
+    tokenizer: &Tokenizer,
+) -> Result<EvaluationText> {
     let path = &evaluate.text.path;
-    let text = std::fs::read_to_string(path).with_context(|| {
-        crate::error::UserError {
-            message: format!("evaluate.text: {} cannot be read as UTF-8 text", path.display()),
-            hint: Some("give the path of a text file".to_owned()),
-        }
+    let text = std::fs::read_to_string(path).with_context(|| crate::error::UserError {
+        message: format!(
+            "evaluate.text: {} cannot be read as UTF-8 text",
+            path.display()
+        ),
+        hint: Some("give the path of a text file".to_owned()),
     })?;
     let choice = window_choice(&evaluate.windows);
-    Ok(evaluation_windows(&text, tokenizer, evaluate.sequence_length, &choice)?)
+    Ok(evaluation_windows(
+        &text,
+        tokenizer,
+        evaluate.sequence_length,
+        &choice,
+    )?)
 }
 
 /// The choice of windows in the text crate's own type.
@@ -99,9 +178,15 @@ pub(crate) fn window_choice(windows: &Windows) -> WindowChoice {
 
 /// Files of a data set that hold text we read.
 fn is_text(name: &str) -> bool {
-    [".txt", ".jsonl", ".json", ".parquet"].iter().any(|end| name.ends_with(end))
+    [".txt", ".jsonl", ".json", ".parquet"]
+        .iter()
+        .any(|end| name.ends_with(end))
 }
 
 fn download(progress: Progress<'_>) -> Event {
-    Event::Download { file: progress.file.to_owned(), bytes: progress.bytes, total: Some(progress.total) }
+    Event::Download {
+        file: progress.file.to_owned(),
+        bytes: progress.bytes,
+        total: Some(progress.total),
+    }
 }

@@ -78,12 +78,20 @@ pub struct PlannedExport {
 
 /// Plans a run and finds every problem that can be known without reading weights.
 pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
-    let folder = open_model(&pipeline.model.source.location(), pipeline.model.revision.clone(), &mut |_| ())?;
+    let folder = open_model(
+        &pipeline.model.source.location(),
+        pipeline.model.revision.clone(),
+        &mut |_| (),
+    )?;
     let layout = Layout::new(pipeline, &folder)?;
     let config = folder.config();
     let tokenizer = folder.tokenizer()?;
     let windows = open_calibration(pipeline, &tokenizer, &mut |_| ())?;
-    let evaluation = pipeline.evaluate.as_ref().map(|e| open_evaluation(e, &tokenizer)).transpose()?;
+    let evaluation = pipeline
+        .evaluate
+        .as_ref()
+        .map(|e| open_evaluation(e, &tokenizer))
+        .transpose()?;
 
     let mut linears: Vec<PlannedLinears> = Vec::new();
     let (mut bits, mut weights) = (0.0, 0.0);
@@ -96,7 +104,10 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
                 weights += (out_features * in_features) as f64;
             }
             let words = scheme.map_or("kept".to_owned(), |s| describe(&s));
-            match linears.iter_mut().find(|l| l.linear == kind.short() && l.scheme == words) {
+            match linears
+                .iter_mut()
+                .find(|l| l.linear == kind.short() && l.scheme == words)
+            {
                 Some(line) => line.count += 1,
                 None => linears.push(PlannedLinears {
                     linear: kind.short().to_owned(),
@@ -117,10 +128,13 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         for name in folder.names() {
             let view = folder.tensor(name)?;
             bytes_before += view.bytes.len() as u64;
-            let scheme = name.strip_suffix(".weight").and_then(|module| Some((module, layout.scheme(module)?)));
+            let scheme = name
+                .strip_suffix(".weight")
+                .and_then(|module| Some((module, layout.scheme(module)?)));
             match (scheme, view.shape) {
                 (Some((module, scheme)), &[out, in_]) => {
-                    let packed = packed_layout(module, &scheme, [out, in_], *format, layout.scale_dtype)?;
+                    let packed =
+                        packed_layout(module, &scheme, [out, in_], *format, layout.scale_dtype)?;
                     bytes += packed.iter().map(|t| t.bytes()).sum::<u64>();
                     for (consumer, verdict, _) in consumers(*format, &scheme) {
                         let line = (consumer.name.to_owned(), verdict.to_string());
@@ -153,7 +167,11 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         model: pipeline.model.source.to_string(),
         model_type: config.row().model_type.to_owned(),
         blocks: config.num_hidden_layers,
-        method: format!("{} ({})", Solver::new(pipeline, false).name(), pipeline.recipe),
+        method: format!(
+            "{} ({})",
+            Solver::new(pipeline, false).name(),
+            pipeline.recipe
+        ),
         linears,
         bits_per_weight: bits / weights,
         bytes_before,
@@ -164,20 +182,41 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         activation_bytes: 2 * tokens * (hidden + (heads + kv).max(mlp)),
         block_bytes: 4 * block_weights + 8 * hidden.max(mlp).max(heads).pow(2) * 2,
         operations: config.num_hidden_layers as f64 * tokens as f64 * per_token as f64,
-        notices: pipeline.notices.iter().chain(&windows.report.warnings).cloned().collect(),
+        notices: pipeline
+            .notices
+            .iter()
+            .chain(&windows.report.warnings)
+            .cloned()
+            .collect(),
     })
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mb = |bytes: u64| bytes as f64 / 1e6;
-        writeln!(f, "{}: {}, {} blocks, {}", self.model, self.model_type, self.blocks, self.method)?;
+        writeln!(
+            f,
+            "{}: {}, {} blocks, {}",
+            self.model, self.model_type, self.blocks, self.method
+        )?;
         for l in &self.linears {
-            writeln!(f, "  {:10} {:>6} x {:<6} {:>4} of them  {}", l.linear, l.out_features, l.in_features, l.count, l.scheme)?;
+            writeln!(
+                f,
+                "  {:10} {:>6} x {:<6} {:>4} of them  {}",
+                l.linear, l.out_features, l.in_features, l.count, l.scheme
+            )?;
         }
-        writeln!(f, "{:.3} bits per weight with scales and zero points", self.bits_per_weight)?;
+        writeln!(
+            f,
+            "{:.3} bits per weight with scales and zero points",
+            self.bits_per_weight
+        )?;
         let [calibration, holdout] = self.windows;
-        writeln!(f, "calibration: {calibration} windows of {} tokens, {holdout} held out", self.sequence_length)?;
+        writeln!(
+            f,
+            "calibration: {calibration} windows of {} tokens, {holdout} held out",
+            self.sequence_length
+        )?;
         if let Some(windows) = self.evaluation_windows {
             writeln!(f, "evaluation: {windows} windows")?;
         }
@@ -189,7 +228,14 @@ impl fmt::Display for Plan {
             self.operations / 1e12
         )?;
         for export in &self.exports {
-            writeln!(f, "export {} in {:?}: {:.1} MB, before {:.1} MB", export.format, export.folder, mb(export.bytes), mb(self.bytes_before))?;
+            writeln!(
+                f,
+                "export {} in {:?}: {:.1} MB, before {:.1} MB",
+                export.format,
+                export.folder,
+                mb(export.bytes),
+                mb(self.bytes_before)
+            )?;
             for (consumer, verdict) in &export.consumers {
                 writeln!(f, "  {consumer}: {verdict}")?;
             }

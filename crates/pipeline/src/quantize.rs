@@ -47,7 +47,11 @@ pub struct Run {
 ///
 /// # Errors
 /// Whatever is wrong with the input, before any block is solved where that can be known; see [`crate::exit_code`].
-pub fn quantize(pipeline: &Pipeline, options: &RunOptions, on_event: &mut dyn FnMut(Event)) -> Result<Run> {
+pub fn quantize(
+    pipeline: &Pipeline,
+    options: &RunOptions,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<Run> {
     let start = Instant::now();
     let cpu = usage().cpu_seconds;
     let mut clock = Clock::default();
@@ -60,10 +64,16 @@ pub fn quantize(pipeline: &Pipeline, options: &RunOptions, on_event: &mut dyn Fn
         on_event(Event::Note(notice.clone()));
     }
 
-    let folder = open_model(&pipeline.model.source.location(), pipeline.model.revision.clone(), on_event)?;
+    let folder = open_model(
+        &pipeline.model.source.location(),
+        pipeline.model.revision.clone(),
+        on_event,
+    )?;
     let layout = Layout::new(pipeline, &folder)?;
     let tokenizer = folder.tokenizer()?;
-    let windows = clock.time("tokenize", || open_calibration(pipeline, &tokenizer, on_event))?;
+    let windows = clock.time("tokenize", || {
+        open_calibration(pipeline, &tokenizer, on_event)
+    })?;
     for warning in &windows.report.warnings {
         warn(warning.clone(), on_event);
     }
@@ -83,17 +93,33 @@ pub fn quantize(pipeline: &Pipeline, options: &RunOptions, on_event: &mut dyn Fn
     );
     let (work, resumed, set_aside) = Work::open(&options.out, fingerprint, options.fresh)?;
     if set_aside {
-        warn("the work folder held another run's blocks; starting over".to_owned(), on_event);
+        warn(
+            "the work folder held another run's blocks; starting over".to_owned(),
+            on_event,
+        );
     }
 
-    let solver = Solver::new(pipeline, layout.formats.iter().all(|(format, _)| format.allows_negative_scales()));
-    let decoder = Decoder::new(Weights::new(folder)?, open_device(device_choice(pipeline.resources.device))?);
+    let solver = Solver::new(
+        pipeline,
+        layout
+            .formats
+            .iter()
+            .all(|(format, _)| format.allows_negative_scales()),
+    );
+    let decoder = Decoder::new(
+        Weights::new(folder)?,
+        open_device(device_choice(pipeline.resources.device))?,
+    );
     let blocks = decoder.n_blocks();
     on_event(Event::Started {
         model: pipeline.model.source.to_string(),
         blocks,
         resumed,
-        linears: layout.modules.iter().filter(|(_, scheme)| scheme.is_some()).count(),
+        linears: layout
+            .modules
+            .iter()
+            .filter(|(_, scheme)| scheme.is_some())
+            .count(),
         tokens: windows.report.tokens_calibration as u64,
     });
 
@@ -105,7 +131,11 @@ pub fn quantize(pipeline: &Pipeline, options: &RunOptions, on_event: &mut dyn Fn
         let walk_options = WalkOptions {
             max_bytes: pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2,
             spill_folder: work.folder().to_owned(),
-            mixed_windows: if solver.wants_mixed() { MIXED_WINDOWS } else { 0 },
+            mixed_windows: if solver.wants_mixed() {
+                MIXED_WINDOWS
+            } else {
+                0
+            },
         };
         let mut walk = clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?;
         if resumed > 0 {
@@ -131,13 +161,26 @@ pub fn quantize(pipeline: &Pipeline, options: &RunOptions, on_event: &mut dyn Fn
                     warn(format!("{}: {warning}", record.linear), on_event);
                 }
             }
-            clock.time("write", || work.save(index, &solved, &block_records, &walk.save()?))?;
+            clock.time("write", || {
+                work.save(index, &solved, &block_records, &walk.save()?)
+            })?;
             records.extend(block_records);
-            on_event(Event::BlockDone { block: index, of: blocks, seconds: started.elapsed().as_secs_f64() });
+            tracing::info!(
+                block = index,
+                seconds = started.elapsed().as_secs_f64(),
+                "block finished"
+            );
+            on_event(Event::BlockDone {
+                block: index,
+                of: blocks,
+                seconds: started.elapsed().as_secs_f64(),
+            });
         }
     }
 
-    let exports = clock.time("export", || export::export(pipeline, &layout, &decoder, &work, on_event))?;
+    let exports = clock.time("export", || {
+        export::export(pipeline, &layout, &decoder, &work, on_event)
+    })?;
     let quantizing = usage();
     let mut record = record::Parts {
         pipeline,
@@ -157,21 +200,39 @@ pub fn quantize(pipeline: &Pipeline, options: &RunOptions, on_event: &mut dyn Fn
 
     if let (Some(settings), Some(text)) = (&pipeline.evaluate, &evaluation) {
         // The file is what the user gets, so the file is what is scored.
-        let quantized = Decoder::new(Weights::new(halfbyte_checkpoint::ModelFolder::open(&exports[0].folder)?)?, decoder.device().clone());
+        let quantized = Decoder::new(
+            Weights::new(halfbyte_checkpoint::ModelFolder::open(&exports[0].folder)?)?,
+            decoder.device().clone(),
+        );
         let scores = evaluate::scores(&quantized, Some(&decoder), &text.windows, on_event)?;
         record.evaluation = record::evaluation(&settings.text.written, &scores, text);
     }
     halfbyte_report::write_run(&options.out, &record)?;
     for export in &exports {
-        halfbyte_checkpoint::write_file(&export.folder.join("README.md"), halfbyte_report::model_card(&record).as_bytes())?;
+        halfbyte_checkpoint::write_file(
+            &export.folder.join("README.md"),
+            halfbyte_report::model_card(&record).as_bytes(),
+        )?;
     }
     work.remove()?;
-    let gate = match (pipeline.gate.max_kl, record.evaluation.as_ref().map(|e| e.kl_mean)) {
-        (Some(limit), Some(found)) if found > limit => Some(GateFailed { name: "max_kl", found, limit }),
+    let gate = match (
+        pipeline.gate.max_kl,
+        record.evaluation.as_ref().map(|e| e.kl_mean),
+    ) {
+        (Some(limit), Some(found)) if found > limit => Some(GateFailed {
+            name: "max_kl",
+            found,
+            limit,
+        }),
         _ => None,
     };
     let folders = exports.into_iter().map(|export| export.folder).collect();
-    Ok(Run { record, folders, out: options.out.clone(), gate })
+    Ok(Run {
+        record,
+        folders,
+        out: options.out.clone(),
+        gate,
+    })
 }
 
 /// Calibration windows the attention-mixed statistic is taken from; see results/LOG.md for what more of them buy.
@@ -192,7 +253,10 @@ impl Layout {
     ///
     /// # Errors
     /// A model that is quantized already or lacks tensors; a scheme that a format cannot hold for a linear's shape.
-    pub(crate) fn new(pipeline: &Pipeline, folder: &halfbyte_checkpoint::ModelFolder) -> Result<Self> {
+    pub(crate) fn new(
+        pipeline: &Pipeline,
+        folder: &halfbyte_checkpoint::ModelFolder,
+    ) -> Result<Self> {
         let config = folder.config();
         if config.quantization_config.is_some() {
             return Err(user_error(
@@ -227,7 +291,10 @@ impl Layout {
                     let shape = halfbyte_model::linear_shape(config, kind);
                     for (format, _) in &formats {
                         format.supports(&scheme, shape).map_err(|refusal| {
-                            user_error(format!("{module}: {refusal}"), "change quant or add a rule for this linear")
+                            user_error(
+                                format!("{module}: {refusal}"),
+                                "change quant or add a rule for this linear",
+                            )
                         })?;
                     }
                 }
@@ -236,24 +303,37 @@ impl Layout {
         }
         if own_head {
             if matches!(pipeline.treatment("lm_head"), Treatment::Quantize(_)) {
-                return Err(user_error("lm_head: only the linears of the decoder blocks are quantized", "list lm_head under `ignore`"));
+                return Err(user_error(
+                    "lm_head: only the linears of the decoder blocks are quantized",
+                    "list lm_head under `ignore`",
+                ));
             }
             modules.push(("lm_head".to_owned(), None));
         }
         if modules.iter().all(|(_, scheme)| scheme.is_none()) {
-            return Err(user_error("nothing is left to quantize", "loosen `ignore` and the rules that skip"));
+            return Err(user_error(
+                "nothing is left to quantize",
+                "loosen `ignore` and the rules that skip",
+            ));
         }
         let scale_dtype = match config.dtype.as_deref() {
             Some("float16") => ScaleDtype::F16,
             Some("float32") => ScaleDtype::F32,
             _ => ScaleDtype::BF16,
         };
-        Ok(Self { formats, modules, scale_dtype })
+        Ok(Self {
+            formats,
+            modules,
+            scale_dtype,
+        })
     }
 
     /// The scheme of a linear, if it is quantized.
     pub(crate) fn scheme(&self, module: &str) -> Option<Scheme> {
-        self.modules.iter().find(|(name, _)| name == module).and_then(|(_, scheme)| *scheme)
+        self.modules
+            .iter()
+            .find(|(name, _)| name == module)
+            .and_then(|(_, scheme)| *scheme)
     }
 }
 
@@ -273,17 +353,37 @@ struct BlockRun<'a> {
 impl BlockRun<'_> {
     fn run(&mut self, decoder: &Decoder) -> Result<()> {
         let tokens = self.walk.tokens_per_window();
-        let mut block = self.clock.time("read", || decoder.block(self.block, tokens))?;
-        let stats = self.walk("attention input", |walk, tick| walk.attention_input(&block, tick))?;
-        self.solve(decoder, &mut block, &[LinearKind::Q, LinearKind::K], std::slice::from_ref(&stats))?;
+        let mut block = self
+            .clock
+            .time("read", || decoder.block(self.block, tokens))?;
+        let stats = self.walk("attention input", |walk, tick| {
+            walk.attention_input(&block, tick)
+        })?;
+        self.solve(
+            decoder,
+            &mut block,
+            &[LinearKind::Q, LinearKind::K],
+            std::slice::from_ref(&stats),
+        )?;
         let mixed = self.walk("attention", |walk, tick| walk.attention_mixed(&block, tick))?;
-        let parts = if mixed.is_empty() { std::slice::from_ref(&stats) } else { &mixed[..] };
+        let parts = if mixed.is_empty() {
+            std::slice::from_ref(&stats)
+        } else {
+            &mixed[..]
+        };
         self.solve(decoder, &mut block, &[LinearKind::V], parts)?;
         drop((stats, mixed));
-        let stats = self.walk("attention output", |walk, tick| walk.attention_output(&block, tick))?;
+        let stats = self.walk("attention output", |walk, tick| {
+            walk.attention_output(&block, tick)
+        })?;
         self.solve(decoder, &mut block, &[LinearKind::O], &[stats])?;
         let stats = self.walk("mlp input", |walk, tick| walk.mlp_input(&block, tick))?;
-        self.solve(decoder, &mut block, &[LinearKind::Gate, LinearKind::Up], &[stats])?;
+        self.solve(
+            decoder,
+            &mut block,
+            &[LinearKind::Gate, LinearKind::Up],
+            &[stats],
+        )?;
         let stats = self.walk("mlp output", |walk, tick| walk.mlp_output(&block, tick))?;
         self.solve(decoder, &mut block, &[LinearKind::Down], &[stats])?;
         self.walk("residual", |walk, tick| walk.finish_block(&block, tick))?;
@@ -299,8 +399,15 @@ impl BlockRun<'_> {
         let (block, windows) = (self.block, self.walk.n_windows());
         let total = (windows * self.walk.tokens_per_window()) as u64;
         let on_event = &mut *self.on_event;
-        let mut tick =
-            |done: usize| on_event(Event::Phase { block: Some(block), name, done: done as u64, total, unit: "tokens" });
+        let mut tick = |done: usize| {
+            on_event(Event::Phase {
+                block: Some(block),
+                name,
+                done: done as u64,
+                total,
+                unit: "tokens",
+            })
+        };
         tick(0);
         let walk = &mut *self.walk;
         let result = self.clock.time(name, || stage(walk, &mut tick));
@@ -309,24 +416,55 @@ impl BlockRun<'_> {
 
     /// Solves the linears that share these statistics, and puts their rounded weights in place for what follows
     /// unless all statistics are to come from the float model.
-    fn solve(&mut self, decoder: &Decoder, block: &mut Block, kinds: &[LinearKind], parts: &[StageStats]) -> Result<()> {
+    fn solve(
+        &mut self,
+        decoder: &Decoder,
+        block: &mut Block,
+        kinds: &[LinearKind],
+        parts: &[StageStats],
+    ) -> Result<()> {
         let module = |kind: LinearKind| kind.module(self.block);
-        let wanted: Vec<(LinearKind, Scheme)> =
-            kinds.iter().filter_map(|&kind| Some((kind, self.layout.scheme(&module(kind))?))).collect();
+        let wanted: Vec<(LinearKind, Scheme)> = kinds
+            .iter()
+            .filter_map(|&kind| Some((kind, self.layout.scheme(&module(kind))?)))
+            .collect();
         if wanted.is_empty() {
             return Ok(());
         }
         let place = || format!("block {}, {}", self.block, kinds[0].short());
         let solver = self.solver;
-        let mut prepared = self.clock.time("factor", || Prepared::new(solver, parts)).with_context(place)?;
+        let mut prepared = self
+            .clock
+            .time("factor", || Prepared::new(solver, parts))
+            .with_context(place)?;
         for (kind, scheme) in wanted {
-            let shape = [block.linears.get(kind).out_features(), block.linears.get(kind).in_features()];
+            let shape = [
+                block.linears.get(kind).out_features(),
+                block.linears.get(kind).in_features(),
+            ];
             let weight = decoder.weights().weight(&kind.module(self.block), shape)?;
-            let dense = decoder.weights().folder().tensor(&format!("{}.weight", kind.module(self.block)))?;
+            let dense = decoder
+                .weights()
+                .folder()
+                .tensor(&format!("{}.weight", kind.module(self.block)))?;
             let bytes_before = dense.bytes.len() as u64;
-            let task = Task { block: self.block, kind, weight: &weight, shape, scheme, bytes_before };
+            let task = Task {
+                block: self.block,
+                kind,
+                weight: &weight,
+                shape,
+                scheme,
+                bytes_before,
+            };
             let (solved, record) = self.clock.time("solve", || prepared.solve(solver, &task))?;
             prepared.count_once();
+            tracing::info!(
+                linear = solved.module,
+                relative_loss = record.relative_loss,
+                relative_loss_heldout = record.relative_loss_heldout,
+                damp_used = record.damp_used,
+                "solved"
+            );
             (self.on_event)(Event::LinearDone {
                 block: self.block,
                 linear: solved.module.clone(),
@@ -336,7 +474,10 @@ impl BlockRun<'_> {
                 seconds: record.seconds,
             });
             if self.pipeline.propagation == Propagation::Sequential {
-                block.linears.get_mut(kind).set_weight(solved.weight.dequantize());
+                block
+                    .linears
+                    .get_mut(kind)
+                    .set_weight(solved.weight.dequantize());
             }
             self.solved.push(solved);
             self.records.push(record);

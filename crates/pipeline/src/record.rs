@@ -4,8 +4,8 @@ use halfbyte_calibrate::text::{EvaluationText, TextReport};
 use halfbyte_evaluate::Evaluation;
 use halfbyte_model::Decoder;
 use halfbyte_report::{
-    CalibrationRecord, EvaluationRecord, ExportRecord, LinearRecord, ModelRecord, RunRecord, SCHEMA_VERSION,
-    SummaryRecord,
+    CalibrationRecord, EvaluationRecord, ExportRecord, LinearRecord, ModelRecord, RunRecord,
+    SCHEMA_VERSION, SummaryRecord,
 };
 
 use crate::config::Pipeline;
@@ -33,9 +33,16 @@ impl Parts<'_> {
         let folder = self.decoder.weights().folder();
         let tensors = || folder.names().filter_map(|name| folder.tensor(name).ok());
         let elements = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
-        let weights: f64 = self.records.iter().map(|r| (r.out_features * r.in_features) as f64).sum();
-        let bits: f64 =
-            self.records.iter().map(|r| r.bits_per_weight * (r.out_features * r.in_features) as f64).sum();
+        let weights: f64 = self
+            .records
+            .iter()
+            .map(|r| (r.out_features * r.in_features) as f64)
+            .sum();
+        let bits: f64 = self
+            .records
+            .iter()
+            .map(|r| r.bits_per_weight * (r.out_features * r.in_features) as f64)
+            .sum();
         let total = |count: &dyn Fn(&halfbyte_calibrate::text::SourceReport) -> usize| {
             self.calibration.sources.iter().map(count).sum::<usize>() as u64
         };
@@ -49,10 +56,19 @@ impl Parts<'_> {
                 architecture: folder.config().row().architecture.to_owned(),
                 blocks: self.decoder.n_blocks(),
                 parameters: tensors().map(|t| elements(t.shape)).sum(),
-                dtype: folder.config().dtype.clone().unwrap_or_else(|| "float32".to_owned()),
+                dtype: folder
+                    .config()
+                    .dtype
+                    .clone()
+                    .unwrap_or_else(|| "float32".to_owned()),
             },
             calibration: CalibrationRecord {
-                sources: self.calibration.sources.iter().map(|s| s.name.clone()).collect(),
+                sources: self
+                    .calibration
+                    .sources
+                    .iter()
+                    .map(|s| s.name.clone())
+                    .collect(),
                 sha256: self.calibration.windows_sha256.clone(),
                 samples: self.calibration.windows_calibration,
                 tokens_used: self.calibration.tokens_calibration as u64,
@@ -87,7 +103,11 @@ impl Parts<'_> {
 }
 
 /// The scores as a record; `None` where there was no reference.
-pub(crate) fn evaluation(name: &str, scores: &Evaluation, text: &EvaluationText) -> Option<EvaluationRecord> {
+pub(crate) fn evaluation(
+    name: &str,
+    scores: &Evaluation,
+    text: &EvaluationText,
+) -> Option<EvaluationRecord> {
     let against = scores.against.as_ref()?;
     Some(EvaluationRecord {
         text: name.to_owned(),

@@ -8,8 +8,8 @@ use halfbyte_calibrate::StageStats;
 use halfbyte_model::LinearKind;
 use halfbyte_quant::Scheme;
 use halfbyte_report::{HessianKind, LinearRecord};
-use rayon::prelude::*;
 use halfbyte_solve::{Factor, GptqOptions, RtnOptions, Solution, factor, gptq, loss, rtn};
+use rayon::prelude::*;
 
 use crate::config::{Damp, Method, Pipeline, Recipe, SignedScales};
 use crate::work::Solved;
@@ -39,10 +39,17 @@ impl Solver {
         };
         match (pipeline.method, pipeline.recipe) {
             (Method::Rtn, Recipe::Reference) => Self::Rtn(RtnOptions::default()),
-            (Method::Rtn, _) => Self::Rtn(RtnOptions { signed_scales, ..RtnOptions::search() }),
+            (Method::Rtn, _) => Self::Rtn(RtnOptions {
+                signed_scales,
+                ..RtnOptions::search()
+            }),
             (_, recipe) => {
                 let reference = recipe == Recipe::Reference;
-                let base = if reference { GptqOptions::reference() } else { GptqOptions::default() };
+                let base = if reference {
+                    GptqOptions::reference()
+                } else {
+                    GptqOptions::default()
+                };
                 let options = GptqOptions {
                     desc_act: quant.desc_act,
                     static_groups: quant.static_groups,
@@ -51,7 +58,10 @@ impl Solver {
                     signed_scales: signed_scales && !reference,
                     ..base
                 };
-                Self::Gptq { options, mixed: !reference }
+                Self::Gptq {
+                    options,
+                    mixed: !reference,
+                }
             }
         }
     }
@@ -101,7 +111,11 @@ impl<'a> Prepared<'a> {
         });
         let parts = factored.collect::<Result<Vec<_>>>()?;
         let mixed = parts.len() > 1;
-        Ok(Self { mixed, parts, seconds: start.elapsed().as_secs_f64() })
+        Ok(Self {
+            mixed,
+            parts,
+            seconds: start.elapsed().as_secs_f64(),
+        })
     }
 
     /// Books the factor's time to the first linear solved from it, not to every one.
@@ -112,10 +126,16 @@ impl<'a> Prepared<'a> {
     /// Solves one linear and measures it, and plain rounding beside it, on both texts.
     pub(crate) fn solve(&self, solver: &Solver, task: &Task<'_>) -> Result<(Solved, LinearRecord)> {
         let module = task.kind.module(task.block);
-        self.solve_parts(solver, task, &module).with_context(|| format!("block {}, {module}", task.block))
+        self.solve_parts(solver, task, &module)
+            .with_context(|| format!("block {}, {module}", task.block))
     }
 
-    fn solve_parts(&self, solver: &Solver, task: &Task<'_>, module: &str) -> Result<(Solved, LinearRecord)> {
+    fn solve_parts(
+        &self,
+        solver: &Solver,
+        task: &Task<'_>,
+        module: &str,
+    ) -> Result<(Solved, LinearRecord)> {
         let start = Instant::now();
         let [out, in_] = task.shape;
         let rows = out / self.parts.len();
@@ -125,11 +145,20 @@ impl<'a> Prepared<'a> {
             let weight = &task.weight[index * rows * in_..][..rows * in_];
             let weight = MatRef::from_row_major_slice(weight, rows, in_);
             let solution = match (solver, factor) {
-                (Solver::Gptq { options, .. }, Some(factor)) => gptq(weight, factor, &task.scheme, options)?,
-                (Solver::Rtn(options), _) => rtn(weight, Some(&stats.calibration), &task.scheme, options)?,
+                (Solver::Gptq { options, .. }, Some(factor)) => {
+                    gptq(weight, factor, &task.scheme, options)?
+                }
+                (Solver::Rtn(options), _) => {
+                    rtn(weight, Some(&stats.calibration), &task.scheme, options)?
+                }
                 (Solver::Gptq { .. }, None) => unreachable!("gptq was prepared with a factor"),
             };
-            let rounded = rtn(weight, Some(&stats.calibration), &task.scheme, &RtnOptions::default())?;
+            let rounded = rtn(
+                weight,
+                Some(&stats.calibration),
+                &task.scheme,
+                &RtnOptions::default(),
+            )?;
             if let Some(held) = &stats.holdout {
                 heldout.push(loss(weight, &solution.weight, held)?);
                 plain_heldout.push(loss(weight, &rounded.weight, held)?);
@@ -137,7 +166,12 @@ impl<'a> Prepared<'a> {
             solutions.push(solution);
             plain.push(rounded);
         }
-        let tokens = self.parts.iter().map(|(stats, _)| stats.calibration.n_tokens).min().unwrap_or(0);
+        let tokens = self
+            .parts
+            .iter()
+            .map(|(stats, _)| stats.calibration.n_tokens)
+            .min()
+            .unwrap_or(0);
         let solution = Solution::stack(solutions)?;
         let plain = Solution::stack(plain)?;
         let record = LinearRecord {
@@ -166,9 +200,19 @@ impl<'a> Prepared<'a> {
             warnings: solution.warnings.clone(),
             bytes_before: task.bytes_before,
             bytes_after: solution.weight.packed_bytes(),
-            hessian: if self.mixed { HessianKind::AttentionMixed } else { HessianKind::Input },
+            hessian: if self.mixed {
+                HessianKind::AttentionMixed
+            } else {
+                HessianKind::Input
+            },
         };
-        Ok((Solved { module: module.to_owned(), weight: solution.weight }, record))
+        Ok((
+            Solved {
+                module: module.to_owned(),
+                weight: solution.weight,
+            },
+            record,
+        ))
     }
 }
 
@@ -178,6 +222,10 @@ fn together(parts: &[halfbyte_solve::Loss]) -> Option<f64> {
         return None;
     }
     let loss: f64 = parts.iter().map(|p| p.absolute).sum();
-    let signal: f64 = parts.iter().filter(|p| p.relative > 0.0).map(|p| p.absolute / p.relative).sum();
+    let signal: f64 = parts
+        .iter()
+        .filter(|p| p.relative > 0.0)
+        .map(|p| p.absolute / p.relative)
+        .sum();
     Some(if signal > 0.0 { loss / signal } else { 0.0 })
 }

@@ -10,7 +10,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use halfbyte_checkpoint::{Dtype, SafetensorsWriter, TensorInfo, create_folder, write_file, write_json};
+use halfbyte_checkpoint::{
+    Dtype, SafetensorsWriter, TensorInfo, create_folder, write_file, write_json,
+};
 use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme};
 use halfbyte_report::LinearRecord;
 use safetensors::SafeTensors;
@@ -56,13 +58,23 @@ struct Entry {
 impl Work {
     /// Opens `OUT/halfbyte/work`, creating it. Gives the number of blocks an earlier run of the same fingerprint
     /// finished, and whether another run's work was set aside.
-    pub(crate) fn open(out: &Path, fingerprint: String, fresh: bool) -> Result<(Self, usize, bool)> {
+    pub(crate) fn open(
+        out: &Path,
+        fingerprint: String,
+        fresh: bool,
+    ) -> Result<(Self, usize, bool)> {
         let folder = out.join("halfbyte").join("work");
         create_folder(&folder)?;
-        let work = Self { out: out.to_owned(), folder, fingerprint };
+        let work = Self {
+            out: out.to_owned(),
+            folder,
+            fingerprint,
+        };
         let state = work.state();
         let (done, other) = match state {
-            Some(state) if state.fingerprint == work.fingerprint && !fresh => (state.blocks_done, false),
+            Some(state) if state.fingerprint == work.fingerprint && !fresh => {
+                (state.blocks_done, false)
+            }
             Some(_) => (0, !fresh),
             None => (0, false),
         };
@@ -100,7 +112,11 @@ impl Work {
         let mut writer = SafetensorsWriter::create(&self.file(block, "safetensors"), &infos)?;
         for Solved { module, weight } in solved {
             writer.write(&format!("{module}.codes"), weight.codes())?;
-            let scales: Vec<u8> = weight.scales().iter().flat_map(|s| s.to_le_bytes()).collect();
+            let scales: Vec<u8> = weight
+                .scales()
+                .iter()
+                .flat_map(|s| s.to_le_bytes())
+                .collect();
             writer.write(&format!("{module}.scales"), &scales)?;
             writer.write(&format!("{module}.zeros"), weight.zeros())?;
         }
@@ -114,13 +130,19 @@ impl Work {
         });
         write_json(
             &self.file(block, "json"),
-            &BlockFile { linears: linears.collect(), records: records.to_vec() },
+            &BlockFile {
+                linears: linears.collect(),
+                records: records.to_vec(),
+            },
         )?;
         let bytes: Vec<u8> = stream.iter().flat_map(|bits| bits.to_le_bytes()).collect();
         write_file(&self.folder.join("stream.bin"), &bytes)?;
         write_json(
             &self.folder.join("state.json"),
-            &State { fingerprint: self.fingerprint.clone(), blocks_done: block + 1 },
+            &State {
+                fingerprint: self.fingerprint.clone(),
+                blocks_done: block + 1,
+            },
         )?;
         Ok(())
     }
@@ -128,8 +150,12 @@ impl Work {
     /// The stream an earlier run carried into the block after its last.
     pub(crate) fn stream(&self) -> Result<Vec<u16>> {
         let path = self.folder.join("stream.bin");
-        let bytes = std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        Ok(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect())
+        let bytes =
+            std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        Ok(bytes
+            .chunks_exact(2)
+            .map(|b| u16::from_le_bytes([b[0], b[1]]))
+            .collect())
     }
 
     /// The records of a finished block's linears.
@@ -140,12 +166,22 @@ impl Work {
     /// The linears of a finished block.
     pub(crate) fn load(&self, block: usize) -> Result<Vec<Solved>> {
         let path = self.file(block, "safetensors");
-        let bytes = std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        let place = || format!("{}: not a finished block; run again with --fresh", path.display());
+        let bytes =
+            std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        let place = || {
+            format!(
+                "{}: not a finished block; run again with --fresh",
+                path.display()
+            )
+        };
         let tensors = SafeTensors::deserialize(&bytes).with_context(place)?;
         let read = |entry: &Entry| -> Result<Solved> {
             let part = |name: &str| tensors.tensor(&format!("{}.{name}", entry.module));
-            let scheme = Scheme::new(entry.bits, GroupSize::from_i64(entry.group_size)?, entry.sym)?;
+            let scheme = Scheme::new(
+                entry.bits,
+                GroupSize::from_i64(entry.group_size)?,
+                entry.sym,
+            )?;
             let scales = part("scales")?;
             let (words, _) = scales.data().as_chunks::<4>();
             let weight = QuantizedWeight::new(
@@ -155,29 +191,47 @@ impl Work {
                 words.iter().map(|b| f32::from_le_bytes(*b)).collect(),
                 part("zeros")?.data().to_vec(),
             )?;
-            Ok(Solved { module: entry.module.clone(), weight })
+            Ok(Solved {
+                module: entry.module.clone(),
+                weight,
+            })
         };
-        self.block_file(block)?.linears.iter().map(|entry| read(entry).with_context(place)).collect()
+        self.block_file(block)?
+            .linears
+            .iter()
+            .map(|entry| read(entry).with_context(place))
+            .collect()
     }
 
     fn block_file(&self, block: usize) -> Result<BlockFile> {
         let path = self.file(block, "json");
-        let text = std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("{}: run again with --fresh", path.display()))
+        let text =
+            std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        serde_json::from_slice(&text)
+            .with_context(|| format!("{}: run again with --fresh", path.display()))
     }
 
     /// Removes the folder once everything is exported.
     pub(crate) fn remove(self) -> Result<()> {
-        std::fs::remove_dir_all(&self.folder).with_context(|| format!("{}: cannot be removed", self.folder.display()))
+        std::fs::remove_dir_all(&self.folder)
+            .with_context(|| format!("{}: cannot be removed", self.folder.display()))
     }
 }
 
 fn tensors(solved: &Solved) -> [TensorInfo; 3] {
     let weight = &solved.weight;
     let groups = vec![weight.out_features(), weight.n_groups()];
-    let info = |part: &str, dtype, shape| TensorInfo { name: format!("{}.{part}", solved.module), dtype, shape };
+    let info = |part: &str, dtype, shape| TensorInfo {
+        name: format!("{}.{part}", solved.module),
+        dtype,
+        shape,
+    };
     [
-        info("codes", Dtype::U8, vec![weight.out_features(), weight.in_features()]),
+        info(
+            "codes",
+            Dtype::U8,
+            vec![weight.out_features(), weight.in_features()],
+        ),
         info("scales", Dtype::F32, groups.clone()),
         info("zeros", Dtype::U8, groups),
     ]

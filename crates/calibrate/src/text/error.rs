@@ -123,7 +123,7 @@ pub enum TextError {
         problem: String,
     },
     /// Sources without a single token.
-    #[error("no calibration text: {names} hold no text ({dropped} documents dropped)")]
+    #[error("no calibration text: nothing in {names} ({dropped} documents dropped)")]
     NoText {
         /// The sources.
         names: String,

@@ -593,7 +593,7 @@ fn sources_without_text_are_named() {
             assert_eq!(
                 message,
                 format!(
-                    "no calibration text: memory hold no text ({} documents dropped)",
+                    "no calibration text: nothing in memory ({} documents dropped)",
                     texts.len()
                 )
             );
