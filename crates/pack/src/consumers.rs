@@ -34,7 +34,7 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loads => f.write_str("loads it"),
-            Self::LoadsIf(condition) => write!(f, "loads it: {condition}"),
+            Self::LoadsIf(condition) => write!(f, "loads it ({condition})"),
             Self::Refuses(reason) => write!(f, "does not load it: {reason}"),
             Self::NotChecked => f.write_str("not checked"),
         }

@@ -13,6 +13,9 @@ use crate::open::{open_calibration, open_evaluation, open_model};
 use crate::quantize::Layout;
 use crate::stage::Solver;
 
+/// What a core with AVX-512 did on the way through a 135 M model, solves included (results/README.md).
+const OPERATIONS_PER_SECOND: f64 = 5e10;
+
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
@@ -44,6 +47,8 @@ pub struct Plan {
     pub block_bytes: u64,
     /// Floating-point operations of forward and statistics.
     pub operations: f64,
+    /// Processor seconds they take at [`OPERATIONS_PER_SECOND`] a core: the right order of magnitude, no more.
+    pub cpu_seconds: f64,
     /// What to know before starting.
     pub notices: Vec<String>,
 }
@@ -163,6 +168,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
     let statistics = 2 * hidden * hidden + heads * heads + mlp * mlp;
     let attention = 2 * heads * pipeline.calibration.sequence_length as u64;
     let per_token = 2 * (block_weights + attention) + statistics;
+    let operations = config.num_hidden_layers as f64 * tokens as f64 * per_token as f64;
     Ok(Plan {
         model: pipeline.model.source.to_string(),
         model_type: config.row().model_type.to_owned(),
@@ -181,7 +187,8 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         evaluation_windows: evaluation.map(|e| e.windows.len()),
         activation_bytes: 2 * tokens * (hidden + (heads + kv).max(mlp)),
         block_bytes: 4 * block_weights + 8 * hidden.max(mlp).max(heads).pow(2) * 2,
-        operations: config.num_hidden_layers as f64 * tokens as f64 * per_token as f64,
+        operations,
+        cpu_seconds: operations / OPERATIONS_PER_SECOND,
         notices: pipeline
             .notices
             .iter()
@@ -222,10 +229,11 @@ impl fmt::Display for Plan {
         }
         writeln!(
             f,
-            "memory: {:.0} MB of activations, about {:.0} MB for a block; work: {:.1} TFLOP",
+            "memory: {:.0} MB of activations, about {:.0} MB for a block; work: {:.1} TFLOP, about {:.0} s of processor time",
             mb(self.activation_bytes),
             mb(self.block_bytes),
-            self.operations / 1e12
+            self.operations / 1e12,
+            self.cpu_seconds
         )?;
         for export in &self.exports {
             writeln!(

@@ -91,7 +91,7 @@ pub fn quantize(
         windows.report.windows_sha256,
         env!("CARGO_PKG_VERSION")
     );
-    let (work, resumed, set_aside) = Work::open(&options.out, fingerprint, options.fresh)?;
+    let (mut work, resumed, set_aside) = Work::open(&options.out, fingerprint, options.fresh)?;
     if set_aside {
         warn(
             "the work folder held another run's blocks; starting over".to_owned(),
@@ -139,7 +139,7 @@ pub fn quantize(
         };
         let mut walk = clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?;
         if resumed > 0 {
-            walk.restore(&work.stream()?)?;
+            walk.restore(&work.stream(resumed)?)?;
         }
         for index in resumed..blocks {
             let started = Instant::now();
@@ -162,7 +162,13 @@ pub fn quantize(
                 }
             }
             clock.time("write", || {
-                work.save(index, &solved, &block_records, &walk.save()?)
+                let stream = || Ok(walk.save()?);
+                let stream: Option<&dyn Fn() -> Result<Vec<u16>>> = if index + 1 < blocks {
+                    Some(&stream)
+                } else {
+                    None
+                };
+                work.save(index, &solved, &block_records, stream)
             })?;
             records.extend(block_records);
             tracing::info!(

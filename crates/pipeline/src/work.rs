@@ -1,17 +1,20 @@
 //! The work folder: what a killed run leaves behind, and where the next one goes on.
 //!
 //! `OUT/halfbyte/work/` holds, for every finished block, `block-0007.safetensors` (the codes, scales and zero points
-//! of its linears, in no format's layout) and `block-0007.json` (their records); `stream.bin`, the residual stream
-//! all windows carry into the next block; and `state.json`, which names the run by its fingerprint and says how many
+//! of its linears, in no format's layout) and `block-0007.json` (their records); `stream-0008.bin`, the residual stream
+//! all windows carry into block 8; and `state.json`, which names the run by its fingerprint and says how many
 //! blocks are done. Every file is written beside and renamed, state.json last, so a run that dies at any moment
-//! leaves a folder whose state.json tells the truth. A folder of another fingerprint is not touched by resuming: the
-//! run starts over and says so.
+//! leaves a folder whose state.json tells the truth. The stream is large and a disk may be slow, so it is saved only
+//! as often as costs a twentieth of the time; blocks solved since are solved again. Where the folder is another run's,
+//! its state goes first, then the run starts over and says so.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use halfbyte_checkpoint::{
-    Dtype, SafetensorsWriter, TensorInfo, create_folder, write_file, write_json,
+    Dtype, SafetensorsWriter, TensorInfo, create_folder, remove_partial_files, write_file,
+    write_json,
 };
 use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme};
 use halfbyte_report::LinearRecord;
@@ -24,7 +27,12 @@ pub(crate) struct Work {
     out: PathBuf,
     folder: PathBuf,
     fingerprint: String,
+    /// When the stream was saved last, and how long that took.
+    saved: Option<(Instant, Duration)>,
 }
+
+/// Work done between two saves, in units of the time a save takes.
+const WORK_PER_SAVE: u32 = 20;
 
 /// One quantized linear of a finished block.
 #[derive(Clone, Debug)]
@@ -69,6 +77,7 @@ impl Work {
             out: out.to_owned(),
             folder,
             fingerprint,
+            saved: None,
         };
         let state = work.state();
         let (done, other) = match state {
@@ -78,6 +87,11 @@ impl Work {
             Some(_) => (0, !fresh),
             None => (0, false),
         };
+        if done == 0 && work.folder.join("state.json").exists() {
+            std::fs::remove_file(work.folder.join("state.json"))
+                .with_context(|| format!("{}: cannot be cleared", work.folder.display()))?;
+        }
+        remove_partial_files(&work.folder)?;
         Ok((work, done, other))
     }
 
@@ -100,13 +114,14 @@ impl Work {
         self.folder.join(format!("block-{block:04}.{extension}"))
     }
 
-    /// Writes a finished block and the stream behind it, then the state that says so.
+    /// Writes a finished block; and, when it is time, the stream behind it and the state that says so. After the last
+    /// block there is no stream to carry on and the state is always written.
     pub(crate) fn save(
-        &self,
+        &mut self,
         block: usize,
         solved: &[Solved],
         records: &[LinearRecord],
-        stream: &[u16],
+        stream: Option<&dyn Fn() -> Result<Vec<u16>>>,
     ) -> Result<()> {
         let infos: Vec<TensorInfo> = solved.iter().flat_map(tensors).collect();
         let mut writer = SafetensorsWriter::create(&self.file(block, "safetensors"), &infos)?;
@@ -135,21 +150,51 @@ impl Work {
                 records: records.to_vec(),
             },
         )?;
-        let bytes: Vec<u8> = stream.iter().flat_map(|bits| bits.to_le_bytes()).collect();
-        write_file(&self.folder.join("stream.bin"), &bytes)?;
+        let due = self
+            .saved
+            .is_none_or(|(at, took)| at.elapsed() > WORK_PER_SAVE * took);
+        match stream {
+            Some(_) if !due => Ok(()),
+            Some(stream) => {
+                let start = Instant::now();
+                let bits = stream()?;
+                let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
+                write_file(&self.stream_file(block + 1), &bytes)?;
+                self.write_state(block + 1)?;
+                self.saved = Some((Instant::now(), start.elapsed()));
+                Ok(())
+            }
+            None => self.write_state(block + 1),
+        }
+    }
+
+    /// Says how many blocks are done, then removes the streams of earlier ones: the state never names a stream that is
+    /// not whole.
+    fn write_state(&self, blocks_done: usize) -> Result<()> {
+        let fingerprint = self.fingerprint.clone();
         write_json(
             &self.folder.join("state.json"),
             &State {
-                fingerprint: self.fingerprint.clone(),
-                blocks_done: block + 1,
+                fingerprint,
+                blocks_done,
             },
         )?;
+        for earlier in (0..blocks_done).map(|block| self.stream_file(block)) {
+            if earlier.exists() {
+                std::fs::remove_file(&earlier)
+                    .with_context(|| format!("{}: cannot be removed", earlier.display()))?;
+            }
+        }
         Ok(())
     }
 
-    /// The stream an earlier run carried into the block after its last.
-    pub(crate) fn stream(&self) -> Result<Vec<u16>> {
-        let path = self.folder.join("stream.bin");
+    fn stream_file(&self, blocks_done: usize) -> PathBuf {
+        self.folder.join(format!("stream-{blocks_done:04}.bin"))
+    }
+
+    /// The stream an earlier run carried out of its last saved block.
+    pub(crate) fn stream(&self, blocks_done: usize) -> Result<Vec<u16>> {
+        let path = self.stream_file(blocks_done);
         let bytes =
             std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
         Ok(bytes
