@@ -1,5 +1,9 @@
 //! The workspace from outside: its architecture, its agreement with other projects, and the program as users run it.
-#![allow(missing_docs, reason = "tests are documented by their names")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "tests are documented by their names and end at what they do not expect"
+)]
 
 mod architecture;
 mod bad_input;
