@@ -14,6 +14,7 @@ pub struct Accumulator {
     sum: Mat<f32>,
     abs: Vec<f64>,
     n_tokens: u64,
+    weight: f64,
 }
 
 impl Accumulator {
@@ -23,6 +24,7 @@ impl Accumulator {
             sum: Mat::zeros(features, features),
             abs: vec![0.0; features],
             n_tokens: 0,
+            weight: 0.0,
         }
     }
 
@@ -37,9 +39,39 @@ impl Accumulator {
     /// # Errors
     /// The index of the first row that holds a NaN or an infinity.
     pub fn add(&mut self, rows: &[f32]) -> Result<(), usize> {
+        self.add_abs(rows)?;
+        let tokens = rows.len() / self.abs.len();
+        self.add_products(rows);
+        self.weight += tokens as f64;
+        self.n_tokens += tokens as u64;
+        Ok(())
+    }
+
+    /// The same with a weight of 0 or more for each token in the sum of `x xᵀ`; `|x|` is summed without.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn add_weighted(&mut self, rows: &[f32], weights: &[f32]) -> Result<(), usize> {
+        self.add_abs(rows)?;
+        let features = self.abs.len();
+        let mut scaled = vec![0.0; rows.len()];
+        scaled
+            .par_chunks_mut(features)
+            .zip(rows.par_chunks(features))
+            .zip(weights.par_iter())
+            .for_each(|((to, row), weight)| {
+                let root = weight.sqrt();
+                to.iter_mut().zip(row).for_each(|(to, x)| *to = root * x);
+            });
+        self.add_products(&scaled);
+        self.weight += weights.iter().map(|w| f64::from(*w)).sum::<f64>();
+        self.n_tokens += weights.len() as u64;
+        Ok(())
+    }
+
+    fn add_products(&mut self, rows: &[f32]) {
         let features = self.abs.len();
         let tokens = rows.len() / features;
-        self.add_abs(rows, features)?;
         let x = MatRef::from_row_major_slice(rows, tokens, features);
         panels(self.sum.as_mut())
             .into_par_iter()
@@ -70,17 +102,15 @@ impl Accumulator {
                     Par::Seq,
                 );
             });
-        self.n_tokens += tokens as u64;
-        Ok(())
     }
 
-    /// The mean over all tokens added; `H = I` when there were none.
+    /// The mean over all tokens added, by weight; `H = I` when there were none or none had a weight.
     pub fn finish(self) -> ActivationStats {
         let features = self.abs.len();
-        if self.n_tokens == 0 {
+        if self.n_tokens == 0 || self.weight <= 0.0 {
             return ActivationStats::identity(features);
         }
-        let scale = 1.0 / self.n_tokens as f64;
+        let scale = 1.0 / self.weight;
         let mut hessian = vec![0.0; features * features];
         for column in 0..features {
             for row in column..features {
@@ -89,7 +119,8 @@ impl Accumulator {
                 hessian[column * features + row] = value;
             }
         }
-        let mean_abs = self.abs.iter().map(|a| (a * scale) as f32).collect();
+        let per_token = 1.0 / self.n_tokens as f64;
+        let mean_abs = self.abs.iter().map(|a| (a * per_token) as f32).collect();
         ActivationStats {
             in_features: features,
             hessian,
@@ -98,7 +129,8 @@ impl Accumulator {
         }
     }
 
-    fn add_abs(&mut self, rows: &[f32], features: usize) -> Result<(), usize> {
+    fn add_abs(&mut self, rows: &[f32]) -> Result<(), usize> {
+        let features = self.abs.len();
         let mut batch = vec![0.0f32; features];
         for chunk in rows.chunks(features * 64) {
             batch.fill(0.0);

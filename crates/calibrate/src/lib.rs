@@ -8,9 +8,12 @@
 pub mod text;
 
 mod accumulate;
+mod cluster;
+mod loss_weights;
 mod store;
 mod walk;
 
 pub use accumulate::Accumulator;
+pub use loss_weights::{LossWeightOptions, LossWeights};
 pub use store::{Store, StoreError};
-pub use walk::{StageStats, Walk, WalkError, WalkOptions};
+pub use walk::{LinearStats, RowStats, StageStats, Walk, WalkError, WalkOptions};

@@ -2,11 +2,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
-use halfbyte_model::{Block, Decoder, ModelError, Stage};
+use halfbyte_model::{Block, Decoder, LinearKind, ModelError, Stage};
 use halfbyte_quant::ActivationStats;
 
 use crate::text::{Window, Windows};
-use crate::{Accumulator, Store, StoreError};
+use crate::{Accumulator, LossWeights, Store, StoreError};
 
 /// Tokens one batch holds: large enough for dense products, small enough that a batch's activations stay in cache.
 const BATCH_TOKENS: usize = 2048;
@@ -20,8 +20,26 @@ pub struct StageStats {
     pub holdout: Option<ActivationStats>,
 }
 
-/// How a walk keeps its activations and samples the costly statistic.
+/// What some linears that share an input see.
 #[derive(Clone, Debug)]
+pub struct LinearStats {
+    /// The linears.
+    pub kinds: Vec<LinearKind>,
+    /// Statistics for all output rows, or for some each; together they hold every row once.
+    pub parts: Vec<RowStats>,
+}
+
+/// The statistics that some output rows are solved from.
+#[derive(Clone, Debug)]
+pub struct RowStats {
+    /// Which rows, ascending; none for all.
+    pub rows: Option<Vec<usize>>,
+    /// What they see.
+    pub stats: StageStats,
+}
+
+/// How a walk keeps its activations and samples the costly statistic.
+#[derive(Debug)]
 pub struct WalkOptions {
     /// Bytes of activations to keep in memory; what is beyond goes to files in `spill_folder`.
     pub max_bytes: u64,
@@ -29,6 +47,8 @@ pub struct WalkOptions {
     pub spill_folder: PathBuf,
     /// Calibration windows the attention-mixed statistic is taken from, evenly spaced; 0 for none at all.
     pub mixed_windows: usize,
+    /// Weights of tokens, one set for each group of output rows; without, every token counts alike.
+    pub loss_weights: Option<LossWeights>,
 }
 
 /// Why the walk stopped.
@@ -70,6 +90,8 @@ pub struct Walk {
     stream: Store,
     kept: Kept,
     bytes_in_memory: u64,
+    /// The block that is walked.
+    at: usize,
 }
 
 /// The one stage activation that is kept beside the residual stream.
@@ -103,6 +125,7 @@ impl Walk {
             stream: Store::in_memory(0, 0),
             kept: Kept::Nothing,
             bytes_in_memory: 0,
+            at: 0,
             options,
         };
         walk.stream = walk.store(tokens * hidden, "stream")?;
@@ -128,8 +151,9 @@ impl Walk {
         Ok(self.stream.read_bits(0, self.n_windows())?)
     }
 
-    /// Replaces the residual stream by saved bits.
-    pub fn restore(&mut self, bits: &[u16]) -> Result<(), WalkError> {
+    /// Goes on before block `at`, from a saved residual stream.
+    pub fn restore(&mut self, at: usize, bits: &[u16]) -> Result<(), WalkError> {
+        self.at = at;
         for (index, window) in bits.chunks(self.tokens * self.hidden).enumerate() {
             let values: Vec<f32> = window
                 .iter()
@@ -140,19 +164,24 @@ impl Walk {
         Ok(())
     }
 
-    /// Statistics of `norm1(h)`.
+    /// Statistics of `norm1(h)`: for q and k, and for v too when `options.mixed_windows` is 0.
     pub fn attention_input(
         &mut self,
         block: &Block,
         tick: &mut dyn FnMut(usize),
-    ) -> Result<StageStats, WalkError> {
-        let mut sums = Sums::new(self.hidden);
+    ) -> Result<Vec<LinearStats>, WalkError> {
+        let kinds: &[LinearKind] = if self.options.mixed_windows == 0 {
+            &[LinearKind::Q, LinearKind::K, LinearKind::V]
+        } else {
+            &[LinearKind::Q, LinearKind::K]
+        };
+        let mut sums = self.sums(kinds, self.hidden);
         for batch in self.batches() {
             let x = block.attention_input(self.stream(&batch)?);
             self.observe(Stage::AttentionInput, &mut sums, &batch, &values(x)?)?;
             tick(batch.end * self.tokens);
         }
-        Ok(sums.finish())
+        Ok(finish(sums))
     }
 
     /// Runs q and k, and gives the statistics of `A norm1(h)` for every kv head (none when
@@ -162,7 +191,7 @@ impl Walk {
         &mut self,
         block: &Block,
         tick: &mut dyn FnMut(usize),
-    ) -> Result<Vec<StageStats>, WalkError> {
+    ) -> Result<Vec<LinearStats>, WalkError> {
         let (heads, kv_heads, head_dim) = (block.heads(), block.kv_heads(), block.head_dim());
         let mut queries = self.store(self.tokens * heads * head_dim, "queries")?;
         let mut keys = self.store(self.tokens * kv_heads * head_dim, "keys")?;
@@ -180,8 +209,19 @@ impl Walk {
                     let (q, k) = (one(&q, head * shared, shared), one(&k, head, 1));
                     let mixed =
                         values(block.attention_mixed_input(q, k, x.clone().narrow(0, at, 1)))?;
-                    for rows in mixed.chunks(self.tokens * self.hidden) {
-                        self.observe(Stage::AttentionMixed, sums, &(window..window + 1), rows)?;
+                    for (i, rows) in mixed.chunks(self.tokens * self.hidden).enumerate() {
+                        let weight = self
+                            .options
+                            .loss_weights
+                            .is_some()
+                            .then_some(head * shared + i);
+                        self.add(
+                            Stage::AttentionMixed,
+                            sums,
+                            &(window..window + 1),
+                            rows,
+                            weight.map(|group| (LinearKind::V, group)),
+                        )?;
                     }
                 }
             }
@@ -190,12 +230,17 @@ impl Walk {
             tick(batch.end * self.tokens);
         }
         self.kept = Kept::QueriesAndKeys(queries, keys);
-        let taken = if self.options.mixed_windows == 0 {
-            Vec::new()
-        } else {
-            sums
-        };
-        Ok(taken.into_iter().map(Sums::finish).collect())
+        if self.options.mixed_windows == 0 {
+            return Ok(Vec::new());
+        }
+        let parts = sums.into_iter().enumerate().map(|(head, sums)| RowStats {
+            rows: Some((head * head_dim..(head + 1) * head_dim).collect()),
+            stats: sums.finish(),
+        });
+        Ok(vec![LinearStats {
+            kinds: vec![LinearKind::V],
+            parts: parts.collect(),
+        }])
     }
 
     /// Runs v and the attention, and gives the statistics of o's input.
@@ -203,7 +248,7 @@ impl Walk {
         &mut self,
         block: &Block,
         tick: &mut dyn FnMut(usize),
-    ) -> Result<StageStats, WalkError> {
+    ) -> Result<Vec<LinearStats>, WalkError> {
         let (heads, kv_heads, head_dim) = (block.heads(), block.kv_heads(), block.head_dim());
         let Kept::QueriesAndKeys(queries, keys) = std::mem::replace(&mut self.kept, Kept::Nothing)
         else {
@@ -211,7 +256,7 @@ impl Walk {
         };
         let features = heads * head_dim;
         let mut attention = self.store(self.tokens * features, "attention")?;
-        let mut sums = Sums::new(features);
+        let mut sums = self.sums(&[LinearKind::O], features);
         for batch in self.batches() {
             let x = block.attention_input(self.stream(&batch)?);
             let read = |store: &Store, heads: usize| -> Result<Tensor<4>, WalkError> {
@@ -228,7 +273,7 @@ impl Walk {
             tick(batch.end * self.tokens);
         }
         self.kept = Kept::Attention(attention);
-        Ok(sums.finish())
+        Ok(finish(sums))
     }
 
     /// Runs o into the residual stream, and gives the statistics of `norm2(h)`.
@@ -236,11 +281,11 @@ impl Walk {
         &mut self,
         block: &Block,
         tick: &mut dyn FnMut(usize),
-    ) -> Result<StageStats, WalkError> {
+    ) -> Result<Vec<LinearStats>, WalkError> {
         let Kept::Attention(attention) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
             unreachable!("attention_output comes before mlp_input");
         };
-        let mut sums = Sums::new(self.hidden);
+        let mut sums = self.sums(&[LinearKind::Gate, LinearKind::Up], self.hidden);
         for batch in self.batches() {
             let a = self.tensor(attention.read(batch.start, batch.len())?, &batch);
             let h = block.attention_output(self.stream(&batch)?, a);
@@ -253,7 +298,7 @@ impl Walk {
             )?;
             tick(batch.end * self.tokens);
         }
-        Ok(sums.finish())
+        Ok(finish(sums))
     }
 
     /// Runs gate and up, and gives the statistics of down's input.
@@ -261,13 +306,10 @@ impl Walk {
         &mut self,
         block: &Block,
         tick: &mut dyn FnMut(usize),
-    ) -> Result<StageStats, WalkError> {
-        let features = block
-            .linears
-            .get(halfbyte_model::LinearKind::Down)
-            .in_features();
+    ) -> Result<Vec<LinearStats>, WalkError> {
+        let features = block.linears.get(LinearKind::Down).in_features();
         let mut mlp = self.store(self.tokens * features, "mlp")?;
-        let mut sums = Sums::new(features);
+        let mut sums = self.sums(&[LinearKind::Down], features);
         for batch in self.batches() {
             let m = values(block.mlp_mix(block.mlp_input(self.stream(&batch)?)))?;
             self.observe(Stage::MlpOutput, &mut sums, &batch, &m)?;
@@ -275,7 +317,7 @@ impl Walk {
             tick(batch.end * self.tokens);
         }
         self.kept = Kept::Mlp(mlp);
-        Ok(sums.finish())
+        Ok(finish(sums))
     }
 
     /// Runs down into the residual stream: the next block's input.
@@ -293,7 +335,27 @@ impl Walk {
             self.stream.write(batch.start, &values(h)?)?;
             tick(batch.end * self.tokens);
         }
+        self.at += 1;
         Ok(())
+    }
+
+    /// Empty sums for the linears of a stage: shared by all, or of each linear's row groups where tokens have weights.
+    fn sums(&self, kinds: &[LinearKind], features: usize) -> Vec<LinearSums> {
+        let Some(weights) = &self.options.loss_weights else {
+            return vec![LinearSums {
+                kinds: kinds.to_vec(),
+                parts: vec![(None, Sums::new(features))],
+            }];
+        };
+        let of = |&kind: &LinearKind| LinearSums {
+            kinds: vec![kind],
+            parts: weights
+                .rows(self.at, kind)
+                .iter()
+                .map(|rows| (Some(rows.clone()), Sums::new(features)))
+                .collect(),
+        };
+        kinds.iter().map(of).collect()
     }
 
     fn batches(&self) -> Vec<Range<usize>> {
@@ -332,13 +394,31 @@ impl Walk {
         wanted > 0 && (window >= all || wanted >= all || (window * wanted) % all < wanted)
     }
 
-    /// Adds the real tokens of a batch to its windows' sums; padding is left out.
+    /// Adds a batch to the sums of all linears that see it.
     fn observe(
+        &self,
+        stage: Stage,
+        linears: &mut [LinearSums],
+        batch: &Range<usize>,
+        values: &[f32],
+    ) -> Result<(), WalkError> {
+        for linear in linears {
+            for (group, (rows, sums)) in linear.parts.iter_mut().enumerate() {
+                let weights = rows.is_some().then_some((linear.kinds[0], group));
+                self.add(stage, sums, batch, values, weights)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the real tokens of a batch to its windows' sums; padding is left out.
+    fn add(
         &self,
         stage: Stage,
         sums: &mut Sums,
         batch: &Range<usize>,
         values: &[f32],
+        group: Option<(LinearKind, usize)>,
     ) -> Result<(), WalkError> {
         let per_window = values.len() / batch.len();
         let features = per_window / self.tokens;
@@ -369,12 +449,43 @@ impl Walk {
             } else {
                 &mut sums.holdout
             };
-            sum.add(&values[start..start + rows * features])
-                .map_err(|row| not_finite(row, window))?;
+            let values = &values[start..start + rows * features];
+            let added = match (&self.options.loss_weights, group) {
+                (Some(all), Some((kind, group))) => {
+                    let mut weights = Vec::with_capacity((end - window) * self.tokens);
+                    for w in window..end {
+                        weights.extend(all.window(self.at, kind, group, w)?);
+                    }
+                    weights.truncate(rows);
+                    sum.add_weighted(values, &weights)
+                }
+                _ => sum.add(values),
+            };
+            added.map_err(|row| not_finite(row, window))?;
             window = end;
         }
         Ok(())
     }
+}
+
+/// Sums that become a [`LinearStats`].
+struct LinearSums {
+    kinds: Vec<LinearKind>,
+    parts: Vec<(Option<Vec<usize>>, Sums)>,
+}
+
+fn finish(linears: Vec<LinearSums>) -> Vec<LinearStats> {
+    let part = |(rows, sums): (Option<Vec<usize>>, Sums)| RowStats {
+        rows,
+        stats: sums.finish(),
+    };
+    linears
+        .into_iter()
+        .map(|linear| LinearStats {
+            kinds: linear.kinds,
+            parts: linear.parts.into_iter().map(part).collect(),
+        })
+        .collect()
 }
 
 struct Sums {

@@ -4,7 +4,7 @@ use halfbyte_checkpoint::{Activation, ModelConfig};
 
 use crate::attention::attention_mix;
 use crate::rope::RopeTables;
-use crate::{Linear, LinearKind, ModelError, Weights};
+use crate::{Linear, LinearKind, ModelError, NormKind, Weights};
 
 /// Where a block's inputs are observed, and which linears hang on each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,16 +151,21 @@ impl Block {
 
     /// Rotated queries `[windows, heads, tokens, head_dim]` and keys `[windows, kv_heads, tokens, head_dim]` of `x`.
     pub fn query_key(&self, x: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
-        let head = |linear: &Linear, norm: &Option<Norm>, heads: usize| {
-            let mut y = self.split_heads(linear.forward(x.clone()), heads);
+        self.query_key_from(self.linears.q.forward(x.clone()), self.linears.k.forward(x))
+    }
+
+    /// The same from what q and k give.
+    pub(crate) fn query_key_from(&self, q: Tensor<3>, k: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
+        let head = |y: Tensor<3>, norm: &Option<Norm>, heads: usize| {
+            let mut y = self.split_heads(y, heads);
             if let Some(norm) = norm {
                 y = norm.forward(y);
             }
             self.rope.apply(y)
         };
         (
-            head(&self.linears.q, &self.q_norm, self.heads),
-            head(&self.linears.k, &self.k_norm, self.kv_heads),
+            head(q, &self.q_norm, self.heads),
+            head(k, &self.k_norm, self.kv_heads),
         )
     }
 
@@ -198,13 +203,20 @@ impl Block {
 
     /// `act(Gate x) * Up x`, what down sees.
     pub fn mlp_mix(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = self.linears.gate.forward(x.clone());
+        self.mlp_mix_from(
+            self.linears.gate.forward(x.clone()),
+            self.linears.up.forward(x),
+        )
+    }
+
+    /// The same from what gate and up give.
+    pub(crate) fn mlp_mix_from(&self, gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
         let gate = match self.activation {
             Activation::Silu => activation::silu(gate),
             Activation::Gelu => activation::gelu(gate),
             Activation::GeluTanh => activation::gelu_approximate(gate),
         };
-        gate * self.linears.up.forward(x)
+        gate * up
     }
 
     /// `h + Down(m)`.
@@ -236,6 +248,24 @@ impl Block {
         self.head_dim
     }
 
+    pub(crate) fn norm(&self, kind: NormKind) -> Option<&Norm> {
+        match kind {
+            NormKind::Attention => Some(&self.attention_norm),
+            NormKind::Mlp => Some(&self.mlp_norm),
+            NormKind::Query => self.q_norm.as_ref(),
+            NormKind::Key => self.k_norm.as_ref(),
+        }
+    }
+
+    pub(crate) fn norm_mut(&mut self, kind: NormKind) -> Option<&mut Norm> {
+        match kind {
+            NormKind::Attention => Some(&mut self.attention_norm),
+            NormKind::Mlp => Some(&mut self.mlp_norm),
+            NormKind::Query => self.q_norm.as_mut(),
+            NormKind::Key => self.k_norm.as_mut(),
+        }
+    }
+
     fn split_heads(&self, y: Tensor<3>, heads: usize) -> Tensor<4> {
         let [windows, tokens, _] = y.dims();
         y.reshape([windows, tokens, heads, self.head_dim])
@@ -262,7 +292,7 @@ pub fn linear_shape(config: &ModelConfig, kind: LinearKind) -> [usize; 2] {
 /// Root mean square normalization over the last axis: `x / sqrt(mean(x²) + ε) * weight` (arXiv 1910.07467).
 #[derive(Clone, Debug)]
 pub(crate) struct Norm {
-    weight: Tensor<1>,
+    pub(crate) weight: Tensor<1>,
     epsilon: f64,
 }
 
@@ -273,6 +303,11 @@ impl Norm {
             weight: Tensor::from_data(TensorData::new(weight, [width]), device),
             epsilon,
         }
+    }
+
+    pub(crate) fn set(&mut self, weight: Vec<f32>) {
+        let width = weight.len();
+        self.weight = Tensor::from_data(TensorData::new(weight, [width]), &self.weight.device());
     }
 
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {

@@ -84,8 +84,8 @@ impl Decoder {
 /// What turns the last residual stream into logits.
 #[derive(Clone, Debug)]
 pub struct Head {
-    norm: Norm,
-    weight: Tensor<2>,
+    pub(crate) norm: Norm,
+    pub(crate) weight: Tensor<2>,
 }
 
 impl Head {

@@ -59,7 +59,7 @@ impl LinearKind {
 /// the transpose; the product runs as fast on a transposed view).
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Tensor<2>,
+    pub(crate) weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 }
 

@@ -111,6 +111,12 @@ impl Weights {
         ))
     }
 
+    /// A tensor of one dimension, such as a norm's weight.
+    pub fn vector(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        let shape = self.folder.tensor(name)?.shape.to_vec();
+        Ok(self.folder.f32(name, &shape)?)
+    }
+
     /// `[vocab_size, hidden_size]`: lm_head, or the embedding where the two are tied.
     pub(crate) fn head(&self) -> Result<Vec<f32>, ModelError> {
         let config = self.config();

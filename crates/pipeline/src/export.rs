@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use halfbyte_checkpoint::{
-    Dtype, SafetensorsWriter, TensorInfo, create_folder, plan_shards, write_file, write_json,
+    Dtype, ModelFolder, SafetensorsWriter, TensorInfo, create_folder, encode_f32, plan_shards,
+    write_file, write_json,
 };
 use halfbyte_model::Decoder;
 use halfbyte_pack::{ConfigNotes, Format, NamedTensor, pack, packed_layout, quantization_config};
@@ -76,9 +77,10 @@ fn export_one(
 ) -> Result<u64> {
     create_folder(folder)?;
     let source = decoder.weights().folder();
-    let infos = tensor_infos(layout, decoder, format)?;
+    let infos = tensor_infos(layout, source, format)?;
     let plan = plan_shards(&infos, MAX_SHARD_BYTES);
     let mut blocks = Blocks { work, loaded: None };
+    let replaced = work.replaced()?;
     for shard in &plan.shards {
         let mut writer = SafetensorsWriter::create(&folder.join(&shard.file), &shard.tensors)?;
         for info in &shard.tensors {
@@ -94,10 +96,17 @@ fn export_one(
                         .with_context(|| info.name.clone())?;
                     writer.write(&info.name, &tensor.bytes)?;
                 }
-                None => {
-                    writer.write(&info.name, source.tensor(&info.name)?.bytes)?;
-                    source.release([info.name.as_str()]);
-                }
+                None => match replaced.get(&info.name) {
+                    Some(values) => {
+                        let bytes = encode_f32(values, info.dtype)
+                            .with_context(|| format!("{}: {:?}", info.name, info.dtype))?;
+                        writer.write(&info.name, &bytes)?;
+                    }
+                    None => {
+                        writer.write(&info.name, source.tensor(&info.name)?.bytes)?;
+                        source.release([info.name.as_str()]);
+                    }
+                },
             }
         }
         writer.finish()?;
@@ -129,8 +138,11 @@ fn export_one(
 }
 
 /// All tensors of the export in the source's own order, a packed linear's in the place of its weight.
-fn tensor_infos(layout: &Layout, decoder: &Decoder, format: Format) -> Result<Vec<TensorInfo>> {
-    let source = decoder.weights().folder();
+pub(crate) fn tensor_infos(
+    layout: &Layout,
+    source: &ModelFolder,
+    format: Format,
+) -> Result<Vec<TensorInfo>> {
     let mut infos = Vec::new();
     for name in source.names() {
         let view = source.tensor(name)?;

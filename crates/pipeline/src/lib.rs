@@ -16,6 +16,7 @@ mod plan;
 mod quantize;
 mod record;
 mod stage;
+mod tune;
 mod usage;
 mod work;
 

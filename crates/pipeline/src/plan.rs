@@ -4,10 +4,11 @@ use std::fmt;
 
 use anyhow::Result;
 use halfbyte_model::{LinearKind, linear_shape};
-use halfbyte_pack::{consumers, packed_layout};
+use halfbyte_pack::consumers;
 use serde::Serialize;
 
 use crate::config::Pipeline;
+use crate::export::tensor_infos;
 use crate::inspect::describe;
 use crate::open::{open_calibration, open_evaluation, open_model};
 use crate::quantize::Layout;
@@ -124,37 +125,26 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
             }
         }
     }
-    let mut bytes_before = 0;
+    let bytes_before = folder
+        .names()
+        .map(|name| Ok(folder.tensor(name)?.bytes.len() as u64))
+        .sum::<Result<u64>>()?;
     let mut exports: Vec<PlannedExport> = Vec::new();
     for (format, place) in &layout.formats {
-        let mut bytes = 0;
-        bytes_before = 0;
         let mut loads: Vec<(String, String)> = Vec::new();
-        for name in folder.names() {
-            let view = folder.tensor(name)?;
-            bytes_before += view.bytes.len() as u64;
-            let scheme = name
-                .strip_suffix(".weight")
-                .and_then(|module| Some((module, layout.scheme(module)?)));
-            match (scheme, view.shape) {
-                (Some((module, scheme)), &[out, in_]) => {
-                    let packed =
-                        packed_layout(module, &scheme, [out, in_], *format, layout.scale_dtype)?;
-                    bytes += packed.iter().map(|t| t.bytes()).sum::<u64>();
-                    for (consumer, verdict, _) in consumers(*format, &scheme) {
-                        let line = (consumer.name.to_owned(), verdict.to_string());
-                        if !loads.contains(&line) {
-                            loads.push(line);
-                        }
-                    }
+        for scheme in layout.modules.iter().filter_map(|(_, scheme)| *scheme) {
+            for (consumer, verdict, _) in consumers(*format, &scheme) {
+                let line = (consumer.name.to_owned(), verdict.to_string());
+                if !loads.contains(&line) {
+                    loads.push(line);
                 }
-                _ => bytes += view.bytes.len() as u64,
             }
         }
+        let tensors = tensor_infos(&layout, &folder, *format)?;
         exports.push(PlannedExport {
             format: format.to_string(),
             folder: place.display().to_string(),
-            bytes,
+            bytes: tensors.iter().map(|t| t.bytes()).sum(),
             consumers: loads,
         });
     }

@@ -1,10 +1,11 @@
 //! The loop where the stages meet: a block's statistics, its solves, its codes on disk, and on to the next.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use halfbyte_calibrate::{StageStats, Walk, WalkOptions};
+use halfbyte_calibrate::{LinearStats, LossWeightOptions, LossWeights, Walk, WalkOptions};
 use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
 use halfbyte_pack::{Format, ScaleDtype};
 use halfbyte_quant::Scheme;
@@ -17,7 +18,7 @@ use crate::open::{open_calibration, open_model};
 use crate::stage::{Prepared, Solver, Task};
 use crate::usage::{Clock, usage};
 use crate::work::{Solved, Work};
-use crate::{evaluate, export, record};
+use crate::{evaluate, export, record, tune};
 
 /// Where a run goes.
 #[derive(Clone, Debug)]
@@ -91,7 +92,7 @@ pub fn quantize(
         windows.report.windows_sha256,
         env!("CARGO_PKG_VERSION")
     );
-    let (mut work, resumed, set_aside) = Work::open(&options.out, fingerprint, options.fresh)?;
+    let (mut work, mut resumed, set_aside) = Work::open(&options.out, fingerprint, options.fresh)?;
     if set_aside {
         warn(
             "the work folder held another run's blocks; starting over".to_owned(),
@@ -123,23 +124,81 @@ pub fn quantize(
         tokens: windows.report.tokens_calibration as u64,
     });
 
+    let knob = |name: &str, default: usize| {
+        std::env::var(name)
+            .ok()
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(default)
+    };
+    if let Ok(from) = std::env::var("HB_FROM") {
+        let from = Weights::new(halfbyte_checkpoint::ModelFolder::open(Path::new(&from))?)?;
+        for index in 0..blocks {
+            let mut solved = Vec::new();
+            for kind in LinearKind::ALL {
+                let module = kind.module(index);
+                let shape = halfbyte_model::linear_shape(from.config(), kind);
+                let weight = from.quantized(&module, shape)?;
+                solved.push(crate::work::Solved { module, weight });
+            }
+            work.save(
+                index,
+                &solved,
+                &[],
+                if index + 1 < blocks {
+                    Some(&|| Ok(vec![]))
+                } else {
+                    None
+                },
+            )?;
+        }
+        resumed = blocks;
+    }
     let mut records: Vec<LinearRecord> = Vec::new();
     for block in 0..resumed {
         records.extend(work.records(block)?);
     }
     if resumed < blocks {
+        let loss_weights = if knob("HB_WEIGHTS", usize::from(solver.wants_loss_weights())) > 0 {
+            let options = LossWeightOptions {
+                mlp_groups: knob("HB_MLP_GROUPS", 8),
+                other_groups: knob("HB_GROUPS", 4),
+                seed: pipeline.calibration.seed,
+                max_bytes: 256 << 20,
+            };
+            Some(clock.time("gradients", || {
+                LossWeights::take(&windows, &decoder, &options, &mut |done, total| {
+                    on_event(Event::Phase {
+                        block: None,
+                        name: "gradients",
+                        done,
+                        total,
+                        unit: "blocks",
+                    })
+                })
+            })?)
+        } else {
+            None
+        };
         let walk_options = WalkOptions {
+            loss_weights,
             max_bytes: pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2,
             spill_folder: work.folder().to_owned(),
             mixed_windows: if solver.wants_mixed() {
-                MIXED_WINDOWS
+                knob(
+                    "HB_MIXED",
+                    if solver.wants_loss_weights() {
+                        64
+                    } else {
+                        MIXED_WINDOWS
+                    },
+                )
             } else {
                 0
             },
         };
         let mut walk = clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?;
         if resumed > 0 {
-            walk.restore(&work.stream(resumed)?)?;
+            walk.restore(resumed, &work.stream(resumed)?)?;
         }
         for index in resumed..blocks {
             let started = Instant::now();
@@ -184,6 +243,30 @@ pub fn quantize(
         }
     }
 
+    let best = pipeline.recipe == crate::config::Recipe::Best;
+    let epochs = pipeline.tune.epochs.unwrap_or(if best { 2 } else { 0 });
+    if epochs > 0 && !work.is_tuned() {
+        let real = |name: &str, default: f32| {
+            std::env::var(name)
+                .ok()
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(default)
+        };
+        let tune_options = halfbyte_tune::TuneOptions {
+            epochs,
+            learning_rate: pipeline.tune.learning_rate.unwrap_or(1e-3) as f32,
+            norm_learning_rate: real("HB_NLR", 1.0)
+                * pipeline.tune.learning_rate.unwrap_or(1e-3) as f32,
+            damping: real("HB_EPS", 0.1),
+            batch_windows: knob("HB_BATCH", 4),
+            seed: pipeline.calibration.seed,
+            round_scale: halfbyte_solve::ScaleDtype::portable,
+            round_norm: |x| x,
+        };
+        clock.time("tune", || {
+            tune::tune(&decoder, &mut work, &windows, &tune_options, on_event)
+        })?;
+    }
     let exports = clock.time("export", || {
         export::export(pipeline, &layout, &decoder, &work, on_event)
     })?;
@@ -250,6 +333,8 @@ pub(crate) struct Layout {
     pub(crate) formats: Vec<(Format, PathBuf)>,
     /// All linears in the model's order, lm_head last where it has a weight of its own, with their schemes.
     pub(crate) modules: Vec<(String, Option<Scheme>)>,
+    /// The same by name.
+    schemes: HashMap<String, Scheme>,
     /// Type of the tensors that stay, and of compressed-tensors' scales.
     pub(crate) scale_dtype: ScaleDtype,
 }
@@ -327,19 +412,21 @@ impl Layout {
             Some("float32") => ScaleDtype::F32,
             _ => ScaleDtype::BF16,
         };
+        let schemes = modules
+            .iter()
+            .filter_map(|(module, scheme)| Some((module.clone(), (*scheme)?)))
+            .collect();
         Ok(Self {
             formats,
             modules,
+            schemes,
             scale_dtype,
         })
     }
 
     /// The scheme of a linear, if it is quantized.
     pub(crate) fn scheme(&self, module: &str) -> Option<Scheme> {
-        self.modules
-            .iter()
-            .find(|(name, _)| name == module)
-            .and_then(|(_, scheme)| *scheme)
+        self.schemes.get(module).copied()
     }
 }
 
@@ -365,33 +452,24 @@ impl BlockRun<'_> {
         let stats = self.walk("attention input", |walk, tick| {
             walk.attention_input(&block, tick)
         })?;
-        self.solve(
-            decoder,
-            &mut block,
-            &[LinearKind::Q, LinearKind::K],
-            std::slice::from_ref(&stats),
-        )?;
+        self.solve(decoder, &mut block, &[LinearKind::Q, LinearKind::K], &stats)?;
         let mixed = self.walk("attention", |walk, tick| walk.attention_mixed(&block, tick))?;
-        let parts = if mixed.is_empty() {
-            std::slice::from_ref(&stats)
-        } else {
-            &mixed[..]
-        };
-        self.solve(decoder, &mut block, &[LinearKind::V], parts)?;
+        let of_v = if mixed.is_empty() { &stats } else { &mixed };
+        self.solve(decoder, &mut block, &[LinearKind::V], of_v)?;
         drop((stats, mixed));
         let stats = self.walk("attention output", |walk, tick| {
             walk.attention_output(&block, tick)
         })?;
-        self.solve(decoder, &mut block, &[LinearKind::O], &[stats])?;
+        self.solve(decoder, &mut block, &[LinearKind::O], &stats)?;
         let stats = self.walk("mlp input", |walk, tick| walk.mlp_input(&block, tick))?;
         self.solve(
             decoder,
             &mut block,
             &[LinearKind::Gate, LinearKind::Up],
-            &[stats],
+            &stats,
         )?;
         let stats = self.walk("mlp output", |walk, tick| walk.mlp_output(&block, tick))?;
-        self.solve(decoder, &mut block, &[LinearKind::Down], &[stats])?;
+        self.solve(decoder, &mut block, &[LinearKind::Down], &stats)?;
         self.walk("residual", |walk, tick| walk.finish_block(&block, tick))?;
         decoder.release_block(self.block);
         Ok(())
@@ -420,14 +498,33 @@ impl BlockRun<'_> {
         result.with_context(|| format!("block {block}, {name}"))
     }
 
-    /// Solves the linears that share these statistics, and puts their rounded weights in place for what follows
-    /// unless all statistics are to come from the float model.
+    /// Solves linears from their statistics, and puts their rounded weights in place for what follows unless all
+    /// statistics are to come from the float model.
     fn solve(
         &mut self,
         decoder: &Decoder,
         block: &mut Block,
         kinds: &[LinearKind],
-        parts: &[StageStats],
+        stats: &[LinearStats],
+    ) -> Result<()> {
+        for linears in stats {
+            let kinds: Vec<LinearKind> = kinds
+                .iter()
+                .copied()
+                .filter(|kind| linears.kinds.contains(kind))
+                .collect();
+            self.solve_alike(decoder, block, &kinds, linears)?;
+        }
+        Ok(())
+    }
+
+    /// The same for linears that share their statistics.
+    fn solve_alike(
+        &mut self,
+        decoder: &Decoder,
+        block: &mut Block,
+        kinds: &[LinearKind],
+        linears: &LinearStats,
     ) -> Result<()> {
         let module = |kind: LinearKind| kind.module(self.block);
         let wanted: Vec<(LinearKind, Scheme)> = kinds
@@ -441,7 +538,7 @@ impl BlockRun<'_> {
         let solver = self.solver;
         let mut prepared = self
             .clock
-            .time("factor", || Prepared::new(solver, parts))
+            .time("factor", || Prepared::new(solver, linears))
             .with_context(place)?;
         for (kind, scheme) in wanted {
             let shape = [

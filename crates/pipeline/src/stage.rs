@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use faer::MatRef;
-use halfbyte_calibrate::StageStats;
+use halfbyte_calibrate::{LinearStats, RowStats};
 use halfbyte_model::LinearKind;
 use halfbyte_quant::Scheme;
 use halfbyte_report::{HessianKind, LinearRecord};
@@ -14,13 +14,23 @@ use rayon::prelude::*;
 use crate::config::{Damp, Method, Pipeline, Recipe, SignedScales};
 use crate::work::Solved;
 
+/// Bits up to which the best recipe keeps several partial solutions a row, and how many.
+const WIDE_BITS: u8 = 3;
+const BEAM: usize = 4;
+
 /// A method with its options, settled once a run.
 #[derive(Clone, Debug)]
 pub(crate) enum Solver {
     /// Plain rounding, or rounding on a searched grid.
     Rtn(RtnOptions),
-    /// GPTQ; `mixed` where v is solved by the attention-mixed Hessian.
-    Gptq { options: GptqOptions, mixed: bool },
+    /// GPTQ.
+    Gptq {
+        options: GptqOptions,
+        /// Whether v is solved by the attention-mixed Hessian.
+        mixed: bool,
+        /// Whether tokens are weighted by how much the loss feels them, and codes searched wider at few bits.
+        best: bool,
+    },
 }
 
 impl Solver {
@@ -61,6 +71,7 @@ impl Solver {
                 Self::Gptq {
                     options,
                     mixed: !reference,
+                    best: recipe == Recipe::Best,
                 }
             }
         }
@@ -72,6 +83,11 @@ impl Solver {
             Self::Rtn(_) => "rtn",
             Self::Gptq { .. } => "gptq",
         }
+    }
+
+    /// Whether tokens are to be weighted by how much the loss feels them.
+    pub(crate) fn wants_loss_weights(&self) -> bool {
+        matches!(self, Self::Gptq { best: true, .. })
     }
 
     /// Whether v wants the attention-mixed statistics.
@@ -91,26 +107,26 @@ pub(crate) struct Task<'a> {
     pub(crate) bytes_before: u64,
 }
 
-/// Statistics ready to solve from: one set for all rows, or one for each equal part of them.
+/// Statistics ready to solve from: one set for all rows, or for some rows each.
 pub(crate) struct Prepared<'a> {
-    parts: Vec<(&'a StageStats, Option<Factor>)>,
+    parts: Vec<(&'a RowStats, Option<Factor>)>,
     mixed: bool,
     seconds: f64,
 }
 
 impl<'a> Prepared<'a> {
     /// Factors what the solver needs; shared by every linear that sees these inputs.
-    pub(crate) fn new(solver: &Solver, parts: &'a [StageStats]) -> Result<Self> {
+    pub(crate) fn new(solver: &Solver, linears: &'a LinearStats) -> Result<Self> {
         let start = Instant::now();
-        let factored = parts.par_iter().map(|stats| {
+        let factored = linears.parts.par_iter().map(|part| {
             let factor = match solver {
                 Solver::Rtn(_) => None,
-                Solver::Gptq { options, .. } => Some(factor(&stats.calibration, options)?),
+                Solver::Gptq { options, .. } => Some(factor(&part.stats.calibration, options)?),
             };
-            anyhow::Ok((stats, factor))
+            anyhow::Ok((part, factor))
         });
         let parts = factored.collect::<Result<Vec<_>>>()?;
-        let mixed = parts.len() > 1;
+        let mixed = linears.kinds == [LinearKind::V];
         Ok(Self {
             mixed,
             parts,
@@ -138,15 +154,35 @@ impl<'a> Prepared<'a> {
     ) -> Result<(Solved, LinearRecord)> {
         let start = Instant::now();
         let [out, in_] = task.shape;
-        let rows = out / self.parts.len();
         let (mut solutions, mut plain) = (Vec::new(), Vec::new());
         let (mut heldout, mut plain_heldout) = (Vec::new(), Vec::new());
-        for (index, (stats, factor)) in self.parts.iter().enumerate() {
-            let weight = &task.weight[index * rows * in_..][..rows * in_];
-            let weight = MatRef::from_row_major_slice(weight, rows, in_);
+        let mut order: Vec<usize> = Vec::with_capacity(out);
+        for (RowStats { rows, stats }, factor) in &self.parts {
+            let picked: Vec<f32>;
+            let weight = match rows {
+                None => {
+                    order.extend(0..out);
+                    task.weight
+                }
+                Some(rows) => {
+                    order.extend(rows);
+                    picked = rows
+                        .iter()
+                        .flat_map(|&r| &task.weight[r * in_..(r + 1) * in_])
+                        .copied()
+                        .collect();
+                    &picked
+                }
+            };
+            let weight = MatRef::from_row_major_slice(weight, weight.len() / in_, in_);
             let solution = match (solver, factor) {
-                (Solver::Gptq { options, .. }, Some(factor)) => {
-                    gptq(weight, factor, &task.scheme, options)?
+                (Solver::Gptq { options, best, .. }, Some(factor)) => {
+                    let wide = *best && task.scheme.bits() <= WIDE_BITS;
+                    let options = GptqOptions {
+                        beam: if wide { BEAM } else { options.beam },
+                        ..options.clone()
+                    };
+                    gptq(weight, factor, &task.scheme, &options)?
                 }
                 (Solver::Rtn(options), _) => {
                     rtn(weight, Some(&stats.calibration), &task.scheme, options)?
@@ -169,7 +205,7 @@ impl<'a> Prepared<'a> {
         let tokens = self
             .parts
             .iter()
-            .map(|(stats, _)| stats.calibration.n_tokens)
+            .map(|(part, _)| part.stats.calibration.n_tokens)
             .min()
             .unwrap_or(0);
         let solution = Solution::stack(solutions)?;
@@ -209,7 +245,7 @@ impl<'a> Prepared<'a> {
         Ok((
             Solved {
                 module: module.to_owned(),
-                weight: solution.weight,
+                weight: solution.weight.scatter_rows(&order)?,
             },
             record,
         ))

@@ -8,6 +8,7 @@
 //! as often as costs a twentieth of the time; blocks solved since are solved again. Where the folder is another run's,
 //! its state goes first, then the run starts over and says so.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub(crate) struct Work {
     fingerprint: String,
     /// When the stream was saved last, and how long that took.
     saved: Option<(Instant, Duration)>,
+    /// Whether the blocks were tuned after they were solved: the tuned files are the ones to read.
+    tuned: bool,
 }
 
 /// Work done between two saves, in units of the time a save takes.
@@ -46,6 +49,8 @@ pub(crate) struct Solved {
 struct State {
     fingerprint: String,
     blocks_done: usize,
+    #[serde(default)]
+    tuned: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,15 +78,17 @@ impl Work {
     ) -> Result<(Self, usize, bool)> {
         let folder = out.join("halfbyte").join("work");
         create_folder(&folder)?;
-        let work = Self {
+        let mut work = Self {
             out: out.to_owned(),
             folder,
             fingerprint,
             saved: None,
+            tuned: false,
         };
         let state = work.state();
         let (done, other) = match state {
             Some(state) if state.fingerprint == work.fingerprint && !fresh => {
+                work.tuned = state.tuned;
                 (state.blocks_done, false)
             }
             Some(_) => (0, !fresh),
@@ -110,8 +117,63 @@ impl Work {
         serde_json::from_slice(&text).ok()
     }
 
-    fn file(&self, block: usize, extension: &str) -> PathBuf {
-        self.folder.join(format!("block-{block:04}.{extension}"))
+    fn file(&self, name: &str, block: usize, extension: &str) -> PathBuf {
+        self.folder.join(format!("{name}-{block:04}.{extension}"))
+    }
+
+    /// Whether an earlier run, or this one, has tuned the blocks.
+    pub(crate) fn is_tuned(&self) -> bool {
+        self.tuned
+    }
+
+    /// Writes all blocks as tuned, and the tensors that were tuned beside them, then says so.
+    pub(crate) fn save_tuned(
+        &mut self,
+        blocks: &[Vec<Solved>],
+        replaced: &[(String, Vec<f32>)],
+    ) -> Result<()> {
+        for (block, solved) in blocks.iter().enumerate() {
+            write_solved(&self.file("tuned", block, "safetensors"), solved)?;
+        }
+        let infos: Vec<TensorInfo> = replaced
+            .iter()
+            .map(|(name, values)| TensorInfo {
+                name: name.clone(),
+                dtype: Dtype::F32,
+                shape: vec![values.len()],
+            })
+            .collect();
+        let mut writer = SafetensorsWriter::create(&self.replaced_file(), &infos)?;
+        for (name, values) in replaced {
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            writer.write(name, &bytes)?;
+        }
+        writer.finish()?;
+        self.tuned = true;
+        self.write_state(blocks.len())
+    }
+
+    fn replaced_file(&self) -> PathBuf {
+        self.folder.join("tuned.safetensors")
+    }
+
+    /// The tensors beside the quantized ones that tuning changed.
+    pub(crate) fn replaced(&self) -> Result<HashMap<String, Vec<f32>>> {
+        if !self.tuned {
+            return Ok(HashMap::new());
+        }
+        let path = self.replaced_file();
+        let place = || format!("{}: run again with --fresh", path.display());
+        let bytes = std::fs::read(&path).with_context(place)?;
+        let tensors = SafeTensors::deserialize(&bytes).with_context(place)?;
+        let values = |data: &[u8]| {
+            let (words, _) = data.as_chunks::<4>();
+            words.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        Ok(tensors
+            .iter()
+            .map(|(name, view)| (name.to_owned(), values(view.data())))
+            .collect())
     }
 
     /// Writes a finished block; and, when it is time, the stream behind it and the state that says so. After the last
@@ -123,19 +185,7 @@ impl Work {
         records: &[LinearRecord],
         stream: Option<&dyn Fn() -> Result<Vec<u16>>>,
     ) -> Result<()> {
-        let infos: Vec<TensorInfo> = solved.iter().flat_map(tensors).collect();
-        let mut writer = SafetensorsWriter::create(&self.file(block, "safetensors"), &infos)?;
-        for Solved { module, weight } in solved {
-            writer.write(&format!("{module}.codes"), weight.codes())?;
-            let scales: Vec<u8> = weight
-                .scales()
-                .iter()
-                .flat_map(|s| s.to_le_bytes())
-                .collect();
-            writer.write(&format!("{module}.scales"), &scales)?;
-            writer.write(&format!("{module}.zeros"), weight.zeros())?;
-        }
-        writer.finish()?;
+        write_solved(&self.file("block", block, "safetensors"), solved)?;
         let linears = solved.iter().map(|s| Entry {
             module: s.module.clone(),
             bits: s.weight.scheme().bits(),
@@ -144,7 +194,7 @@ impl Work {
             shape: [s.weight.out_features(), s.weight.in_features()],
         });
         write_json(
-            &self.file(block, "json"),
+            &self.file("block", block, "json"),
             &BlockFile {
                 linears: linears.collect(),
                 records: records.to_vec(),
@@ -177,6 +227,7 @@ impl Work {
             &State {
                 fingerprint,
                 blocks_done,
+                tuned: self.tuned,
             },
         )?;
         for earlier in (0..blocks_done).map(|block| self.stream_file(block)) {
@@ -210,7 +261,8 @@ impl Work {
 
     /// The linears of a finished block.
     pub(crate) fn load(&self, block: usize) -> Result<Vec<Solved>> {
-        let path = self.file(block, "safetensors");
+        let name = if self.tuned { "tuned" } else { "block" };
+        let path = self.file(name, block, "safetensors");
         let bytes =
             std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
         let place = || {
@@ -249,7 +301,7 @@ impl Work {
     }
 
     fn block_file(&self, block: usize) -> Result<BlockFile> {
-        let path = self.file(block, "json");
+        let path = self.file("block", block, "json");
         let text =
             std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
         serde_json::from_slice(&text)
@@ -261,6 +313,22 @@ impl Work {
         std::fs::remove_dir_all(&self.folder)
             .with_context(|| format!("{}: cannot be removed", self.folder.display()))
     }
+}
+
+fn write_solved(path: &Path, solved: &[Solved]) -> Result<()> {
+    let infos: Vec<TensorInfo> = solved.iter().flat_map(tensors).collect();
+    let mut writer = SafetensorsWriter::create(path, &infos)?;
+    for Solved { module, weight } in solved {
+        writer.write(&format!("{module}.codes"), weight.codes())?;
+        let scales: Vec<u8> = weight
+            .scales()
+            .iter()
+            .flat_map(|s| s.to_le_bytes())
+            .collect();
+        writer.write(&format!("{module}.scales"), &scales)?;
+        writer.write(&format!("{module}.zeros"), weight.zeros())?;
+    }
+    Ok(writer.finish()?)
 }
 
 fn tensors(solved: &Solved) -> [TensorInfo; 3] {

@@ -132,6 +132,50 @@ impl QuantizedWeight {
         Ok(whole)
     }
 
+    /// The same codes and zero points with other scales, `[out, groups]` row-major.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_scales(self, scales: Vec<f32>) -> Result<Self, WeightError> {
+        Self::new(
+            self.scheme,
+            [self.out_features, self.in_features],
+            self.codes,
+            scales,
+            self.zeros,
+        )
+    }
+
+    /// Puts row `i` at place `order[i]`: rows that were solved in groups go back where they belong.
+    ///
+    /// # Errors
+    /// [`WeightError::Stack`] when `order` does not name every row once.
+    pub fn scatter_rows(self, order: &[usize]) -> Result<Self, WeightError> {
+        let mut from = vec![usize::MAX; self.out_features];
+        for (row, &place) in order.iter().enumerate() {
+            *from
+                .get_mut(place)
+                .filter(|f| **f == usize::MAX)
+                .ok_or(WeightError::Stack)? = row;
+        }
+        if order.len() != self.out_features {
+            return Err(WeightError::Stack);
+        }
+        let groups = self.n_groups();
+        fn moved<T: Copy>(values: &[T], width: usize, from: &[usize]) -> Vec<T> {
+            from.iter()
+                .flat_map(|&row| &values[row * width..(row + 1) * width])
+                .copied()
+                .collect()
+        }
+        Ok(Self {
+            codes: moved(&self.codes, self.in_features, &from),
+            scales: moved(&self.scales, groups, &from),
+            zeros: moved(&self.zeros, groups, &from),
+            ..self
+        })
+    }
+
     /// How the codes are to be read.
     pub fn scheme(&self) -> Scheme {
         self.scheme
@@ -169,12 +213,17 @@ impl QuantizedWeight {
 
     /// The weight the codes stand for, `[out, in]` row-major: `scale * (code - zero)` in f32.
     pub fn dequantize(&self) -> Vec<f32> {
+        self.dequantize_with(&self.scales)
+    }
+
+    /// The same with other scales, `[out, groups]` row-major.
+    pub fn dequantize_with(&self, scales: &[f32]) -> Vec<f32> {
         let (group, groups) = (self.scheme.group_len(self.in_features), self.n_groups());
         let mut weight = Vec::with_capacity(self.codes.len());
         for (row, codes) in self.codes.chunks_exact(self.in_features.max(1)).enumerate() {
             for (g, codes) in codes.chunks(group).enumerate() {
                 let (scale, zero) = (
-                    self.scales[row * groups + g],
+                    scales[row * groups + g],
                     i16::from(self.zeros[row * groups + g]),
                 );
                 weight.extend(

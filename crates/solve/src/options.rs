@@ -33,6 +33,13 @@ pub enum ScaleDtype {
     Portable,
 }
 
+impl ScaleDtype {
+    /// The nearest scale that f16 and bf16 both hold.
+    pub fn portable(scale: f32) -> f32 {
+        crate::storage::Storage::new(Self::Portable).round(scale)
+    }
+}
+
 /// Where a group's scale and zero point come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grid {

@@ -21,7 +21,7 @@ mod json;
 mod mix;
 mod pack;
 mod parquet_file;
-mod random;
+pub(crate) mod random;
 mod read;
 mod report;
 mod source;

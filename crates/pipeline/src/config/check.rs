@@ -11,7 +11,7 @@ use super::file::{
 };
 use super::{
     Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate, Located, Model, ModelSource,
-    Pattern, Pipeline, Quant, Resources, Rule, Source, TextSource, Treatment,
+    Pattern, Pipeline, Quant, Resources, Rule, Source, TextSource, Treatment, Tune,
 };
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
@@ -41,6 +41,10 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         export: export(&file.export, &quant, &rules)?,
         quant,
         propagation: file.propagation,
+        tune: Tune {
+            epochs: file.tune.epochs,
+            learning_rate: file.tune.learning_rate,
+        },
         rules,
         ignore,
         evaluate,

@@ -30,6 +30,9 @@ pub(super) struct PipelineFile {
     /// What the statistics of a stage have seen.
     #[serde(default)]
     pub(super) propagation: Propagation,
+    /// Scales and norms tuned by gradient after the solves.
+    #[serde(default)]
+    pub(super) tune: TuneFile,
     /// Exceptions by module name; the first that matches wins.
     #[serde(default)]
     pub(super) rules: Vec<RuleFile>,
@@ -134,6 +137,20 @@ pub(super) struct QuantFile {
     pub(super) signed_scales: SignedScales,
 }
 
+/// Scales and norms tuned by gradient until the model's predictions are closest to the float model's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TuneFile {
+    /// Times every calibration window is seen; 0 for no tuning, auto leaves it to the recipe.
+    #[serde(with = "auto")]
+    #[schemars(schema_with = "epochs_schema")]
+    pub(super) epochs: Option<usize>,
+    /// Largest relative change of a scale in a step; auto leaves it to the recipe.
+    #[serde(with = "auto")]
+    #[schemars(schema_with = "rate_schema")]
+    pub(super) learning_rate: Option<f64>,
+}
+
 /// An exception by module name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -215,7 +232,7 @@ pub(super) struct ReportFile {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ResourcesFile {
     /// Threads; auto takes all cores.
-    #[serde(with = "threads")]
+    #[serde(with = "auto")]
     #[schemars(schema_with = "threads_schema")]
     pub(super) threads: Option<usize>,
     /// What the run may hold before it spills to files, such as 8GiB; auto takes what is free.
@@ -302,6 +319,14 @@ fn threads_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 4096}]})
 }
 
+fn epochs_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 0, "maximum": 1000}]})
+}
+
+fn rate_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [{"const": "auto"}, {"type": "number", "minimum": 0, "maximum": 0.1}]})
+}
+
 fn windows_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [
         {"const": "all"},
@@ -374,23 +399,26 @@ mod signed {
     }
 }
 
-mod threads {
+/// `auto`, or a value.
+mod auto {
     use super::*;
 
-    pub(super) fn serialize<S: Serializer>(
-        threads: &Option<usize>,
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        value: &Option<T>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        match threads {
+        match value {
             None => serializer.serialize_str("auto"),
-            Some(count) => count.serialize(serializer),
+            Some(value) => value.serialize(serializer),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>, D::Error> {
+    pub(super) fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<T>, D::Error> {
         match Value::deserialize(d)? {
             word if word == "auto" => Ok(None),
-            number => from_json(number).map(Some),
+            value => from_json(value).map(Some),
         }
     }
 }

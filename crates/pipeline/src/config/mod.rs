@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 
 use file::{
     CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, GateFile, ModelFile, PipelineFile,
-    QuantFile, ReportFile, ResourcesFile, RuleFile, SourceFile,
+    QuantFile, ReportFile, ResourcesFile, RuleFile, SourceFile, TuneFile,
 };
 
 pub use error::ConfigError;
@@ -58,6 +58,8 @@ pub struct Pipeline {
     pub quant: Quant,
     /// What the statistics of a stage have seen.
     pub propagation: Propagation,
+    /// Scales and norms tuned after the solves.
+    pub tune: Tune,
     /// Exceptions by module name; the first that matches wins.
     pub rules: Vec<Rule>,
     /// Modules that stay as they are; asked before the rules.
@@ -155,6 +157,15 @@ pub struct Quant {
     pub damp_percent: Damp,
     /// Whether scales may be negative.
     pub signed_scales: SignedScales,
+}
+
+/// Scales and norms tuned after the solves.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tune {
+    /// Times every calibration window is seen; none leaves it to the recipe.
+    pub epochs: Option<usize>,
+    /// Largest relative change of a scale in a step; none leaves it to the recipe.
+    pub learning_rate: Option<f64>,
 }
 
 /// An exception by module name.
@@ -414,6 +425,7 @@ impl From<&Pipeline> for PipelineFile {
             recipe,
             quant,
             propagation,
+            tune,
             rules,
             ignore,
             export,
@@ -432,6 +444,10 @@ impl From<&Pipeline> for PipelineFile {
             recipe: *recipe,
             quant: quant.into(),
             propagation: *propagation,
+            tune: TuneFile {
+                epochs: tune.epochs,
+                learning_rate: tune.learning_rate,
+            },
             rules: rules.iter().map(RuleFile::from).collect(),
             ignore: ignore.iter().map(ToString::to_string).collect(),
             export: export.iter().map(ExportFile::from).collect(),

@@ -105,7 +105,6 @@ pub(super) const SYNONYMS: &[Synonym] = &[
 #[rustfmt::skip]
 const LATER: &[Later] = &[
     Later { path: "method", values: &["awq", "awq+gptq", "hqq"], hint: "use rtn or gptq" },
-    Later { path: "recipe", values: &["best"], hint: "use reference or default" },
     Later { path: "propagation", values: &["asymmetric"], hint: "use float or sequential" },
     Later { path: "export.*.format", values: &["awq", "gguf", "mlx"], hint: "use compressed-tensors, gptq or gptq_v2" },
     Later { path: "report.html", values: &["true"], hint: "leave it out; run.json and linears.csv are always written" },

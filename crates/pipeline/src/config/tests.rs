@@ -436,10 +436,6 @@ fn what_is_planned_is_answered_by_name() {
         "p.yaml:2: method: `awq+gptq` is known, but not in this version\nhint: use rtn or gptq",
     );
     check_error(
-        "model: {source: embedded:tiny}\nrecipe: best\n",
-        "p.yaml:2: recipe: `best` is known, but not in this version\nhint: use reference or default",
-    );
-    check_error(
         "model: {source: embedded:tiny}\npropagation: asymmetric\n",
         "p.yaml:2: propagation: `asymmetric` is known, but not in this version\nhint: use float or sequential",
     );

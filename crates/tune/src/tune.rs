@@ -1,0 +1,329 @@
+use burn::prelude::*;
+use halfbyte_model::{Decoder, Head, ModelError};
+use halfbyte_quant::WeightError;
+
+use crate::loss::divergence;
+use crate::parameters::{Parameters, Rounding, TunedBlock, TunedModel};
+
+/// Rows whose logits exist at once.
+const LOGIT_ROWS: usize = 128;
+
+/// How tuning goes.
+#[derive(Clone, Copy, Debug)]
+pub struct TuneOptions {
+    /// Times every window is seen.
+    pub epochs: usize,
+    /// Relative size of the first step; it falls to nothing along a cosine.
+    pub learning_rate: f32,
+    /// The same for norms.
+    pub norm_learning_rate: f32,
+    /// Adam's `ε` as a share of a tensor's root mean second moment.
+    pub damping: f32,
+    /// Windows a step.
+    pub batch_windows: usize,
+    /// Order of the windows.
+    pub seed: u64,
+    /// Rounds a scale to the type it is stored in.
+    pub round_scale: fn(f32) -> f32,
+    /// Rounds a norm's weight to the type it is stored in.
+    pub round_norm: fn(f32) -> f32,
+}
+
+/// A window of token ids.
+#[derive(Clone, Copy, Debug)]
+pub struct TuneWindow<'a> {
+    /// Token ids; those from `len` on are padding.
+    pub ids: &'a [u32],
+    /// Real tokens.
+    pub len: usize,
+    /// Never learned from: what chooses the epoch to keep.
+    pub holdout: bool,
+}
+
+/// What tuning did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TuneReport {
+    /// Mean KL(float || model) on the calibration windows, a value an epoch, while they were learned from.
+    pub kl_calibration: Vec<f64>,
+    /// The same on the held-out windows before the first epoch and after each; empty without such windows.
+    pub kl_heldout: Vec<f64>,
+    /// Epochs kept: those up to the least held-out KL.
+    pub epochs_kept: usize,
+}
+
+/// Why tuning stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum TuneError {
+    /// The model's fault.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A tuned scale cannot be stored.
+    #[error("tuning gave a scale that cannot be stored: {0}")]
+    Weight(#[from] WeightError),
+    /// The loss is not finite.
+    #[error("tuning: the loss of window {window} is not finite; lower the learning rate")]
+    NotFinite {
+        /// Which window.
+        window: usize,
+    },
+}
+
+/// Tunes the scales of `blocks` and all norms so that the model predicts what the float `decoder` does. `tick` hears
+/// how many windows of how many were walked.
+///
+/// # Errors
+/// A loss that is not finite; what the model's execution gives.
+pub fn tune(
+    decoder: &Decoder,
+    blocks: Vec<TunedBlock>,
+    windows: &[TuneWindow<'_>],
+    options: &TuneOptions,
+    tick: &mut dyn FnMut(u64, u64),
+) -> Result<(TunedModel, TuneReport), TuneError> {
+    let tokens = windows.first().map_or(0, |w| w.ids.len());
+    let run = Run {
+        decoder,
+        windows,
+        tokens,
+        targets: targets(decoder, windows)?,
+        float_head: decoder.head()?,
+    };
+    let mut parameters = Parameters::new(
+        decoder,
+        blocks,
+        Rounding {
+            scale: options.round_scale,
+            norm: options.round_norm,
+        },
+    )?;
+    let (held, mut learned): (Vec<usize>, Vec<usize>) =
+        (0..windows.len()).partition(|&w| windows[w].holdout);
+    let total = (options.epochs * learned.len()) as u64;
+    let steps = options.epochs * learned.len().div_ceil(options.batch_windows);
+    let mut report = TuneReport {
+        kl_calibration: Vec::new(),
+        kl_heldout: Vec::new(),
+        epochs_kept: options.epochs,
+    };
+    if !held.is_empty() {
+        report.kl_heldout.push(run.measure(&parameters, &held)?);
+    }
+    let mut best: Option<(f64, usize, Vec<Vec<f32>>)> = None;
+    let mut keep = |parameters: &mut Parameters, kl: Option<&f64>, epoch: usize| {
+        if let Some(kl) = kl
+            && best.as_ref().is_none_or(|(least, ..)| kl < least)
+        {
+            let mut saved = Vec::new();
+            parameters.each(&mut |f, _| saved.push(f.theta().to_vec()));
+            best = Some((*kl, epoch, saved));
+        }
+    };
+    keep(&mut parameters, report.kl_heldout.last(), 0);
+    let mut random = options.seed;
+    let (mut step, mut done) = (0, 0);
+    for epoch in 1..=options.epochs {
+        shuffle(&mut learned, &mut random);
+        let mut sum = 0.0;
+        for batch in learned.chunks(options.batch_windows) {
+            step += 1;
+            sum += run.learn(&mut parameters, batch, &mut |n| {
+                done += n;
+                tick(done, total);
+            })?;
+            let phase = (step - 1) as f32 / steps as f32;
+            let fall = 0.5 * (1.0 + (std::f32::consts::PI * phase).cos());
+            parameters.each(&mut |factors, scale| {
+                let rate = if scale {
+                    options.learning_rate
+                } else {
+                    options.norm_learning_rate
+                };
+                factors.step(step as i32, rate * fall, options.damping);
+            });
+        }
+        report
+            .kl_calibration
+            .push(sum / learned.len().max(1) as f64);
+        if !held.is_empty() {
+            report.kl_heldout.push(run.measure(&parameters, &held)?);
+            keep(&mut parameters, report.kl_heldout.last(), epoch);
+        }
+        tracing::info!(
+            epoch,
+            kl = report.kl_calibration.last(),
+            kl_heldout = report.kl_heldout.last(),
+            "tuned"
+        );
+    }
+    if let Some((_, epoch, saved)) = best {
+        let mut saved = saved.into_iter();
+        parameters.each(&mut |f, _| {
+            if let Some(theta) = saved.next() {
+                f.set_theta(&theta);
+            }
+        });
+        report.epochs_kept = epoch;
+    }
+    Ok((parameters.finish()?, report))
+}
+
+struct Run<'a> {
+    decoder: &'a Decoder,
+    windows: &'a [TuneWindow<'a>],
+    tokens: usize,
+    /// The float model's last residual streams.
+    targets: Vec<Vec<f32>>,
+    float_head: Head,
+}
+
+impl Run<'_> {
+    /// Mean KL a token over some windows.
+    fn measure(&self, parameters: &Parameters, windows: &[usize]) -> Result<f64, TuneError> {
+        let mut streams = self.embed(windows)?;
+        for index in 0..self.decoder.n_blocks() {
+            let block = parameters.block(self.decoder, index, self.tokens)?;
+            for h in &mut streams {
+                *h = block.forward(h.clone());
+            }
+        }
+        let head = self.head(parameters)?;
+        let mut kl = 0.0;
+        for (h, &window) in streams.into_iter().zip(windows) {
+            kl += self.compare(&head, h, window, 0.0)?.0;
+        }
+        let tokens: usize = windows.iter().map(|&w| self.windows[w].len).sum();
+        Ok(kl / tokens.max(1) as f64)
+    }
+
+    /// Forward and back over a batch, adding its derivatives; the sum over windows of their mean KL.
+    fn learn(
+        &self,
+        parameters: &mut Parameters,
+        batch: &[usize],
+        tick: &mut dyn FnMut(u64),
+    ) -> Result<f64, TuneError> {
+        let blocks = self.decoder.n_blocks();
+        let mut inputs: Vec<Vec<Tensor<3>>> = vec![self.embed(batch)?];
+        for index in 0..blocks {
+            let block = parameters.block(self.decoder, index, self.tokens)?;
+            let next = inputs[index].iter().map(|h| block.forward(h.clone()));
+            inputs.push(next.collect());
+        }
+        let head = self.head(parameters)?;
+        let tokens: usize = batch.iter().map(|&w| self.windows[w].len).sum();
+        let mut sum = 0.0;
+        let mut gradients = Vec::with_capacity(batch.len());
+        for (h, &window) in inputs.pop().unwrap_or_default().into_iter().zip(batch) {
+            let (kl, gradient, norm) = self.compare(&head, h, window, 1.0 / tokens as f32)?;
+            if !kl.is_finite() {
+                return Err(TuneError::NotFinite { window });
+            }
+            sum += kl / self.windows[window].len as f64;
+            parameters.final_norm.add_gradient(&norm);
+            gradients.push(gradient);
+        }
+        for index in (0..blocks).rev() {
+            let block = parameters.block(self.decoder, index, self.tokens)?;
+            self.decoder.release_block(index);
+            let inputs = inputs.pop().unwrap_or_default();
+            for (gradient, h) in gradients.iter_mut().zip(inputs) {
+                let found = block.parameter_gradients(h, gradient.clone());
+                *gradient = found.input.clone();
+                parameters.add(index, found)?;
+            }
+        }
+        tick(batch.len() as u64);
+        Ok(sum)
+    }
+
+    /// The summed KL of a window; with a `scale`, also the derivatives of `scale` times it with regard to the last
+    /// stream and to the final norm.
+    fn compare(
+        &self,
+        head: &Head,
+        h: Tensor<3>,
+        window: usize,
+        scale: f32,
+    ) -> Result<(f64, Tensor<3>, Vec<f32>), TuneError> {
+        let [_, tokens, hidden] = h.dims();
+        let device = h.device();
+        let h = h.reshape([tokens, hidden]);
+        let (mut kl, mut parts, mut norm) = (0.0, Vec::new(), vec![0.0; hidden]);
+        for start in (0..tokens).step_by(LOGIT_ROWS) {
+            let rows = LOGIT_ROWS.min(tokens - start);
+            let h = h.clone().narrow(0, start, rows);
+            let target = self.targets[window][start * hidden..(start + rows) * hidden].to_vec();
+            let target = Tensor::<2>::from_data(TensorData::new(target, [rows, hidden]), &device);
+            let p = values(self.float_head.forward(target))?;
+            let mut q = values(head.forward(h.clone()))?;
+            let vocab = q.len() / rows;
+            let real = self.windows[window].len.saturating_sub(start).min(rows);
+            kl += divergence(&p, &mut q, vocab, real, scale);
+            if scale != 0.0 {
+                let q = Tensor::from_data(TensorData::new(q, [rows, vocab]), &device);
+                let (gradient, of_norm) = head.parameter_gradients(h, q);
+                parts.push(gradient);
+                let of_norm = values(of_norm)?;
+                norm.iter_mut().zip(of_norm).for_each(|(n, g)| *n += g);
+            }
+        }
+        let gradient = if parts.is_empty() {
+            Tensor::zeros([1, tokens, hidden], &device)
+        } else {
+            Tensor::cat(parts, 0).reshape([1, tokens, hidden])
+        };
+        Ok((kl, gradient, norm))
+    }
+
+    fn head(&self, parameters: &Parameters) -> Result<Head, ModelError> {
+        let mut head = self.float_head.clone();
+        head.set_norm(parameters.final_norm());
+        Ok(head)
+    }
+
+    fn embed(&self, windows: &[usize]) -> Result<Vec<Tensor<3>>, ModelError> {
+        let hidden = self.decoder.weights().config().hidden_size;
+        let one = |&window: &usize| {
+            let h = self.decoder.embed(self.windows[window].ids)?;
+            let h = TensorData::new(h, [1, self.tokens, hidden]);
+            Ok(Tensor::from_data(h, self.decoder.device()))
+        };
+        windows.iter().map(one).collect()
+    }
+}
+
+/// The float model's last residual stream of every window, `[tokens, hidden_size]`.
+fn targets(decoder: &Decoder, windows: &[TuneWindow<'_>]) -> Result<Vec<Vec<f32>>, TuneError> {
+    let hidden = decoder.weights().config().hidden_size;
+    let mut streams = windows
+        .iter()
+        .map(|w| decoder.embed(w.ids))
+        .collect::<Result<Vec<_>, _>>()?;
+    for index in 0..decoder.n_blocks() {
+        let tokens = windows.first().map_or(0, |w| w.ids.len());
+        let block = decoder.block(index, tokens)?;
+        decoder.release_block(index);
+        for stream in &mut streams {
+            let h = TensorData::new(std::mem::take(stream), [1, tokens, hidden]);
+            *stream = values(block.forward(Tensor::<3>::from_data(h, decoder.device())))?;
+        }
+    }
+    Ok(streams)
+}
+
+/// Fisher-Yates with SplitMix64.
+fn shuffle(items: &mut [usize], state: &mut u64) {
+    for i in (1..items.len()).rev() {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        items.swap(i, ((z ^ (z >> 31)) % (i as u64 + 1)) as usize);
+    }
+}
+
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, TuneError> {
+    tensor
+        .try_into_vec_as::<f32>()
+        .map_err(|e| ModelError::Execution(e.to_string()).into())
+}
