@@ -53,6 +53,7 @@ fn crates_see_only_what_the_architecture_allows() {
         ("report", &["quant"]),
         ("model", &["quant", "checkpoint", "pack"]),
         ("calibrate", &["quant", "model"]),
+        ("tune", &["quant", "model"]),
         ("evaluate", &["quant", "model"]),
         (
             "pipeline",
@@ -64,6 +65,7 @@ fn crates_see_only_what_the_architecture_allows() {
                 "report",
                 "model",
                 "calibrate",
+                "tune",
                 "evaluate",
             ],
         ),

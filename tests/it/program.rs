@@ -71,6 +71,70 @@ fn decisions(run: &RunRecord) -> Vec<String> {
 }
 
 #[test]
+fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_number_of_threads() {
+    let run = |threads: &str, epochs: &str| {
+        let out = tempfile::tempdir().unwrap();
+        let sets = [
+            "recipe=best",
+            "quant.bits=2",
+            "calibration.holdout=0.2",
+            epochs,
+        ];
+        let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+        succeed(small_run(out.path(), &more).args(["--threads", threads]));
+        out
+    };
+    let (tuned, again, plain) = (
+        run("1", "tune.epochs=2"),
+        run("3", "tune.epochs=2"),
+        run("2", "tune.epochs=0"),
+    );
+    let file = |out: &tempfile::TempDir| {
+        std::fs::read(out.path().join("compressed-tensors/model.safetensors")).unwrap()
+    };
+    assert!(file(&tuned) == file(&again), "threads changed the result");
+
+    let record = read_run(tuned.path()).unwrap();
+    assert!(
+        record
+            .linears
+            .iter()
+            .all(|l| l.hessian == halfbyte_report::HessianKind::LossWeighted)
+    );
+    let tune = record.tune.unwrap();
+    assert_eq!((tune.epochs, tune.kl_heldout.len()), (2, 3));
+    let least = tune
+        .kl_heldout
+        .iter()
+        .copied()
+        .fold(f64::INFINITY, f64::min);
+    assert_eq!(tune.kl_heldout[tune.epochs_kept], least);
+    assert!(tune.epochs_kept > 0, "{tune:?}");
+    assert!(read_run(plain.path()).unwrap().tune.is_none());
+
+    let open = |out: &tempfile::TempDir| {
+        let folder = ModelFolder::open(&out.path().join("compressed-tensors")).unwrap();
+        Weights::new(folder).unwrap()
+    };
+    let (with, without) = (open(&tuned), open(&plain));
+    let mut moved = 0;
+    for block in 0..6 {
+        for kind in LinearKind::ALL {
+            let (module, shape) = (kind.module(block), linear_shape(with.config(), kind));
+            let (a, b) = (
+                with.quantized(&module, shape).unwrap(),
+                without.quantized(&module, shape).unwrap(),
+            );
+            assert_eq!(a.codes(), b.codes(), "{module}");
+            moved += usize::from(a.scales() != b.scales());
+        }
+    }
+    assert!(moved > 21, "only {moved} linears have other scales");
+    let norm = "model.layers.2.input_layernorm.weight";
+    assert_ne!(with.vector(norm).unwrap(), without.vector(norm).unwrap());
+}
+
+#[test]
 fn the_quickstart_leaves_two_exports_that_hold_the_same_codes() {
     let out = tempfile::tempdir().unwrap();
     let output = succeed(&mut small_run(out.path(), &[]));

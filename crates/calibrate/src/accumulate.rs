@@ -216,6 +216,37 @@ mod tests {
     }
 
     #[test]
+    fn weighted_means_match_a_naive_sum_in_f64() {
+        let (features, x) = (21, rows(40 * 21, 5));
+        let weights: Vec<f32> = rows(40, 6).iter().map(|w| 4.0 * (w + 0.5)).collect();
+        let mut accumulator = Accumulator::new(features);
+        accumulator.add_weighted(&x, &weights).unwrap();
+        let stats = accumulator.finish();
+        assert_eq!(stats.n_tokens, 40);
+        let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+        for i in 0..features {
+            for j in 0..features {
+                let sum: f64 = x
+                    .chunks(features)
+                    .zip(&weights)
+                    .map(|(r, w)| f64::from(*w) * f64::from(r[i]) * f64::from(r[j]))
+                    .sum();
+                let found = f64::from(stats.hessian[i * features + j]);
+                assert!((found - sum / total).abs() < 1e-6, "[{i}, {j}]: {found}");
+            }
+            let mean_abs = x
+                .chunks(features)
+                .map(|r| f64::from(r[i].abs()))
+                .sum::<f64>()
+                / 40.0;
+            assert!((f64::from(stats.mean_abs[i]) - mean_abs).abs() < 1e-6);
+        }
+        let mut unfelt = Accumulator::new(2);
+        unfelt.add_weighted(&[1.0, 2.0], &[0.0]).unwrap();
+        assert_eq!(unfelt.finish().hessian, [1.0, 0.0, 0.0, 1.0]);
+    }
+
+    #[test]
     fn sums_are_the_same_bits_on_any_number_of_threads() {
         let (features, x) = (500, rows(64 * 500, 3));
         let sum = |threads: usize| {

@@ -130,16 +130,12 @@ impl LossWeights {
             .iter()
             .find(|l| l.kind == kind)
             .map_or(0, |l| l.first);
-        let mix: f32 = std::env::var("HB_MU")
-            .ok()
-            .and_then(|v| v.parse().ok())
-            .unwrap_or(0.0);
         let all = block.store.read(window, 1)?;
         let mean = block.means[first + group];
         let scale = if mean > 0.0 { (1.0 / mean) as f32 } else { 0.0 };
         Ok(all[(first + group) * self.tokens..][..self.tokens]
             .iter()
-            .map(|w| mix + (1.0 - mix) * w * scale)
+            .map(|w| w * scale)
             .collect())
     }
 }
@@ -285,10 +281,6 @@ impl Pass<'_> {
         let Some(block) = &mut self.weights[block] else {
             return Ok(());
         };
-        let power: f32 = std::env::var("HB_POW")
-            .ok()
-            .and_then(|v| v.parse().ok())
-            .unwrap_or(1.0);
         let mut all = vec![0.0f32; block.means.len() * self.tokens];
         for linear in &block.linears {
             let (features, squares) = squares.of_kind(linear.kind);
@@ -296,7 +288,7 @@ impl Pass<'_> {
                 let to = &mut all[(linear.first + group) * self.tokens..][..self.tokens];
                 for (to, squares) in to.iter_mut().zip(squares.chunks_exact(features)) {
                     let sum: f32 = rows.iter().map(|&r| squares[r] * linear.scale[r]).sum();
-                    *to = (sum / rows.len() as f32).powf(power);
+                    *to = sum / rows.len() as f32;
                 }
             }
         }
@@ -396,4 +388,84 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, WalkError> {
     tensor
         .try_into_vec_as::<f32>()
         .map_err(|e| ModelError::Execution(e.to_string()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use halfbyte_checkpoint::ModelFolder;
+    use halfbyte_model::Weights;
+
+    use super::*;
+    use crate::text::{Packing, TextReport, Window};
+
+    #[test]
+    fn a_drawn_token_pulls_and_all_others_push() {
+        let logits = [0.0f32, 1.0, 2.0, -1.0];
+        let total: f32 = logits.iter().map(|x| x.exp()).sum();
+        for (unit, drawn) in [(0.0, 0), (0.2, 1), (0.5, 2), (0.999, 3)] {
+            let mut found = logits;
+            surprise(&mut found, unit);
+            for (index, g) in found.iter().enumerate() {
+                let wanted = f32::from(u8::from(index == drawn)) - logits[index].exp() / total;
+                assert!((g - wanted).abs() < 1e-6, "{unit}, {index}: {g} {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_average_one_over_real_tokens_and_rows_come_once() {
+        let folder = ModelFolder::embedded("tiny").unwrap();
+        let decoder = Decoder::new(Weights::new(folder).unwrap(), Device::flex());
+        let window = |first: u32, len: usize| Window {
+            ids: (0..24)
+                .map(|i| if i < len as u32 { first + 13 * i } else { 0 })
+                .collect(),
+            len,
+        };
+        let windows = Windows {
+            calibration: vec![window(20, 24), window(31, 15), window(57, 24)],
+            holdout: vec![window(44, 24)],
+            report: TextReport {
+                packing: Packing::Truncate,
+                sequence_length: 24,
+                windows_calibration: 3,
+                windows_holdout: 1,
+                windows_padded: 1,
+                tokens_calibration: 63,
+                tokens_holdout: 24,
+                windows_sha256: String::new(),
+                sources: Vec::new(),
+                warnings: Vec::new(),
+            },
+        };
+        let options = LossWeightOptions {
+            mlp_groups: 3,
+            other_groups: 2,
+            seed: 1,
+            max_bytes: 0,
+        };
+        let weights = LossWeights::take(&windows, &decoder, &options, &mut |_, _| ()).unwrap();
+        let block = decoder.block(0, 24).unwrap();
+        for index in [0, decoder.n_blocks() - 1] {
+            for kind in LinearKind::ALL {
+                let groups = weights.rows(index, kind);
+                let mut rows: Vec<usize> = groups.iter().flatten().copied().collect();
+                rows.sort_unstable();
+                let features = match kind {
+                    LinearKind::V => block.heads() * block.head_dim(),
+                    _ => block.linears.get(kind).out_features(),
+                };
+                assert_eq!(rows, (0..features).collect::<Vec<_>>(), "{kind:?}");
+                for group in 0..groups.len() {
+                    let all: Vec<Vec<f32>> = (0..4)
+                        .map(|w| weights.window(index, kind, group, w).unwrap())
+                        .collect();
+                    assert!(all.iter().flatten().all(|w| *w >= 0.0));
+                    assert!(all[1][15..].iter().all(|w| *w == 0.0), "padding is felt");
+                    let sum: f64 = all[..3].iter().flatten().map(|w| f64::from(*w)).sum();
+                    assert!((sum / 63.0 - 1.0).abs() < 0.01, "{kind:?} {group}: {sum}");
+                }
+            }
+        }
+    }
 }

@@ -13,6 +13,7 @@ use crate::inspect::describe;
 use crate::open::{open_calibration, open_evaluation, open_model};
 use crate::quantize::Layout;
 use crate::stage::Solver;
+use crate::tune::epochs;
 
 /// What a core with AVX-512 did on the way through a 135 M model, solves included (results/README.md).
 const OPERATIONS_PER_SECOND: f64 = 5e10;
@@ -158,16 +159,19 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
     let statistics = 2 * hidden * hidden + heads * heads + mlp * mlp;
     let attention = 2 * heads * pipeline.calibration.sequence_length as u64;
     let per_token = 2 * (block_weights + attention) + statistics;
-    let operations = config.num_hidden_layers as f64 * tokens as f64 * per_token as f64;
+    let mut operations = config.num_hidden_layers as f64 * tokens as f64 * per_token as f64;
+    // Forward and back for the weights of tokens, a Hessian a row group; and forward, again forward and back, an epoch.
+    let forward = config.num_hidden_layers as f64 * tokens as f64 * (per_token - statistics) as f64;
+    let solver = Solver::new(pipeline, false);
+    if solver.wants_loss_weights() {
+        operations += 4.0 * forward + 5.0 * (operations - forward);
+    }
+    operations += 5.0 * epochs(pipeline) as f64 * forward;
     Ok(Plan {
         model: pipeline.model.source.to_string(),
         model_type: config.row().model_type.to_owned(),
         blocks: config.num_hidden_layers,
-        method: format!(
-            "{} ({})",
-            Solver::new(pipeline, false).name(),
-            pipeline.recipe
-        ),
+        method: format!("{} ({})", solver.name(), pipeline.recipe),
         linears,
         bits_per_weight: bits / weights,
         bytes_before,

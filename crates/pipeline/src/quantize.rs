@@ -92,7 +92,7 @@ pub fn quantize(
         windows.report.windows_sha256,
         env!("CARGO_PKG_VERSION")
     );
-    let (mut work, mut resumed, set_aside) = Work::open(&options.out, fingerprint, options.fresh)?;
+    let (mut work, resumed, set_aside) = Work::open(&options.out, fingerprint, options.fresh)?;
     if set_aside {
         warn(
             "the work folder held another run's blocks; starting over".to_owned(),
@@ -124,46 +124,18 @@ pub fn quantize(
         tokens: windows.report.tokens_calibration as u64,
     });
 
-    let knob = |name: &str, default: usize| {
-        std::env::var(name)
-            .ok()
-            .and_then(|v| v.parse().ok())
-            .unwrap_or(default)
-    };
-    if let Ok(from) = std::env::var("HB_FROM") {
-        let from = Weights::new(halfbyte_checkpoint::ModelFolder::open(Path::new(&from))?)?;
-        for index in 0..blocks {
-            let mut solved = Vec::new();
-            for kind in LinearKind::ALL {
-                let module = kind.module(index);
-                let shape = halfbyte_model::linear_shape(from.config(), kind);
-                let weight = from.quantized(&module, shape)?;
-                solved.push(crate::work::Solved { module, weight });
-            }
-            work.save(
-                index,
-                &solved,
-                &[],
-                if index + 1 < blocks {
-                    Some(&|| Ok(vec![]))
-                } else {
-                    None
-                },
-            )?;
-        }
-        resumed = blocks;
-    }
     let mut records: Vec<LinearRecord> = Vec::new();
     for block in 0..resumed {
         records.extend(work.records(block)?);
     }
+    let activation_bytes = pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2;
     if resumed < blocks {
-        let loss_weights = if knob("HB_WEIGHTS", usize::from(solver.wants_loss_weights())) > 0 {
+        let loss_weights = if solver.wants_loss_weights() {
             let options = LossWeightOptions {
-                mlp_groups: knob("HB_MLP_GROUPS", 8),
-                other_groups: knob("HB_GROUPS", 4),
+                mlp_groups: MLP_GROUPS,
+                other_groups: OTHER_GROUPS,
                 seed: pipeline.calibration.seed,
-                max_bytes: 256 << 20,
+                max_bytes: GRADIENT_BYTES.min(activation_bytes / 2),
             };
             Some(clock.time("gradients", || {
                 LossWeights::take(&windows, &decoder, &options, &mut |done, total| {
@@ -179,22 +151,16 @@ pub fn quantize(
         } else {
             None
         };
+        let mixed_windows = match (solver.wants_mixed(), solver.wants_loss_weights()) {
+            (false, _) => 0,
+            (true, false) => MIXED_WINDOWS,
+            (true, true) => usize::MAX,
+        };
         let walk_options = WalkOptions {
             loss_weights,
-            max_bytes: pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2,
+            max_bytes: activation_bytes,
             spill_folder: work.folder().to_owned(),
-            mixed_windows: if solver.wants_mixed() {
-                knob(
-                    "HB_MIXED",
-                    if solver.wants_loss_weights() {
-                        64
-                    } else {
-                        MIXED_WINDOWS
-                    },
-                )
-            } else {
-                0
-            },
+            mixed_windows,
         };
         let mut walk = clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?;
         if resumed > 0 {
@@ -243,29 +209,21 @@ pub fn quantize(
         }
     }
 
-    let best = pipeline.recipe == crate::config::Recipe::Best;
-    let epochs = pipeline.tune.epochs.unwrap_or(if best { 2 } else { 0 });
-    if epochs > 0 && !work.is_tuned() {
-        let real = |name: &str, default: f32| {
-            std::env::var(name)
-                .ok()
-                .and_then(|v| v.parse().ok())
-                .unwrap_or(default)
-        };
-        let tune_options = halfbyte_tune::TuneOptions {
-            epochs,
-            learning_rate: pipeline.tune.learning_rate.unwrap_or(1e-3) as f32,
-            norm_learning_rate: real("HB_NLR", 1.0)
-                * pipeline.tune.learning_rate.unwrap_or(1e-3) as f32,
-            damping: real("HB_EPS", 0.1),
-            batch_windows: knob("HB_BATCH", 4),
-            seed: pipeline.calibration.seed,
-            round_scale: halfbyte_solve::ScaleDtype::portable,
-            round_norm: |x| x,
-        };
-        clock.time("tune", || {
-            tune::tune(&decoder, &mut work, &windows, &tune_options, on_event)
+    if let Some(options) = tune::options(pipeline, &decoder)?
+        && !work.is_tuned()
+    {
+        let report = clock.time("tune", || {
+            tune::tune(&decoder, &mut work, &windows, &options, on_event)
         })?;
+        if report.epochs_kept < options.epochs {
+            warn(
+                format!(
+                    "tuning: held-out KL was least after epoch {} of {}; later ones were given up",
+                    report.epochs_kept, options.epochs
+                ),
+                on_event,
+            );
+        }
     }
     let exports = clock.time("export", || {
         export::export(pipeline, &layout, &decoder, &work, on_event)
@@ -282,6 +240,7 @@ pub fn quantize(
         cpu_seconds: quantizing.cpu_seconds - cpu,
         peak_rss_bytes: Some(quantizing.peak_rss_bytes).filter(|bytes| *bytes > 0),
         resumed,
+        tune: work.tune_record().cloned(),
         clock: &clock,
     }
     .record();
@@ -324,7 +283,14 @@ pub fn quantize(
     })
 }
 
-/// Calibration windows the attention-mixed statistic is taken from; see results/LOG.md for what more of them buy.
+/// Groups of output rows that share their tokens' weights in the best recipe: gate's and up's rows are felt at different
+/// tokens, the others' much less so.
+const MLP_GROUPS: usize = 8;
+const OTHER_GROUPS: usize = 4;
+/// Residual streams kept for a backward pass.
+const GRADIENT_BYTES: u64 = 128 << 20;
+
+/// Calibration windows the attention-mixed statistic is taken from in the default recipe; see results/LOG.md for what more of them buy.
 const MIXED_WINDOWS: usize = 16;
 
 /// What becomes of every linear, checked against the model and the formats before anything is read.

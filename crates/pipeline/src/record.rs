@@ -5,7 +5,7 @@ use halfbyte_evaluate::Evaluation;
 use halfbyte_model::Decoder;
 use halfbyte_report::{
     CalibrationRecord, EvaluationRecord, ExportRecord, LinearRecord, ModelRecord, RunRecord,
-    SCHEMA_VERSION, SummaryRecord,
+    SCHEMA_VERSION, SummaryRecord, TuneRecord,
 };
 
 use crate::config::Pipeline;
@@ -24,6 +24,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) cpu_seconds: f64,
     pub(crate) peak_rss_bytes: Option<u64>,
     pub(crate) resumed: usize,
+    pub(crate) tune: Option<TuneRecord>,
     pub(crate) clock: &'a Clock,
 }
 
@@ -97,6 +98,7 @@ impl Parts<'_> {
                 })
                 .collect(),
             linears: self.records,
+            tune: self.tune,
             evaluation: None,
         }
     }

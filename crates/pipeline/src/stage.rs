@@ -236,10 +236,10 @@ impl<'a> Prepared<'a> {
             warnings: solution.warnings.clone(),
             bytes_before: task.bytes_before,
             bytes_after: solution.weight.packed_bytes(),
-            hessian: if self.mixed {
-                HessianKind::AttentionMixed
-            } else {
-                HessianKind::Input
+            hessian: match (solver.wants_loss_weights(), self.mixed) {
+                (true, _) => HessianKind::LossWeighted,
+                (false, true) => HessianKind::AttentionMixed,
+                (false, false) => HessianKind::Input,
             },
         };
         Ok((

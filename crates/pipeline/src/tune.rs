@@ -2,11 +2,55 @@
 
 use anyhow::Result;
 use halfbyte_calibrate::text::Windows;
+use halfbyte_checkpoint::Dtype;
 use halfbyte_model::{Decoder, LinearKind};
-use halfbyte_tune::{TuneOptions, TuneReport, TuneWindow, TunedBlock};
+use halfbyte_report::TuneRecord;
+use halfbyte_tune::{TuneOptions, TuneWindow, TunedBlock};
 
+use crate::config::{Pipeline, Recipe};
 use crate::event::Event;
 use crate::work::{Solved, Work};
+
+/// What the best recipe does where the pipeline file says nothing; see results/LOG.md.
+const EPOCHS: usize = 2;
+const LEARNING_RATE: f64 = 2e-3;
+/// Windows a step: with a few dozen windows of calibration, more steps are worth more than smoother ones.
+const BATCH_WINDOWS: usize = 2;
+/// Adam's `ε`, a share of the tensor's own root mean second moment.
+const DAMPING: f32 = 0.1;
+
+/// Times the pipeline wants every calibration window to be learned from.
+pub(crate) fn epochs(pipeline: &Pipeline) -> usize {
+    let usual = if pipeline.recipe == Recipe::Best {
+        EPOCHS
+    } else {
+        0
+    };
+    pipeline.tune.epochs.unwrap_or(usual)
+}
+
+/// How the pipeline wants its blocks tuned; none for not at all.
+pub(crate) fn options(pipeline: &Pipeline, decoder: &Decoder) -> Result<Option<TuneOptions>> {
+    let epochs = epochs(pipeline);
+    if epochs == 0 {
+        return Ok(None);
+    }
+    let norm = decoder.weights().folder().tensor("model.norm.weight")?;
+    let learning_rate = pipeline.tune.learning_rate.unwrap_or(LEARNING_RATE) as f32;
+    Ok(Some(TuneOptions {
+        epochs,
+        learning_rate,
+        damping: DAMPING,
+        batch_windows: BATCH_WINDOWS,
+        seed: pipeline.calibration.seed,
+        round_scale: halfbyte_solve::ScaleDtype::portable,
+        round_norm: match norm.dtype {
+            Dtype::F16 => |x| half::f16::from_f32(x).to_f32(),
+            Dtype::BF16 => |x| half::bf16::from_f32(x).to_f32(),
+            _ => |x| x,
+        },
+    }))
+}
 
 /// Tunes the scales of all finished blocks, and the norms, on the calibration windows, and puts them in their place.
 pub(crate) fn tune(
@@ -15,7 +59,7 @@ pub(crate) fn tune(
     windows: &Windows,
     options: &TuneOptions,
     on_event: &mut dyn FnMut(Event),
-) -> Result<TuneReport> {
+) -> Result<TuneRecord> {
     let mut blocks = Vec::with_capacity(decoder.n_blocks());
     for index in 0..decoder.n_blocks() {
         let mut linears = Vec::new();
@@ -67,6 +111,13 @@ pub(crate) fn tune(
         });
         solved.push(linears.collect());
     }
-    work.save_tuned(&solved, &replaced)?;
-    Ok(report)
+    let record = TuneRecord {
+        epochs: options.epochs,
+        epochs_kept: report.epochs_kept,
+        learning_rate: f64::from(options.learning_rate),
+        kl_calibration: report.kl_calibration,
+        kl_heldout: report.kl_heldout,
+    };
+    work.save_tuned(&solved, &replaced, &record)?;
+    Ok(record)
 }

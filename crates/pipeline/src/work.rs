@@ -3,7 +3,8 @@
 //! `OUT/halfbyte/work/` holds, for every finished block, `block-0007.safetensors` (the codes, scales and zero points
 //! of its linears, in no format's layout) and `block-0007.json` (their records); `stream-0008.bin`, the residual stream
 //! all windows carry into block 8; and `state.json`, which names the run by its fingerprint and says how many
-//! blocks are done. Every file is written beside and renamed, state.json last, so a run that dies at any moment
+//! blocks are done. Where scales and norms were tuned in the end, `tuned-0007.safetensors` stand beside the blocks and
+//! `tuned.safetensors` holds the norms; state.json then says so. Every file is written beside and renamed, state.json last, so a run that dies at any moment
 //! leaves a folder whose state.json tells the truth. The stream is large and a disk may be slow, so it is saved only
 //! as often as costs a twentieth of the time; blocks solved since are solved again. Where the folder is another run's,
 //! its state goes first, then the run starts over and says so.
@@ -18,7 +19,7 @@ use halfbyte_checkpoint::{
     write_json,
 };
 use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme};
-use halfbyte_report::LinearRecord;
+use halfbyte_report::{LinearRecord, TuneRecord};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +31,8 @@ pub(crate) struct Work {
     fingerprint: String,
     /// When the stream was saved last, and how long that took.
     saved: Option<(Instant, Duration)>,
-    /// Whether the blocks were tuned after they were solved: the tuned files are the ones to read.
-    tuned: bool,
+    /// How the blocks were tuned after they were solved, if they were: the tuned files are then the ones to read.
+    tuned: Option<TuneRecord>,
 }
 
 /// Work done between two saves, in units of the time a save takes.
@@ -50,7 +51,7 @@ struct State {
     fingerprint: String,
     blocks_done: usize,
     #[serde(default)]
-    tuned: bool,
+    tuned: Option<TuneRecord>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,7 +84,7 @@ impl Work {
             folder,
             fingerprint,
             saved: None,
-            tuned: false,
+            tuned: None,
         };
         let state = work.state();
         let (done, other) = match state {
@@ -123,7 +124,12 @@ impl Work {
 
     /// Whether an earlier run, or this one, has tuned the blocks.
     pub(crate) fn is_tuned(&self) -> bool {
-        self.tuned
+        self.tuned.is_some()
+    }
+
+    /// How they were tuned.
+    pub(crate) fn tune_record(&self) -> Option<&TuneRecord> {
+        self.tuned.as_ref()
     }
 
     /// Writes all blocks as tuned, and the tensors that were tuned beside them, then says so.
@@ -131,6 +137,7 @@ impl Work {
         &mut self,
         blocks: &[Vec<Solved>],
         replaced: &[(String, Vec<f32>)],
+        record: &TuneRecord,
     ) -> Result<()> {
         for (block, solved) in blocks.iter().enumerate() {
             write_solved(&self.file("tuned", block, "safetensors"), solved)?;
@@ -149,7 +156,7 @@ impl Work {
             writer.write(name, &bytes)?;
         }
         writer.finish()?;
-        self.tuned = true;
+        self.tuned = Some(record.clone());
         self.write_state(blocks.len())
     }
 
@@ -159,7 +166,7 @@ impl Work {
 
     /// The tensors beside the quantized ones that tuning changed.
     pub(crate) fn replaced(&self) -> Result<HashMap<String, Vec<f32>>> {
-        if !self.tuned {
+        if self.tuned.is_none() {
             return Ok(HashMap::new());
         }
         let path = self.replaced_file();
@@ -227,7 +234,7 @@ impl Work {
             &State {
                 fingerprint,
                 blocks_done,
-                tuned: self.tuned,
+                tuned: self.tuned.clone(),
             },
         )?;
         for earlier in (0..blocks_done).map(|block| self.stream_file(block)) {
@@ -261,7 +268,11 @@ impl Work {
 
     /// The linears of a finished block.
     pub(crate) fn load(&self, block: usize) -> Result<Vec<Solved>> {
-        let name = if self.tuned { "tuned" } else { "block" };
+        let name = if self.tuned.is_some() {
+            "tuned"
+        } else {
+            "block"
+        };
         let path = self.file(name, block, "safetensors");
         let bytes =
             std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;

@@ -259,6 +259,35 @@ mod tests {
     }
 
     #[test]
+    fn rows_go_back_where_they_belong_and_a_bad_order_is_refused() {
+        let scheme = Scheme::new(4, GroupSize::from_i64(16).unwrap(), false).unwrap();
+        let weight = QuantizedWeight::new(
+            scheme,
+            [3, 2],
+            vec![1, 2, 3, 4, 5, 6],
+            vec![0.5, 1.0, 2.0],
+            vec![7, 8, 9],
+        )
+        .unwrap();
+        let moved = weight.clone().scatter_rows(&[2, 0, 1]).unwrap();
+        assert_eq!(moved.codes(), [3, 4, 5, 6, 1, 2]);
+        assert_eq!(
+            (moved.scales(), moved.zeros()),
+            (&[1.0, 2.0, 0.5][..], &[8, 9, 7][..])
+        );
+        for order in [&[0, 1][..], &[0, 1, 1], &[0, 1, 3], &[0, 1, 2, 2]] {
+            assert_eq!(
+                weight.clone().scatter_rows(order),
+                Err(WeightError::Stack),
+                "{order:?}"
+            );
+        }
+        let other = weight.clone().with_scales(vec![1.0, 1.0, 4.0]).unwrap();
+        assert_eq!(other.dequantize(), weight.dequantize_with(&[1.0, 1.0, 4.0]));
+        assert!(weight.with_scales(vec![1.0, 0.0, 4.0]).is_err());
+    }
+
+    #[test]
     fn dequantizes_a_ragged_last_group_by_its_own_scale() {
         let codes: Vec<u8> = (0..20).map(|i| i % 16).collect();
         let w = QuantizedWeight::new(

@@ -15,7 +15,7 @@ pub use card::model_card;
 pub use files::{ReportError, read_run, write_run};
 pub use record::{
     CalibrationRecord, EvaluationRecord, ExportRecord, HessianKind, LinearRecord, ModelRecord,
-    PhaseRecord, RunRecord, SCHEMA_VERSION, SummaryRecord,
+    PhaseRecord, RunRecord, SCHEMA_VERSION, SummaryRecord, TuneRecord,
 };
 pub use text::{linears_table, summary_text};
 

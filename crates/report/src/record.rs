@@ -19,6 +19,9 @@ pub struct RunRecord {
     pub calibration: CalibrationRecord,
     /// One record a linear, in the order in which they were solved.
     pub linears: Vec<LinearRecord>,
+    /// How scales and norms were tuned after the solves, if they were; the linears' losses are from before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tune: Option<TuneRecord>,
     /// Totals.
     pub summary: SummaryRecord,
     /// Folders written.
@@ -72,6 +75,8 @@ pub enum HessianKind {
     Input,
     /// Of its input mixed by the attention weights, for values.
     AttentionMixed,
+    /// Of its input, tokens weighted by how much the loss feels them; values mixed as well.
+    LossWeighted,
 }
 
 impl HessianKind {
@@ -80,6 +85,7 @@ impl HessianKind {
         match self {
             Self::Input => "input",
             Self::AttentionMixed => "attention-mixed",
+            Self::LossWeighted => "loss-weighted",
         }
     }
 }
@@ -146,6 +152,21 @@ pub struct LinearRecord {
     pub bytes_after: u64,
     /// Which second moment it was solved by.
     pub hessian: HessianKind,
+}
+
+/// Scales and norms tuned by gradient. KL in nats, a value an epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TuneRecord {
+    /// Times every calibration window was seen.
+    pub epochs: usize,
+    /// Epochs kept: those up to the least held-out KL.
+    pub epochs_kept: usize,
+    /// Largest relative change of a scale in a step.
+    pub learning_rate: f64,
+    /// Mean KL(float ‖ quantized) on the calibration windows while they were learned from.
+    pub kl_calibration: Vec<f64>,
+    /// The same on the held-out windows, before the first epoch and after each.
+    pub kl_heldout: Vec<f64>,
 }
 
 /// Totals of a run.

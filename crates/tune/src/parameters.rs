@@ -127,13 +127,13 @@ impl Parameters {
         Ok(())
     }
 
-    /// Every tensor's factors with whether they belong to a scale.
-    pub(crate) fn each(&mut self, f: &mut dyn FnMut(&mut Factors, bool)) {
+    /// Every tensor's factors.
+    pub(crate) fn each(&mut self, f: &mut dyn FnMut(&mut Factors)) {
         for block in &mut self.blocks {
-            block.linears.iter_mut().for_each(|(_, _, s)| f(s, true));
-            block.norms.iter_mut().for_each(|(_, n)| f(n, false));
+            block.linears.iter_mut().for_each(|(_, _, s)| f(s));
+            block.norms.iter_mut().for_each(|(_, n)| f(n));
         }
-        f(&mut self.final_norm, false);
+        f(&mut self.final_norm);
     }
 
     pub(crate) fn finish(self) -> Result<TunedModel, WeightError> {

@@ -15,8 +15,6 @@ pub struct TuneOptions {
     pub epochs: usize,
     /// Relative size of the first step; it falls to nothing along a cosine.
     pub learning_rate: f32,
-    /// The same for norms.
-    pub norm_learning_rate: f32,
     /// Adam's `ε` as a share of a tensor's root mean second moment.
     pub damping: f32,
     /// Windows a step.
@@ -114,7 +112,7 @@ pub fn tune(
             && best.as_ref().is_none_or(|(least, ..)| kl < least)
         {
             let mut saved = Vec::new();
-            parameters.each(&mut |f, _| saved.push(f.theta().to_vec()));
+            parameters.each(&mut |f| saved.push(f.theta().to_vec()));
             best = Some((*kl, epoch, saved));
         }
     };
@@ -132,14 +130,8 @@ pub fn tune(
             })?;
             let phase = (step - 1) as f32 / steps as f32;
             let fall = 0.5 * (1.0 + (std::f32::consts::PI * phase).cos());
-            parameters.each(&mut |factors, scale| {
-                let rate = if scale {
-                    options.learning_rate
-                } else {
-                    options.norm_learning_rate
-                };
-                factors.step(step as i32, rate * fall, options.damping);
-            });
+            let rate = options.learning_rate * fall;
+            parameters.each(&mut |factors| factors.step(step, rate, options.damping));
         }
         report
             .kl_calibration
@@ -157,7 +149,7 @@ pub fn tune(
     }
     if let Some((_, epoch, saved)) = best {
         let mut saved = saved.into_iter();
-        parameters.each(&mut |f, _| {
+        parameters.each(&mut |f| {
             if let Some(theta) = saved.next() {
                 f.set_theta(&theta);
             }
