@@ -190,17 +190,17 @@ mod tests {
 
     #[test]
     fn scale_derivatives_are_those_of_the_dequantized_weight() {
-        let scheme = Scheme::new(4, GroupSize::from_i64(4).unwrap(), false).unwrap();
-        let codes: Vec<u8> = (0..12).map(|i| (i * 7 % 16) as u8).collect();
+        let scheme = Scheme::new(4, GroupSize::from_i64(16).unwrap(), false).unwrap();
+        let codes: Vec<u8> = (0..48).map(|i| (i * 7 % 16) as u8).collect();
         let weight = QuantizedWeight::new(
             scheme,
-            [2, 6],
+            [2, 24],
             codes,
             vec![0.5, 0.25, 1.0, 2.0],
             vec![8, 7, 3, 0],
         )
         .unwrap();
-        let gradient: Vec<f32> = (0..12).map(|i| (i as f32 * 0.37).sin()).collect();
+        let gradient: Vec<f32> = (0..48).map(|i| (i as f32 * 0.37).sin()).collect();
         let found = of_scales(&weight, &gradient);
         for (i, found) in found.iter().enumerate() {
             let loss = |by: f32| -> f64 {
