@@ -325,6 +325,75 @@ fn float_propagation_spilling_and_every_scheme_run() {
 }
 
 #[test]
+fn scaled_channels_run_and_both_exports_hold_the_same_model() {
+    for method in ["method=awq", "method=awq+gptq"] {
+        let out = tempfile::tempdir().unwrap();
+        let exports = "export=[{format: compressed-tensors}, {format: awq}]";
+        let more = [
+            "--set",
+            method,
+            "--set",
+            exports,
+            "--set",
+            "quant.sym=false",
+        ];
+        succeed(&mut small_run(out.path(), &more));
+        let run = read_run(out.path()).unwrap();
+        assert!(run.linears.iter().all(|l| method.ends_with(&l.method)));
+        let kl = run.evaluation.unwrap().kl_mean;
+        assert!(kl > 0.0 && kl < 0.05, "{method}: KL {kl}");
+        let open = |format: &str| {
+            Weights::new(ModelFolder::open(&out.path().join(format)).unwrap()).unwrap()
+        };
+        let (tensors, awq) = (open("compressed-tensors"), open("awq"));
+        let float = ModelFolder::open(&root().join("crates/checkpoint/embedded/tiny")).unwrap();
+        let float = Weights::new(float).unwrap();
+        let mut changed = 0;
+        for block in 0..6 {
+            for kind in LinearKind::ALL {
+                let (module, shape) = (kind.module(block), linear_shape(awq.config(), kind));
+                assert_eq!(
+                    tensors.quantized(&module, shape).unwrap(),
+                    awq.quantized(&module, shape).unwrap(),
+                    "{method}: {module}"
+                );
+            }
+            let norm = format!("model.layers.{block}.input_layernorm.weight");
+            let folded = awq.vector(&norm).unwrap();
+            assert_eq!(folded, tensors.vector(&norm).unwrap());
+            changed += usize::from(folded != float.vector(&norm).unwrap());
+        }
+        assert!(changed > 0, "{method}: no norm was folded into");
+    }
+}
+
+#[test]
+fn methods_that_read_no_text_run_without_any() {
+    let out = tempfile::tempdir().unwrap();
+    let more = ["--set", "method=hqq", "--set", "quant.sym=false"];
+    let exports = "export=[{format: awq}]";
+    let missing = "calibration.num_samples=1000000";
+    let more = [&more[..], &["--set", exports, "--set", missing]].concat();
+    succeed(&mut small_run(out.path(), &more));
+    let run = read_run(out.path()).unwrap();
+    assert_eq!(run.calibration.tokens_used, 0);
+    assert!(
+        run.linears
+            .iter()
+            .all(|l| l.hessian == halfbyte_report::HessianKind::Identity && l.relative_loss > 0.0)
+    );
+    assert!(run.evaluation.unwrap().kl_mean < 0.05);
+
+    let out = tempfile::tempdir().unwrap();
+    let more = ["--set", "method=absmax", "--set", "quant.bits=8"];
+    let exports = "export=[{format: int-quantized}]";
+    let more = [&more[..], &["--set", exports]].concat();
+    succeed(&mut small_run(out.path(), &more));
+    let kl = read_run(out.path()).unwrap().evaluation.unwrap().kl_mean;
+    assert!(kl < 1e-3, "KL {kl}");
+}
+
+#[test]
 fn eval_scores_an_export_as_the_run_did() {
     let out = tempfile::tempdir().unwrap();
     succeed(&mut small_run(out.path(), &[]));

@@ -154,6 +154,7 @@ impl Walk {
     /// Goes on before block `at`, from a saved residual stream.
     pub fn restore(&mut self, at: usize, bits: &[u16]) -> Result<(), WalkError> {
         self.at = at;
+        self.kept = Kept::Nothing;
         for (index, window) in bits.chunks(self.tokens * self.hidden).enumerate() {
             let values: Vec<f32> = window
                 .iter()
@@ -164,18 +165,51 @@ impl Walk {
         Ok(())
     }
 
+    /// Statistics of all stages of a block as it stands, in the order of the stages. The walk stays where it is: this
+    /// pass keeps no activations and leaves the residual stream alone.
+    pub fn survey(
+        &self,
+        block: &Block,
+        tick: &mut dyn FnMut(usize),
+    ) -> Result<Vec<LinearStats>, WalkError> {
+        let width = |kind| block.linears.get(kind).in_features();
+        let mut input = self.sums(self.attention_kinds(), self.hidden);
+        let mut mixed = self.mixed_sums(block);
+        let mut output = self.sums(&[LinearKind::O], width(LinearKind::O));
+        let mut mlp_input = self.sums(&[LinearKind::Gate, LinearKind::Up], self.hidden);
+        let mut mlp_output = self.sums(&[LinearKind::Down], width(LinearKind::Down));
+        for batch in self.batches() {
+            let h = self.stream(&batch)?;
+            let x = block.attention_input(h.clone());
+            let seen = values(x.clone())?;
+            self.observe(Stage::AttentionInput, &mut input, &batch, &seen)?;
+            let (q, k) = block.query_key(x.clone());
+            self.observe_mixed(block, &mut mixed, &batch, [&q, &k], &x)?;
+            let a = block.attention(q, k, x);
+            let seen = values(a.clone())?;
+            self.observe(Stage::AttentionOutput, &mut output, &batch, &seen)?;
+            let x = block.mlp_input(block.attention_output(h, a));
+            let seen = values(x.clone())?;
+            self.observe(Stage::MlpInput, &mut mlp_input, &batch, &seen)?;
+            let seen = values(block.mlp_mix(x))?;
+            self.observe(Stage::MlpOutput, &mut mlp_output, &batch, &seen)?;
+            tick(batch.end * self.tokens);
+        }
+        let mut stats = finish(input);
+        stats.extend(finish_mixed(mixed, block.head_dim()));
+        for sums in [output, mlp_input, mlp_output] {
+            stats.extend(finish(sums));
+        }
+        Ok(stats)
+    }
+
     /// Statistics of `norm1(h)`: for q and k, and for v too when `options.mixed_windows` is 0.
     pub fn attention_input(
         &mut self,
         block: &Block,
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
-        let kinds: &[LinearKind] = if self.options.mixed_windows == 0 {
-            &[LinearKind::Q, LinearKind::K, LinearKind::V]
-        } else {
-            &[LinearKind::Q, LinearKind::K]
-        };
-        let mut sums = self.sums(kinds, self.hidden);
+        let mut sums = self.sums(self.attention_kinds(), self.hidden);
         for batch in self.batches() {
             let x = block.attention_input(self.stream(&batch)?);
             self.observe(Stage::AttentionInput, &mut sums, &batch, &values(x)?)?;
@@ -195,52 +229,17 @@ impl Walk {
         let (heads, kv_heads, head_dim) = (block.heads(), block.kv_heads(), block.head_dim());
         let mut queries = self.store(self.tokens * heads * head_dim, "queries")?;
         let mut keys = self.store(self.tokens * kv_heads * head_dim, "keys")?;
-        let mut sums: Vec<Sums> = (0..kv_heads).map(|_| Sums::new(self.hidden)).collect();
+        let mut sums = self.mixed_sums(block);
         for batch in self.batches() {
             let x = block.attention_input(self.stream(&batch)?);
             let (q, k) = block.query_key(x.clone());
-            for window in batch.clone().filter(|&w| self.is_sampled(w)) {
-                let at = window - batch.start;
-                let one = |t: &Tensor<4>, head: usize, n: usize| {
-                    t.clone().narrow(0, at, 1).narrow(1, head, n)
-                };
-                for (head, sums) in sums.iter_mut().enumerate() {
-                    let shared = heads / kv_heads;
-                    let (q, k) = (one(&q, head * shared, shared), one(&k, head, 1));
-                    let mixed =
-                        values(block.attention_mixed_input(q, k, x.clone().narrow(0, at, 1)))?;
-                    for (i, rows) in mixed.chunks(self.tokens * self.hidden).enumerate() {
-                        let weight = self
-                            .options
-                            .loss_weights
-                            .is_some()
-                            .then_some(head * shared + i);
-                        self.add(
-                            Stage::AttentionMixed,
-                            sums,
-                            &(window..window + 1),
-                            rows,
-                            weight.map(|group| (LinearKind::V, group)),
-                        )?;
-                    }
-                }
-            }
+            self.observe_mixed(block, &mut sums, &batch, [&q, &k], &x)?;
             queries.write(batch.start, &values(q)?)?;
             keys.write(batch.start, &values(k)?)?;
             tick(batch.end * self.tokens);
         }
         self.kept = Kept::QueriesAndKeys(queries, keys);
-        if self.options.mixed_windows == 0 {
-            return Ok(Vec::new());
-        }
-        let parts = sums.into_iter().enumerate().map(|(head, sums)| RowStats {
-            rows: Some((head * head_dim..(head + 1) * head_dim).collect()),
-            stats: sums.finish(),
-        });
-        Ok(vec![LinearStats {
-            kinds: vec![LinearKind::V],
-            parts: parts.collect(),
-        }])
+        Ok(finish_mixed(sums, head_dim).into_iter().collect())
     }
 
     /// Runs v and the attention, and gives the statistics of o's input.
@@ -336,6 +335,61 @@ impl Walk {
             tick(batch.end * self.tokens);
         }
         self.at += 1;
+        Ok(())
+    }
+
+    /// The linears that `norm1(h)` itself is the statistic of.
+    fn attention_kinds(&self) -> &'static [LinearKind] {
+        if self.options.mixed_windows == 0 {
+            &[LinearKind::Q, LinearKind::K, LinearKind::V]
+        } else {
+            &[LinearKind::Q, LinearKind::K]
+        }
+    }
+
+    /// Empty sums for v, one a kv head; none when `options.mixed_windows` is 0.
+    fn mixed_sums(&self, block: &Block) -> Vec<Sums> {
+        let heads = match self.options.mixed_windows {
+            0 => 0,
+            _ => block.kv_heads(),
+        };
+        (0..heads).map(|_| Sums::new(self.hidden)).collect()
+    }
+
+    /// Adds `A x` of a batch's sampled windows to the kv heads' sums.
+    fn observe_mixed(
+        &self,
+        block: &Block,
+        sums: &mut [Sums],
+        batch: &Range<usize>,
+        [q, k]: [&Tensor<4>; 2],
+        x: &Tensor<3>,
+    ) -> Result<(), WalkError> {
+        let shared = block.heads() / block.kv_heads();
+        for window in batch.clone().filter(|&w| self.is_sampled(w)) {
+            let at = window - batch.start;
+            let one = |t: &Tensor<4>, head: usize, n: usize| {
+                t.clone().narrow(0, at, 1).narrow(1, head, n)
+            };
+            for (head, sums) in sums.iter_mut().enumerate() {
+                let (q, k) = (one(q, head * shared, shared), one(k, head, 1));
+                let mixed = values(block.attention_mixed_input(q, k, x.clone().narrow(0, at, 1)))?;
+                for (i, rows) in mixed.chunks(self.tokens * self.hidden).enumerate() {
+                    let weight = self
+                        .options
+                        .loss_weights
+                        .is_some()
+                        .then_some(head * shared + i);
+                    self.add(
+                        Stage::AttentionMixed,
+                        sums,
+                        &(window..window + 1),
+                        rows,
+                        weight.map(|group| (LinearKind::V, group)),
+                    )?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -486,6 +540,21 @@ fn finish(linears: Vec<LinearSums>) -> Vec<LinearStats> {
             parts: linear.parts.into_iter().map(part).collect(),
         })
         .collect()
+}
+
+/// The sums of v's kv heads, each for the rows of its head; nothing where there are none.
+fn finish_mixed(sums: Vec<Sums>, head_dim: usize) -> Option<LinearStats> {
+    if sums.is_empty() {
+        return None;
+    }
+    let parts = sums.into_iter().enumerate().map(|(head, sums)| RowStats {
+        rows: Some((head * head_dim..(head + 1) * head_dim).collect()),
+        stats: sums.finish(),
+    });
+    Some(LinearStats {
+        kinds: vec![LinearKind::V],
+        parts: parts.collect(),
+    })
 }
 
 struct Sums {

@@ -109,4 +109,10 @@ impl Linear {
             &self.weight.device(),
         );
     }
+
+    /// Replaces the bias, `[out_features]`; the weight stays.
+    pub fn set_bias(&mut self, bias: Vec<f32>) {
+        let data = TensorData::new(bias, [self.out_features()]);
+        self.bias = Some(Tensor::from_data(data, &self.weight.device()));
+    }
 }

@@ -44,8 +44,11 @@ impl Weights {
     /// A linear's weight, `[out_features, in_features]` row-major, dequantized where it is packed.
     pub fn weight(&self, module: &str, shape: [usize; 2]) -> Result<Vec<f32>, ModelError> {
         let dense = format!("{module}.weight");
+        // some formats keep codes under the weight's own name
+        let stored = self.folder.tensor(&dense).map(|view| view.dtype);
+        let is_float = matches!(stored, Ok(Dtype::F32 | Dtype::F16 | Dtype::BF16));
         match &self.layout {
-            Some(_) if !self.folder.has(&dense) => Ok(self.quantized(module, shape)?.dequantize()),
+            Some(_) if !is_float => Ok(self.quantized(module, shape)?.dequantize()),
             _ => Ok(self.folder.f32(&dense, &shape)?),
         }
     }
@@ -159,6 +162,8 @@ fn as_packed(view: TensorView<'_>) -> Option<halfbyte_pack::TensorView<'_>> {
         Dtype::F32 => halfbyte_pack::Dtype::F32,
         Dtype::I32 => halfbyte_pack::Dtype::I32,
         Dtype::I64 => halfbyte_pack::Dtype::I64,
+        Dtype::U8 => halfbyte_pack::Dtype::U8,
+        Dtype::I8 => halfbyte_pack::Dtype::I8,
         _ => return None,
     };
     Some(halfbyte_pack::TensorView {

@@ -63,6 +63,23 @@ pub(crate) fn unpack_rows(words: &[u32], cols: usize, bits: u8) -> Vec<u8> {
     codes
 }
 
+/// Puts eight codes in the order in which AWQ's words hold them, lowest bits first; twice is not once, see
+/// [`from_awq_order`]. `codes` has a multiple of eight elements.
+pub(crate) fn to_awq_order(codes: &mut [u8]) {
+    reorder(codes, [0, 2, 4, 6, 1, 3, 5, 7]);
+}
+
+/// The inverse of [`to_awq_order`].
+pub(crate) fn from_awq_order(codes: &mut [u8]) {
+    reorder(codes, [0, 4, 1, 5, 2, 6, 3, 7]);
+}
+
+fn reorder(codes: &mut [u8], order: [usize; 8]) {
+    for eight in codes.as_chunks_mut::<8>().0 {
+        *eight = order.map(|from| eight[from]);
+    }
+}
+
 /// `[rows, cols]` to `[cols, rows]`, in tiles that stay in the first cache.
 pub(crate) fn transpose<T: Copy + Default>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
     const TILE: usize = 16;

@@ -32,7 +32,8 @@ const FUSED: [(&[&str], &str); 2] = [
 ///
 /// `modules` are all linears of the model in its own order, each with its scheme or `None` where it stays as it was
 /// (lm_head too, if it has a weight); `ignore` names further modules to list as untouched (a tied lm_head).
-/// Mixed schemes become gptq's `dynamic` map or compressed-tensors' config groups, by exact module names.
+/// Mixed schemes become gptq's `dynamic` map or compressed-tensors' config groups, by exact module names. awq's config
+/// has room for one scheme only: it is the one most modules have, and [`Format::supports_together`] refuses the others.
 pub fn quantization_config(
     format: Format,
     modules: &[(String, Option<Scheme>)],
@@ -41,7 +42,9 @@ pub fn quantization_config(
 ) -> Value {
     match format {
         Format::Gptq | Format::GptqV2 => gptq(format, modules, ignore, notes),
-        Format::CompressedTensors => compressed_tensors(modules, ignore),
+        Format::CompressedTensors => compressed_tensors("pack-quantized", modules, ignore),
+        Format::IntQuantized => compressed_tensors("int-quantized", modules, ignore),
+        Format::Awq => awq(modules, ignore),
     }
 }
 
@@ -51,12 +54,7 @@ fn gptq(
     ignore: &[String],
     notes: &ConfigNotes,
 ) -> Value {
-    let base = schemes(modules)
-        .into_iter()
-        // The first of the most frequent: `max_by_key` alone would take the last.
-        .rev()
-        .max_by_key(|(_, names)| names.len())
-        .map(|(scheme, _)| scheme);
+    let base = usual_scheme(modules);
     let lm_head = modules
         .iter()
         .any(|(name, scheme)| is_head(name) && scheme.is_some());
@@ -136,7 +134,11 @@ fn fused_name(
         .then(|| format!("{parent}.{fused}"))
 }
 
-fn compressed_tensors(modules: &[(String, Option<Scheme>)], ignore: &[String]) -> Value {
+fn compressed_tensors(
+    format: &str,
+    modules: &[(String, Option<Scheme>)],
+    ignore: &[String],
+) -> Value {
     let schemes = schemes(modules);
     let uniform = schemes.len() == 1;
     let mut groups = Map::new();
@@ -160,10 +162,42 @@ fn compressed_tensors(modules: &[(String, Option<Scheme>)], ignore: &[String]) -
                 },
                 "input_activations": null,
                 "output_activations": null,
-                "format": "pack-quantized",
+                "format": format,
             }),
         );
     }
+    json!({
+        "quant_method": "compressed-tensors",
+        "format": format,
+        "quantization_status": "compressed",
+        "global_compression_ratio": null,
+        "kv_cache_scheme": null,
+        "ignore": untouched(modules, ignore),
+        "config_groups": groups,
+    })
+}
+
+/// Zero points are always there, and readers take the names in `modules_to_not_convert` for parts of module names.
+/// SGLang asks by the name of the fused linear, so that stands there too where all its shards are untouched.
+fn awq(modules: &[(String, Option<Scheme>)], ignore: &[String]) -> Value {
+    let base = usual_scheme(modules);
+    let mut names: Vec<String> = Vec::new();
+    for name in untouched(modules, ignore) {
+        names.push(name.to_string());
+        names.extend(fused_name(name, None, modules));
+    }
+    json!({
+        "quant_method": "awq",
+        "bits": base.map(|s| s.bits()),
+        "group_size": base.map(|s| s.group_size().as_i64()),
+        "zero_point": true,
+        "version": "gemm",
+        "modules_to_not_convert": if names.is_empty() { Value::Null } else { json!(names) },
+    })
+}
+
+/// Modules that stay as they were, each once.
+fn untouched<'a>(modules: &'a [(String, Option<Scheme>)], ignore: &'a [String]) -> Vec<&'a str> {
     let mut untouched: Vec<&str> = Vec::new();
     let unquantized = modules
         .iter()
@@ -174,15 +208,17 @@ fn compressed_tensors(modules: &[(String, Option<Scheme>)], ignore: &[String]) -
             untouched.push(name);
         }
     }
-    json!({
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "global_compression_ratio": null,
-        "kv_cache_scheme": null,
-        "ignore": untouched,
-        "config_groups": groups,
-    })
+    untouched
+}
+
+/// The scheme that most modules have, the first of several.
+fn usual_scheme(modules: &[(String, Option<Scheme>)]) -> Option<Scheme> {
+    schemes(modules)
+        .into_iter()
+        // `max_by_key` alone would take the last of the most frequent.
+        .rev()
+        .max_by_key(|(_, names)| names.len())
+        .map(|(scheme, _)| scheme)
 }
 
 /// The distinct schemes in order of first use, each with the modules that have it.

@@ -71,6 +71,26 @@ pub fn consumers(format: Format, scheme: &Scheme) -> Vec<(Consumer, Verdict, Evi
         .collect()
 }
 
+/// Who loads codebook weights in bitsandbytes' 4-bit layout ([`crate::pack_codebook`]), in the same order.
+pub fn codebook_consumers() -> Vec<(Consumer, Verdict, Evidence)> {
+    let removed = Refuses("bitsandbytes was removed from it");
+    let none = Refuses("no loader for bitsandbytes");
+    let verdicts = [
+        (LoadsIf("bitsandbytes is installed"), Ran),
+        (removed, Read),
+        (Loads, Read),
+        (none, Read),
+        (none, Read),
+        (NotChecked, Evidence::None),
+        (none, Read),
+    ];
+    let consumers = TABLE.iter().map(|(consumer, _)| *consumer);
+    consumers
+        .zip(verdicts)
+        .map(|(consumer, (verdict, evidence))| (consumer, verdict, evidence))
+        .collect()
+}
+
 /// A verdict on the checkpoints that fit all four conditions.
 struct Rule {
     formats: &'static [Format],
@@ -117,6 +137,8 @@ const V1: &[Format] = &[Format::Gptq];
 const V2: &[Format] = &[Format::GptqV2];
 const GPTQ: &[Format] = &[Format::Gptq, Format::GptqV2];
 const CT: &[Format] = &[Format::CompressedTensors];
+const AWQ: &[Format] = &[Format::Awq];
+const INT: &[Format] = &[Format::IntQuantized];
 const ANY: &[u8] = &[];
 const EVERY: &[i64] = &[];
 const MARLIN: &[i64] = &[-1, 32, 64, 128];
@@ -145,6 +167,8 @@ const TABLE: &[(Consumer, &[Rule])] = &[
         rule(CT, &[3, 4, 8], EVERY, SYM, Loads, Ran),
         rule(CT, &[4], EVERY, ASYM, DEQUANTIZE, Ran),
         rule(CT, ANY, EVERY, ASYM, DEQUANTIZE, Read),
+        rule(AWQ, ANY, EVERY, None, LoadsIf("gptqmodel and accelerate are installed; bf16 becomes f16 on CUDA"), Read),
+        rule(INT, &[8], EVERY, SYM, Loads, Ran),
     ]),
     (consumer("vLLM", "0.33"), &[
         rule(V1, &[4, 8], &[-1], SYM, Loads, Read),
@@ -156,6 +180,9 @@ const TABLE: &[(Consumer, &[Rule])] = &[
         rule(CT, &[4], MARLIN, ASYM, Loads, Read),
         rule(CT, &[8], MARLIN, ASYM, LoadsIf("the GPU is of compute capability 9.0, or the optional Humming kernels are installed"), Read),
         rule(CT, &[2, 3, 5, 6], EVERY, None, HUMMING, Read),
+        rule(AWQ, ANY, &[-1], None, Loads, Read),
+        rule(AWQ, ANY, MARLIN, None, WHOLE_GROUPS, Read),
+        rule(AWQ, ANY, EVERY, None, LoadsIf("slowly: group_size is not -1, 32, 64 or 128"), Read),
     ]),
     (consumer("SGLang", "0.5.23"), &[
         rule(V1, &[4, 8], &[-1], SYM, Loads, Read),
@@ -166,6 +193,8 @@ const TABLE: &[(Consumer, &[Rule])] = &[
         rule(CT, &[4, 8], MARLIN, SYM, Loads, Read),
         rule(CT, &[4], MARLIN, ASYM, Loads, Read),
         rule(CT, &[2, 3, 5, 6], EVERY, None, Refuses("compressed-tensors only at 4 and 8 bits"), Read),
+        rule(AWQ, ANY, &[-1], None, Loads, Read),
+        rule(AWQ, ANY, MARLIN, None, WHOLE_GROUPS, Read),
     ]),
     (consumer("llama.cpp", ""), &[
         rule(GPTQ, &[3], EVERY, None, Refuses("its converter has no 3-bit gptq"), Read),
@@ -173,6 +202,7 @@ const TABLE: &[(Consumer, &[Rule])] = &[
         rule(CT, ANY, &[-1], None, Refuses("its converter reads groups only, not group_size -1"), Read),
         rule(CT, &[3, 5, 6], EVERY, None, Refuses("its converter expects the older packing of this width and misreads the codes"), Read),
         rule(CT, ANY, EVERY, None, CONVERTED_ONE, Read),
+        rule(AWQ, ANY, EVERY, None, Refuses("its converter does not know awq"), Read),
     ]),
     (consumer("ExLlamaV2", "b9c025b"), &[
         rule(GPTQ, &[4], EVERY, None, Loads, Read),
@@ -183,11 +213,13 @@ const TABLE: &[(Consumer, &[Rule])] = &[
         rule(V1, ANY, EVERY, SYM, Loads, Ran),
         rule(V2, &[4], EVERY, ASYM, Loads, Ran),
         rule(V2, ANY, EVERY, None, Loads, Read),
+        rule(AWQ, ANY, EVERY, None, Loads, Ran),
     ]),
     (consumer("mlx-lm", "0.32.2"), &[
         rule(GPTQ, ANY, EVERY, None, Refuses("refuses every checkpoint that holds g_idx"), Read),
         rule(CT, &[4], &[32], None, NotChecked, Evidence::None),
         rule(CT, ANY, EVERY, None, Refuses("reads compressed-tensors at 4 bits and group_size 32 only"), Read),
+        rule(AWQ, ANY, &[32, 64, 128], None, Loads, Read),
     ]),
 ];
 
@@ -232,6 +264,30 @@ mod tests {
         assert_eq!(vllm(Format::CompressedTensors, 4, 64, false), Loads);
         assert_eq!(vllm(Format::CompressedTensors, 3, 64, true), HUMMING);
         assert_eq!(vllm(Format::CompressedTensors, 4, 48, true), NotChecked);
+    }
+
+    #[test]
+    fn awq_loads_in_vllm_whether_symmetric_or_not() {
+        for sym in [true, false] {
+            let verdicts = |group| verdicts(Format::Awq, 4, group, sym);
+            assert_eq!(verdicts(-1)[1], ("vLLM", Loads));
+            assert_eq!(verdicts(128)[1], ("vLLM", WHOLE_GROUPS));
+            assert_eq!(verdicts(128)[4], ("ExLlamaV2", NotChecked));
+            assert_eq!(verdicts(128)[6], ("mlx-lm", Loads));
+            assert!(verdicts(48)[1].1.to_string().contains("slowly"));
+        }
+    }
+
+    #[test]
+    fn codebook_weights_have_a_verdict_of_every_consumer() {
+        let rows = codebook_consumers();
+        assert_eq!(rows.len(), TABLE.len());
+        let of = |name| rows.iter().find(|row| row.0.name == name).map(|row| row.1);
+        assert_eq!(
+            of("vLLM"),
+            Some(Refuses("bitsandbytes was removed from it"))
+        );
+        assert_eq!(of("GPTQModel"), Some(NotChecked));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use halfbyte_quant::{GroupSize, Scheme};
 
 use crate::ScaleDtype;
+use crate::config::is_head;
 
 /// Checkpoint formats we read and write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,11 +15,17 @@ pub enum Format {
     GptqV2,
     /// compressed-tensors, `pack-quantized`.
     CompressedTensors,
+    /// AutoAWQ's GEMM layout. Every weight in it has stored zero points: a symmetric one stands there with its middle
+    /// code, 8, and its config says `zero_point: true`, because readers that offer a way without zero points (vLLM)
+    /// have no fast kernel for it and AutoAWQ itself cannot write one. The same values come back, as asymmetric codes.
+    Awq,
+    /// compressed-tensors, `int-quantized`: symmetric 8 bits, a byte each.
+    IntQuantized,
 }
 
 /// A spelling that is not a format we know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("format {0} is not known; use gptq, gptq_v2 or compressed-tensors")]
+#[error("format {0} is not known; use gptq, gptq_v2, awq, compressed-tensors or int-quantized")]
 pub struct UnknownFormat(pub String);
 
 /// Why a format cannot hold a weight.
@@ -39,6 +46,12 @@ pub enum Refusal {
         "gptq cannot hold asymmetric weights that every reader understands; use gptq_v2 or compressed-tensors"
     )]
     Asymmetric,
+    /// Signed bytes have their zero in the middle.
+    #[error("{format} holds symmetric weights only; use compressed-tensors")]
+    SymmetricOnly {
+        /// Where it was to go.
+        format: Format,
+    },
     /// GPTQ packs codes along the input and zero points along the output, 32 to a block.
     #[error(
         "{format} packs {axis} in blocks of 32 and {found} is not a multiple of it; list the module under `ignore`, or use compressed-tensors"
@@ -51,11 +64,21 @@ pub enum Refusal {
         /// The extent that does not divide.
         found: usize,
     },
-    /// compressed-tensors demands whole groups.
+    /// AWQ packs codes and zero points along the output, 8 to a word.
     #[error(
-        "compressed-tensors needs whole groups and {group_size} does not divide {in_features} input features; use {offered}"
+        "awq packs out_features in words of 8 and {found} is not a multiple of it; list the module under `ignore`, or use compressed-tensors"
+    )]
+    Words {
+        /// `out_features`.
+        found: usize,
+    },
+    /// All but GPTQ demand whole groups.
+    #[error(
+        "{format} needs whole groups and {group_size} does not divide {in_features} input features; use {offered}"
     )]
     RaggedGroup {
+        /// Where it was to go.
+        format: Format,
         /// Columns a group.
         group_size: usize,
         /// Columns a row.
@@ -63,11 +86,47 @@ pub enum Refusal {
         /// Group sizes that divide, as text.
         offered: String,
     },
+    /// AWQ's config says one group size for all modules.
+    #[error(
+        "awq has one group size for all modules: {module} has {found}, the modules before it {wanted}; give all the same, or use compressed-tensors"
+    )]
+    MixedGroups {
+        /// First module that differs.
+        module: String,
+        /// Its group size.
+        found: GroupSize,
+        /// The others'.
+        wanted: GroupSize,
+    },
+    /// AWQ's readers never look for a quantized output projection.
+    #[error(
+        "awq has no quantized {module}; list it under `ignore`, or use gptq or compressed-tensors"
+    )]
+    Head {
+        /// The output projection.
+        module: String,
+    },
+    /// AWQ's config lists untouched modules by parts of names.
+    #[error(
+        "awq lists untouched modules by parts of names, and the untouched {untouched} is a part of the quantized {module}; quantize both or none, or use compressed-tensors"
+    )]
+    NamePart {
+        /// Module left as it was.
+        untouched: String,
+        /// Module its name would take along.
+        module: String,
+    },
 }
 
 impl Format {
     /// Every format, in the order in which they are listed to users.
-    pub const ALL: [Self; 3] = [Self::CompressedTensors, Self::Gptq, Self::GptqV2];
+    pub const ALL: [Self; 5] = [
+        Self::CompressedTensors,
+        Self::Gptq,
+        Self::GptqV2,
+        Self::Awq,
+        Self::IntQuantized,
+    ];
 
     /// The field's spelling.
     pub fn as_str(self) -> &'static str {
@@ -75,6 +134,8 @@ impl Format {
             Self::Gptq => "gptq",
             Self::GptqV2 => "gptq_v2",
             Self::CompressedTensors => "compressed-tensors",
+            Self::Awq => "awq",
+            Self::IntQuantized => "int-quantized",
         }
     }
 
@@ -85,6 +146,10 @@ impl Format {
     /// | gptq | 2, 3, 4, 8 | symmetric only | both extents a multiple of 32 | any, the last one may be ragged |
     /// | gptq_v2 | 2, 3, 4, 8 | any | both extents a multiple of 32 | any, the last one may be ragged |
     /// | compressed-tensors | 2 to 6, 8 | any | any | must divide in_features |
+    /// | awq | 4 | any, symmetric ones are written out | out_features a multiple of 8 | must divide in_features |
+    /// | int-quantized | 8 | symmetric only | any | must divide in_features |
+    ///
+    /// What a format demands of all modules together is asked by [`Self::supports_together`].
     pub fn supports(
         self,
         scheme: &Scheme,
@@ -114,17 +179,65 @@ impl Format {
                 }
                 Ok(())
             }
-            Self::CompressedTensors => match scheme.group_size() {
-                GroupSize::Columns(group_size) if !in_features.is_multiple_of(group_size) => {
-                    Err(Refusal::RaggedGroup {
-                        group_size,
-                        in_features,
-                        offered: offered_groups(in_features),
-                    })
+            Self::CompressedTensors => self.whole_groups(scheme, in_features),
+            Self::Awq => {
+                if scheme.bits() != 4 {
+                    return Err(Refusal::Bits {
+                        format: self,
+                        bits: scheme.bits(),
+                        known: "4, or compressed-tensors",
+                    });
                 }
-                _ => Ok(()),
-            },
+                if !out_features.is_multiple_of(8) {
+                    return Err(Refusal::Words {
+                        found: out_features,
+                    });
+                }
+                self.whole_groups(scheme, in_features)
+            }
+            Self::IntQuantized => {
+                crate::int8::supports(scheme)?;
+                self.whole_groups(scheme, in_features)
+            }
         }
+    }
+
+    /// Whether one checkpoint of the format can hold all of `modules`, given as to [`crate::quantization_config`]: each
+    /// linear with its scheme, or `None` where it stays as it was. the others mix schemes freely; awq
+    /// knows one group size, no quantized output projection, and names untouched modules by parts of their names.
+    pub fn supports_together(self, modules: &[(String, Option<Scheme>)]) -> Result<(), Refusal> {
+        if self != Self::Awq {
+            return Ok(());
+        }
+        let quantized = || {
+            let modules = modules.iter();
+            modules.filter_map(|(name, scheme)| Some((name, scheme.as_ref()?)))
+        };
+        let wanted = quantized().next().map(|(_, scheme)| scheme.group_size());
+        for (name, scheme) in quantized() {
+            if is_head(name) {
+                return Err(Refusal::Head {
+                    module: name.clone(),
+                });
+            }
+            let found = scheme.group_size();
+            if let Some(wanted) = wanted.filter(|&wanted| wanted != found) {
+                return Err(Refusal::MixedGroups {
+                    module: name.clone(),
+                    found,
+                    wanted,
+                });
+            }
+        }
+        for (untouched, _) in modules.iter().filter(|(_, scheme)| scheme.is_none()) {
+            if let Some((module, _)) = quantized().find(|(name, _)| name.contains(untouched)) {
+                return Err(Refusal::NamePart {
+                    untouched: untouched.clone(),
+                    module: module.clone(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Whether scales below zero may be written.
@@ -137,9 +250,14 @@ impl Format {
     ///   into 16 bits by their maximum, not by their largest magnitude, so negative ones may overflow. The Humming
     ///   kernels and the CPU kernels were not read.
     /// - gptq_v2: the kernels of ExLlamaV2 and of GPTQModel beside its plain one were not read.
+    /// - awq: nobody writes them, and no kernel was read for it.
     pub fn allows_negative_scales(self) -> bool {
         match self {
-            Self::Gptq | Self::GptqV2 | Self::CompressedTensors => false,
+            Self::Gptq
+            | Self::GptqV2
+            | Self::CompressedTensors
+            | Self::Awq
+            | Self::IntQuantized => false,
         }
     }
 
@@ -147,8 +265,8 @@ impl Format {
     /// **before** coding: [`crate::pack`] refuses scales that would change on the way into the file.
     pub fn scale_dtype(self, model: ScaleDtype) -> ScaleDtype {
         match self {
-            Self::Gptq | Self::GptqV2 => ScaleDtype::F16,
-            Self::CompressedTensors => model,
+            Self::Gptq | Self::GptqV2 | Self::Awq => ScaleDtype::F16,
+            Self::CompressedTensors | Self::IntQuantized => model,
         }
     }
 
@@ -156,7 +274,21 @@ impl Format {
     pub fn config_file(self) -> Option<&'static str> {
         match self {
             Self::Gptq | Self::GptqV2 => Some("quantize_config.json"),
-            Self::CompressedTensors => None,
+            Self::CompressedTensors | Self::Awq | Self::IntQuantized => None,
+        }
+    }
+
+    fn whole_groups(self, scheme: &Scheme, in_features: usize) -> Result<(), Refusal> {
+        match scheme.group_size() {
+            GroupSize::Columns(group_size) if !in_features.is_multiple_of(group_size) => {
+                Err(Refusal::RaggedGroup {
+                    format: self,
+                    group_size,
+                    in_features,
+                    offered: offered_groups(in_features),
+                })
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -178,6 +310,7 @@ impl FromStr for Format {
     }
 }
 
+/// compressed-tensors' rule on groups, whatever the codes are packed into.
 /// Group sizes that divide the row, those that kernels like (multiples of 16), and -1.
 fn offered_groups(in_features: usize) -> String {
     let mut offered: Vec<String> = (16..=1024.min(in_features))
@@ -208,7 +341,7 @@ mod tests {
         }
         assert_eq!(
             "GPTQ".parse::<Format>().unwrap_err().to_string(),
-            "format GPTQ is not known; use gptq, gptq_v2 or compressed-tensors"
+            "format GPTQ is not known; use gptq, gptq_v2, awq, compressed-tensors or int-quantized"
         );
     }
 
@@ -233,6 +366,51 @@ mod tests {
         assert_eq!(
             refusal(Format::CompressedTensors, 4, 16, true, [64, 20]),
             "compressed-tensors needs whole groups and 16 does not divide 20 input features; use -1"
+        );
+        assert_eq!(
+            refusal(Format::Awq, 3, 64, false, [64, 64]),
+            "awq has no layout for 3 bits; use 4, or compressed-tensors"
+        );
+        assert_eq!(
+            refusal(Format::Awq, 4, 64, false, [60, 64]),
+            "awq packs out_features in words of 8 and 60 is not a multiple of it; list the module under `ignore`, or use compressed-tensors"
+        );
+        assert_eq!(
+            refusal(Format::Awq, 4, 32, true, [64, 80]),
+            "awq needs whole groups and 32 does not divide 80 input features; use 16, 80 or -1"
+        );
+    }
+
+    #[test]
+    fn awq_takes_one_group_size_and_no_head_and_no_name_inside_another() {
+        let module = |name: &str, group: Option<(i64, bool)>| {
+            let scheme =
+                |(group, sym)| Scheme::new(4, GroupSize::from_i64(group).unwrap(), sym).unwrap();
+            (name.to_string(), group.map(scheme))
+        };
+        let refusal = |modules: &[_]| {
+            assert_eq!(Format::Gptq.supports_together(modules), Ok(()));
+            let refusal = Format::Awq.supports_together(modules);
+            refusal.unwrap_err().to_string()
+        };
+        let (a, b) = (Some((64, true)), Some((64, false)));
+        let fitting = [
+            module("a.q_proj", a),
+            module("b.q_proj", b),
+            module("lm_head", None),
+        ];
+        assert_eq!(Format::Awq.supports_together(&fitting), Ok(()));
+        assert_eq!(
+            refusal(&[module("a.q_proj", a), module("a.o_proj", Some((-1, true)))]),
+            "awq has one group size for all modules: a.o_proj has -1, the modules before it 64; give all the same, or use compressed-tensors"
+        );
+        assert_eq!(
+            refusal(&[module("a.q_proj", a), module("lm_head", a)]),
+            "awq has no quantized lm_head; list it under `ignore`, or use gptq or compressed-tensors"
+        );
+        assert_eq!(
+            refusal(&[module("a.gate_proj", a), module("a.gate", None)]),
+            "awq lists untouched modules by parts of names, and the untouched a.gate is a part of the quantized a.gate_proj; quantize both or none, or use compressed-tensors"
         );
     }
 

@@ -53,6 +53,8 @@ enum Matcher {
     Head,
     /// This module.
     Name(String),
+    /// Modules whose name holds this anywhere.
+    Part(String),
     /// Modules whose name ends with none of these, a dot before it.
     NotEnding(Vec<String>),
     /// Modules whose name the pattern matches from the start.
@@ -80,6 +82,7 @@ impl Matcher {
             Self::All => true,
             Self::Head => is_head(module),
             Self::Name(name) => name == module,
+            Self::Part(part) => module.contains(part.as_str()),
             Self::NotEnding(ends) => !ends.iter().any(|end| {
                 module
                     .strip_suffix(end.as_str())
@@ -91,17 +94,22 @@ impl Matcher {
 }
 
 /// Reads the `quantization_config` object of config.json, or the whole of quantize_config.json: ours, and those of
-/// the other tools that write gptq or compressed-tensors.
+/// the other tools that write gptq, compressed-tensors or awq.
 pub fn read_quantization_config(config: &Value) -> Result<QuantizedLayout, ConfigError> {
     match config.get("quant_method").and_then(Value::as_str) {
         Some("gptq") => gptq(config),
         Some("compressed-tensors") => compressed_tensors(config),
+        Some("awq") => awq(config),
         // The quantize_config.json of older tools has no method.
         None if config.get("bits").is_some() && config.get("desc_act").is_some() => gptq(config),
+        // Nor has the quant_config.json of llm-awq.
+        None if config.get("w_bit").is_some() && config.get("q_group_size").is_some() => {
+            awq(config)
+        }
         _ => Err(wrong(
             config,
             "quant_method",
-            "\"gptq\" or \"compressed-tensors\"",
+            "\"gptq\", \"compressed-tensors\" or \"awq\"",
         )),
     }
 }
@@ -211,11 +219,21 @@ fn compressed_tensors(config: &Value) -> Result<QuantizedLayout, ConfigError> {
         return Err(wrong(config, "config_groups", "a map of groups"));
     };
     // Exact names win over patterns and these over module classes, whatever the order of the groups.
+    let mut format = None;
     let mut by_rank: [Vec<(Matcher, Option<Scheme>)>; 3] = Default::default();
     for (name, group) in groups {
         let at = format!("config_groups.{name}");
-        check_packed(config, group, &at)?;
+        let found = check_packed(config, group, &at)?;
+        if *format.get_or_insert(found) != found {
+            let wanted = "one format for all groups";
+            return Err(wrong_at(group, "format", &format!("{at}.format"), wanted));
+        }
         let scheme = compressed_scheme(group, &at)?;
+        if found == Format::IntQuantized && !scheme.sym() {
+            let wanted = "true: zero points of int-quantized weights cannot be read";
+            let key = format!("{at}.weights.symmetric");
+            return Err(wrong_at(&group["weights"], "symmetric", &key, wanted));
+        }
         for name in strings(group, "targets", &format!("{at}.targets"), false)? {
             let matcher = target(&format!("{at}.targets"), &name)?;
             let rank = match matcher {
@@ -228,25 +246,73 @@ fn compressed_tensors(config: &Value) -> Result<QuantizedLayout, ConfigError> {
     }
     rules.extend(by_rank.into_iter().flatten());
     Ok(QuantizedLayout {
-        format: Format::CompressedTensors,
+        format: format.unwrap_or(Format::CompressedTensors),
         rules,
     })
 }
 
-/// Only packed integer weights without quantized activations can be read.
-fn check_packed(config: &Value, group: &Value, at: &str) -> Result<(), ConfigError> {
-    let wanted = "\"pack-quantized\"";
-    match group.get("format") {
-        Some(Value::String(format)) if format == "pack-quantized" => {}
-        None | Some(Value::Null) => {
-            if config.get("format").and_then(Value::as_str) != Some("pack-quantized") {
-                return Err(wrong(config, "format", wanted));
-            }
-        }
-        Some(_) => return Err(wrong_at(group, "format", &format!("{at}.format"), wanted)),
+/// The GEMM layout only. Zero points are in every file that AutoAWQ can write, so `zero_point: false` is none of them.
+fn awq(config: &Value) -> Result<QuantizedLayout, ConfigError> {
+    let number = |key: &'static str, older: &'static str, wanted| {
+        let key = if config.get(key).is_none() && config.get(older).is_some() {
+            older
+        } else {
+            key
+        };
+        let value = config.get(key).and_then(Value::as_i64);
+        value.ok_or_else(|| wrong(config, key, wanted))
+    };
+    let bits = number("bits", "w_bit", "a number of bits")?;
+    if bits != 4 {
+        let key = if config.get("bits").is_some() {
+            "bits"
+        } else {
+            "w_bit"
+        };
+        return Err(wrong(config, key, "4"));
     }
+    let group_size = number("group_size", "q_group_size", "a number of columns, or -1")?;
+    match config.get("version") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(version)) if version.eq_ignore_ascii_case("gemm") => {}
+        Some(_) => return Err(wrong(config, "version", "\"gemm\"")),
+    }
+    match config.get("zero_point") {
+        None | Some(Value::Null | Value::Bool(true)) => {}
+        Some(_) => return Err(wrong(config, "zero_point", "true")),
+    }
+    let mut rules = vec![(Matcher::Head, None)];
+    let key = "modules_to_not_convert";
+    for part in strings(config, key, key, true)? {
+        rules.push((Matcher::Part(part), None));
+    }
+    let scheme = scheme(bits, group_size, false, "bits, group_size")?;
+    rules.push((Matcher::All, Some(scheme)));
+    Ok(QuantizedLayout {
+        format: Format::Awq,
+        rules,
+    })
+}
+
+/// Only integer weights without quantized activations can be read.
+fn check_packed(config: &Value, group: &Value, at: &str) -> Result<Format, ConfigError> {
+    let wanted = "\"pack-quantized\" or \"int-quantized\"";
+    let known = |value: &Value| match value.as_str() {
+        Some("pack-quantized") => Some(Format::CompressedTensors),
+        // the second is the older name
+        Some("int-quantized" | "naive-quantized") => Some(Format::IntQuantized),
+        _ => None,
+    };
+    let format = match group.get("format") {
+        None | Some(Value::Null) => config
+            .get("format")
+            .and_then(known)
+            .ok_or_else(|| wrong(config, "format", wanted))?,
+        Some(value) => known(value)
+            .ok_or_else(|| wrong_at(group, "format", &format!("{at}.format"), wanted))?,
+    };
     match group.get("input_activations") {
-        None | Some(Value::Null) => Ok(()),
+        None | Some(Value::Null) => Ok(format),
         Some(_) => {
             let key = format!("{at}.input_activations");
             Err(wrong_at(

@@ -9,16 +9,21 @@
 //! This crate touches no file: tensors come and go as bytes.
 
 mod bits;
+mod bitsandbytes;
 mod config;
 mod consumers;
 mod format;
+mod int8;
 mod layout;
 mod pack;
 mod tensor;
 mod unpack;
 
+pub use bitsandbytes::{
+    CodebookConfig, CodebookError, codebook_layout, pack_codebook, unpack_codebook,
+};
 pub use config::{ConfigNotes, quantization_config};
-pub use consumers::{Consumer, Evidence, Verdict, consumers};
+pub use consumers::{Consumer, Evidence, Verdict, codebook_consumers, consumers};
 pub use format::{Format, Refusal, UnknownFormat};
 pub use layout::{ConfigError, QuantizedLayout, read_quantization_config};
 pub use pack::{PackError, pack, packed_layout};

@@ -1,8 +1,8 @@
 use halfbyte_quant::{QuantizedWeight, Scheme};
 
-use crate::bits::{pack_rows, to_bytes, transpose, words};
+use crate::bits::{pack_rows, to_awq_order, to_bytes, transpose, words};
 use crate::tensor::scale_bytes;
-use crate::{Dtype, Format, NamedTensor, Refusal, ScaleDtype, TensorLayout};
+use crate::{Dtype, Format, NamedTensor, Refusal, ScaleDtype, TensorLayout, int8};
 
 /// Why a weight was not packed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -59,8 +59,10 @@ pub enum PackError {
 /// |---|---|
 /// | gptq, gptq_v2 | `qweight` `[I*b/32, O]`, `qzeros` `[G, O*b/32]`, `scales` `[G, O]` f16, `g_idx` `[I]` |
 /// | compressed-tensors | `weight_packed` `[O, ceil(I*b/32)]`, `weight_scale` `[O, G]`, `weight_zero_point` `[ceil(O*b/32), G]` if asymmetric, `weight_shape` `[2]` |
+/// | awq | `qweight` `[I, O/8]`, `qzeros` `[G, O/8]`, `scales` `[G, O]` f16 |
+/// | int-quantized | `weight` i8 `[O, I]`, `weight_scale` `[O, G]` |
 ///
-/// `scale_dtype` is the model's own type, of which compressed-tensors' scales are; gptq's are f16 whatever it says.
+/// `scale_dtype` is the model's own type, of which compressed-tensors' scales are; gptq's and awq's are f16 whatever it says.
 /// The bias, if there is one, is not part of it: copy it through.
 ///
 /// Fails when the format cannot hold the scheme or shape, and when a scale is not representable in its storage type:
@@ -79,6 +81,11 @@ pub fn pack(
         Format::Gptq => gptq(weight, 1),
         Format::GptqV2 => gptq(weight, 0),
         Format::CompressedTensors => compressed_tensors(weight, scale_dtype),
+        Format::Awq => awq(weight),
+        Format::IntQuantized => vec![
+            int8::to_bytes(weight),
+            scale_bytes(weight.scales().iter().copied(), scale_dtype),
+        ],
     };
     Ok(layout
         .into_iter()
@@ -124,6 +131,7 @@ pub fn packed_layout(
             ("scales", scales, vec![groups, out_features]),
             ("g_idx", Dtype::I32, vec![in_features]),
         ],
+        Format::IntQuantized => int8::tensors(shape, groups, scales),
         Format::CompressedTensors => {
             let mut tensors = vec![
                 (
@@ -139,6 +147,14 @@ pub fn packed_layout(
             }
             tensors.push(("weight_shape", Dtype::I64, vec![2]));
             tensors
+        }
+        Format::Awq => {
+            let width = words(out_features, bits);
+            vec![
+                ("qweight", Dtype::I32, vec![in_features, width]),
+                ("qzeros", Dtype::I32, vec![groups, width]),
+                ("scales", scales, vec![groups, out_features]),
+            ]
         }
     };
     Ok(tensors
@@ -205,6 +221,28 @@ pub(crate) fn gptq(weight: &QuantizedWeight, offset: u8) -> Vec<Vec<u8>> {
             ScaleDtype::F16,
         ),
         to_bytes(&group_of),
+    ]
+}
+
+/// `qweight`, `qzeros`, `scales`: runs along the output, eight codes a word in the order of AWQ's kernels.
+fn awq(weight: &QuantizedWeight) -> Vec<Vec<u8>> {
+    let (rows, cols, groups) = (
+        weight.out_features(),
+        weight.in_features(),
+        weight.n_groups(),
+    );
+    let runs = |codes: &[u8], width: usize| {
+        let mut codes = transpose(codes, rows, width);
+        to_awq_order(&mut codes);
+        to_bytes(&pack_rows(&codes, rows, weight.scheme().bits()))
+    };
+    vec![
+        runs(weight.codes(), cols),
+        runs(weight.zeros(), groups),
+        scale_bytes(
+            transpose(weight.scales(), rows, groups).into_iter(),
+            ScaleDtype::F16,
+        ),
     ]
 }
 

@@ -16,17 +16,24 @@ pub enum Dtype {
     BF16,
     /// IEEE single.
     F32,
+    /// Two codes, a code of a block scale, or a letter of JSON, of bitsandbytes.
+    U8,
+    /// Whole numbers from −128, of compressed-tensors' unpacked 8 bits.
+    I8,
 }
 
 /// A spelling that is not one of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("dtype {0} is not one a packed checkpoint holds; known are I32, I64, F16, BF16 and F32")]
+#[error(
+    "dtype {0} is not one a packed checkpoint holds; known are I32, I64, F16, BF16, F32, U8 and I8"
+)]
 pub struct UnknownDtype(pub String);
 
 impl Dtype {
     /// Bytes an element.
     pub fn size(self) -> usize {
         match self {
+            Self::U8 | Self::I8 => 1,
             Self::F16 | Self::BF16 => 2,
             Self::I32 | Self::F32 => 4,
             Self::I64 => 8,
@@ -41,6 +48,8 @@ impl Dtype {
             Self::F16 => "F16",
             Self::BF16 => "BF16",
             Self::F32 => "F32",
+            Self::U8 => "U8",
+            Self::I8 => "I8",
         }
     }
 }
@@ -55,10 +64,18 @@ impl FromStr for Dtype {
     type Err = UnknownDtype;
 
     fn from_str(text: &str) -> Result<Self, UnknownDtype> {
-        [Self::I32, Self::I64, Self::F16, Self::BF16, Self::F32]
-            .into_iter()
-            .find(|dtype| dtype.as_str() == text)
-            .ok_or_else(|| UnknownDtype(text.to_string()))
+        [
+            Self::I32,
+            Self::I64,
+            Self::F16,
+            Self::BF16,
+            Self::F32,
+            Self::U8,
+            Self::I8,
+        ]
+        .into_iter()
+        .find(|dtype| dtype.as_str() == text)
+        .ok_or_else(|| UnknownDtype(text.to_string()))
     }
 }
 
@@ -170,6 +187,6 @@ pub(crate) fn read_scales(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
             let (words, _) = tensor.bytes.as_chunks::<4>();
             Some(words.iter().map(|&b| f32::from_le_bytes(b)).collect())
         }
-        Dtype::I32 | Dtype::I64 => None,
+        Dtype::I32 | Dtype::I64 | Dtype::U8 | Dtype::I8 => None,
     }
 }

@@ -1,14 +1,14 @@
 use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme, WeightError};
 
-use crate::bits::{from_bytes, transpose, unpack_rows, words};
+use crate::bits::{from_awq_order, from_bytes, transpose, unpack_rows, words};
 use crate::tensor::read_scales;
-use crate::{Dtype, Format, TensorView};
+use crate::{Dtype, Format, TensorView, int8};
 
 /// Why tensors could not be read as a quantized weight.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum UnpackError {
     /// A part is not there.
-    #[error("{tensor}: missing, wanted beside the other parts of a {format} weight")]
+    #[error("{tensor}: missing, wanted beside the other {format} tensors of the module")]
     Missing {
         /// Tensor.
         tensor: String,
@@ -133,7 +133,8 @@ pub enum UnpackError {
 /// name: the inverse of [`crate::pack`], and a reader for other tools' files.
 ///
 /// `scheme` is what the checkpoint's config says of the module ([`crate::QuantizedLayout::scheme_for`]). gptq v1 may be
-/// asymmetric here; a `g_idx` may be absent but must not sort the columns.
+/// asymmetric here; a `g_idx` may be absent but must not sort the columns. A symmetric weight packed as awq comes back
+/// asymmetric, with its middle code as zero points, since that is what the config says of it.
 pub fn unpack<'a>(
     name: &str,
     lookup: impl Fn(&str) -> Option<TensorView<'a>>,
@@ -149,6 +150,8 @@ pub fn unpack<'a>(
         Format::Gptq => gptq(&parts, scheme, 1),
         Format::GptqV2 => gptq(&parts, scheme, 0),
         Format::CompressedTensors => compressed_tensors(&parts, scheme),
+        Format::Awq => awq(&parts, scheme),
+        Format::IntQuantized => int_quantized(&parts, scheme),
     }
 }
 
@@ -266,6 +269,27 @@ impl<'a> Parts<'a, '_> {
         }
     }
 
+    /// The middle code everywhere, where the scheme is symmetric. `zeros` are `[out_features, groups]`.
+    fn check_symmetric(
+        &self,
+        part: &str,
+        scheme: &Scheme,
+        zeros: &[u8],
+        groups: usize,
+    ) -> Result<(), UnpackError> {
+        let wanted = scheme.mid_code();
+        match zeros.iter().position(|&zero| zero != wanted) {
+            Some(index) if scheme.sym() => Err(UnpackError::NotSymmetric {
+                tensor: self.tensor(part),
+                row: index / groups,
+                group: index % groups,
+                found: zeros[index],
+                wanted,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn weight(
         &self,
         scheme: &Scheme,
@@ -323,16 +347,34 @@ fn gptq(
             });
         }
         *zero = value as u8;
-        if scheme.sym() && *zero != scheme.mid_code() {
-            return Err(UnpackError::NotSymmetric {
-                tensor: parts.tensor("qzeros"),
-                row,
-                group,
-                found: *zero,
-                wanted: scheme.mid_code(),
-            });
-        }
     }
+    parts.check_symmetric("qzeros", scheme, &zeros, groups)?;
+    let scales = transpose(&scales, groups, out_features);
+    parts.weight(scheme, [out_features, in_features], codes, scales, zeros)
+}
+
+fn awq(parts: &Parts<'_, '_>, scheme: &Scheme) -> Result<QuantizedWeight, UnpackError> {
+    let bits = scheme.bits();
+    let (packed, shape) = parts.words("qweight")?;
+    let (in_features, width) = match *shape {
+        [in_features, width] => (in_features, width),
+        _ => (0, 0),
+    };
+    let out_features = width * 32 / usize::from(bits);
+    let groups = scheme.n_groups(in_features);
+    let wanted = [in_features, words(out_features, bits)];
+    parts.check_shape("qweight", shape, &wanted, scheme)?;
+    let (packed_zeros, shape) = parts.words("qzeros")?;
+    parts.check_shape("qzeros", shape, &[groups, width], scheme)?;
+    let scales = parts.scales("scales", scheme, [groups, out_features])?;
+
+    let runs = |packed: &[u32], height: usize| {
+        let mut codes = unpack_rows(packed, out_features, bits);
+        from_awq_order(&mut codes);
+        transpose(&codes, height, out_features)
+    };
+    let (codes, zeros) = (runs(&packed, in_features), runs(&packed_zeros, groups));
+    parts.check_symmetric("qzeros", scheme, &zeros, groups)?;
     let scales = transpose(&scales, groups, out_features);
     parts.weight(scheme, [out_features, in_features], codes, scales, zeros)
 }
@@ -373,6 +415,23 @@ fn compressed_tensors(
         )
     };
     parts.weight(scheme, [out_features, in_features], codes, scales, zeros)
+}
+
+/// `weight`, a signed byte a code, and `weight_scale`.
+fn int_quantized(parts: &Parts<'_, '_>, scheme: &Scheme) -> Result<QuantizedWeight, UnpackError> {
+    let view = parts.need("weight")?;
+    if view.dtype != Dtype::I8 {
+        return Err(parts.wrong_dtype("weight", &view, "I8"));
+    }
+    let shape = match *view.shape {
+        [out_features, in_features] => [out_features, in_features],
+        _ => [0, 0],
+    };
+    parts.check_shape("weight", view.shape, &shape, scheme)?;
+    let wanted = [shape[0], scheme.n_groups(shape[1])];
+    let scales = parts.scales("weight_scale", scheme, wanted)?;
+    let codes = int8::from_bytes(view.bytes, scheme);
+    parts.weight(scheme, shape, codes, scales, Vec::new())
 }
 
 fn weight_shape(parts: &Parts<'_, '_>) -> Result<[usize; 2], UnpackError> {

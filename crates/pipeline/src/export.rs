@@ -1,5 +1,6 @@
 //! Finished blocks to checkpoint folders.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -80,7 +81,8 @@ fn export_one(
     let infos = tensor_infos(layout, source, format)?;
     let plan = plan_shards(&infos, MAX_SHARD_BYTES);
     let mut blocks = Blocks { work, loaded: None };
-    let replaced = work.replaced()?;
+    let tuned = work.replaced()?;
+    let mut folded = Folded { work, loaded: None };
     for shard in &plan.shards {
         let mut writer = SafetensorsWriter::create(&folder.join(&shard.file), &shard.tensors)?;
         for info in &shard.tensors {
@@ -96,13 +98,13 @@ fn export_one(
                         .with_context(|| info.name.clone())?;
                     writer.write(&info.name, &tensor.bytes)?;
                 }
-                None => match replaced.get(&info.name) {
-                    Some(values) => {
+                None => match (tuned.get(&info.name), folded.get(&info.name)?) {
+                    (Some(values), _) | (None, Some(values)) => {
                         let bytes = encode_f32(values, info.dtype)
                             .with_context(|| format!("{}: {:?}", info.name, info.dtype))?;
                         writer.write(&info.name, &bytes)?;
                     }
-                    None => {
+                    (None, None) => {
                         writer.write(&info.name, source.tensor(&info.name)?.bytes)?;
                         source.release([info.name.as_str()]);
                     }
@@ -176,13 +178,38 @@ fn packed_module<'a>(tensor: &'a str, layout: &Layout) -> Option<(usize, &'a str
         return None;
     }
     layout.scheme(module)?;
-    let block = module
-        .strip_prefix("model.layers.")?
-        .split('.')
-        .next()?
-        .parse()
-        .ok()?;
-    Some((block, module))
+    Some((block_of(module)?, module))
+}
+
+/// The block a tensor or module belongs to.
+fn block_of(name: &str) -> Option<usize> {
+    let rest = name.strip_prefix("model.layers.")?;
+    rest.split('.').next()?.parse().ok()
+}
+
+/// The tensors that solving changed beside the quantized ones, of the block asked for last.
+struct Folded<'a> {
+    work: &'a Work,
+    loaded: Option<(usize, HashMap<String, Vec<f32>>)>,
+}
+
+impl Folded<'_> {
+    fn get(&mut self, tensor: &str) -> Result<Option<&Vec<f32>>> {
+        let Some(block) = block_of(tensor) else {
+            return Ok(None);
+        };
+        if self
+            .loaded
+            .as_ref()
+            .is_none_or(|(index, _)| *index != block)
+        {
+            self.loaded = Some((block, self.work.replaced_with(block)?));
+        }
+        Ok(self
+            .loaded
+            .as_ref()
+            .and_then(|(_, tensors)| tensors.get(tensor)))
+    }
 }
 
 /// The block read last, with the module packed last: neighbours in the file come from the same one.
@@ -227,7 +254,9 @@ fn notes(pipeline: &Pipeline) -> ConfigNotes {
     ConfigNotes {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         damp_percent: match pipeline.quant.damp_percent {
-            Damp::Fraction(p) if pipeline.method == Method::Gptq => Some(p),
+            Damp::Fraction(p) if matches!(pipeline.method, Method::Gptq | Method::AwqGptq) => {
+                Some(p)
+            }
             _ => None,
         },
         true_sequential: pipeline.propagation == Propagation::Sequential,
@@ -243,5 +272,7 @@ fn file_dtype(dtype: halfbyte_pack::Dtype) -> Dtype {
         halfbyte_pack::Dtype::F32 => Dtype::F32,
         halfbyte_pack::Dtype::I32 => Dtype::I32,
         halfbyte_pack::Dtype::I64 => Dtype::I64,
+        halfbyte_pack::Dtype::U8 => Dtype::U8,
+        halfbyte_pack::Dtype::I8 => Dtype::I8,
     }
 }

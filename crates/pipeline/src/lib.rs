@@ -15,6 +15,7 @@ mod open;
 mod plan;
 mod quantize;
 mod record;
+mod scale;
 mod stage;
 mod tune;
 mod usage;

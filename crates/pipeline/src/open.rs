@@ -10,7 +10,7 @@ use halfbyte_checkpoint::{
 };
 use tokenizers::Tokenizer;
 
-use crate::config::{self, Evaluate, Packing, Pipeline, Windows};
+use crate::config::{self, Calibration, Evaluate, Packing, Pipeline, Windows};
 use crate::event::Event;
 
 /// The project's own calibration text, so that a run needs no network.
@@ -97,13 +97,16 @@ pub(crate) fn open_model(
     Ok(folder)
 }
 
-/// Token windows of the pipeline's calibration sources.
+/// Token windows of the pipeline's calibration sources; none where the method reads no text.
 pub(crate) fn open_calibration(
     pipeline: &Pipeline,
     tokenizer: &Tokenizer,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<text::Windows> {
     let calibration = &pipeline.calibration;
+    if !pipeline.reads_text() {
+        return Ok(no_text(calibration));
+    }
     let mut sources = Vec::new();
     for source in &calibration.sources {
         let kind = match &source.text {
@@ -134,15 +137,39 @@ pub(crate) fn open_calibration(
     let options = WindowOptions {
         num_samples: calibration.num_samples,
         sequence_length: calibration.sequence_length,
-        packing: match calibration.packing {
-            Packing::Concat => text::Packing::Concat,
-            Packing::Truncate => text::Packing::Truncate,
-            Packing::Drop => text::Packing::Drop,
-        },
+        packing: packing(calibration.packing),
         seed: calibration.seed,
         holdout: calibration.holdout,
     };
     Ok(load_windows(&sources, tokenizer, &options)?)
+}
+
+/// What is read where the method reads no text.
+pub(crate) fn no_text(calibration: &Calibration) -> text::Windows {
+    text::Windows {
+        calibration: Vec::new(),
+        holdout: Vec::new(),
+        report: text::TextReport {
+            packing: packing(calibration.packing),
+            sequence_length: calibration.sequence_length,
+            windows_calibration: 0,
+            windows_holdout: 0,
+            windows_padded: 0,
+            tokens_calibration: 0,
+            tokens_holdout: 0,
+            windows_sha256: String::new(),
+            sources: Vec::new(),
+            warnings: Vec::new(),
+        },
+    }
+}
+
+fn packing(packing: Packing) -> text::Packing {
+    match packing {
+        Packing::Concat => text::Packing::Concat,
+        Packing::Truncate => text::Packing::Truncate,
+        Packing::Drop => text::Packing::Drop,
+    }
 }
 
 /// Token windows of the pipeline's evaluation text.

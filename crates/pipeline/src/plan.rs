@@ -171,7 +171,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         model: pipeline.model.source.to_string(),
         model_type: config.row().model_type.to_owned(),
         blocks: config.num_hidden_layers,
-        method: format!("{} ({})", solver.name(), pipeline.recipe),
+        method: format!("{} ({})", pipeline.method, pipeline.recipe),
         linears,
         bits_per_weight: bits / weights,
         bytes_before,
@@ -213,11 +213,15 @@ impl fmt::Display for Plan {
             self.bits_per_weight
         )?;
         let [calibration, holdout] = self.windows;
-        writeln!(
-            f,
-            "calibration: {calibration} windows of {} tokens, {holdout} held out",
-            self.sequence_length
-        )?;
+        if calibration == 0 {
+            writeln!(f, "calibration: none, the method reads no text")?;
+        } else {
+            writeln!(
+                f,
+                "calibration: {calibration} windows of {} tokens, {holdout} held out",
+                self.sequence_length
+            )?;
+        }
         if let Some(windows) = self.evaluation_windows {
             writeln!(f, "evaluation: {windows} windows")?;
         }

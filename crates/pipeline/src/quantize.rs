@@ -15,7 +15,8 @@ use crate::config::{Device, Pipeline, Propagation, Treatment};
 use crate::error::{GateFailed, user_error};
 use crate::event::Event;
 use crate::open::{open_calibration, open_model};
-use crate::stage::{Prepared, Solver, Task};
+use crate::scale::{Scaled, Scaling};
+use crate::stage::{Prepared, Solver, Task, Unscaled};
 use crate::usage::{Clock, usage};
 use crate::work::{Solved, Work};
 use crate::{evaluate, export, record, tune};
@@ -107,6 +108,7 @@ pub fn quantize(
             .iter()
             .all(|(format, _)| format.allows_negative_scales()),
     );
+    let scaling = Scaling::new(pipeline, &solver);
     let decoder = Decoder::new(
         Weights::new(folder)?,
         open_device(device_choice(pipeline.resources.device))?,
@@ -162,8 +164,14 @@ pub fn quantize(
             spill_folder: work.folder().to_owned(),
             mixed_windows,
         };
-        let mut walk = clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?;
-        if resumed > 0 {
+        let mut walk = if pipeline.method.is_data_free() {
+            None
+        } else {
+            Some(clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?)
+        };
+        if resumed > 0
+            && let Some(walk) = &mut walk
+        {
             walk.restore(resumed, &work.stream(resumed)?)?;
         }
         for index in resumed..blocks {
@@ -173,27 +181,32 @@ pub fn quantize(
                 solver: &solver,
                 layout: &layout,
                 block: index,
-                walk: &mut walk,
                 clock: &mut clock,
                 on_event,
+                scaling: scaling.as_ref(),
+                floats: Vec::new(),
                 solved: Vec::new(),
+                replaced: Vec::new(),
                 records: Vec::new(),
             };
-            run.run(&decoder)?;
-            let (solved, block_records) = (run.solved, run.records);
+            match &mut walk {
+                Some(walk) => run.run(&decoder, walk)?,
+                None => run.run_without_text(&decoder)?,
+            }
+            let (solved, replaced, block_records) = (run.solved, run.replaced, run.records);
             for record in &block_records {
                 for warning in &record.warnings {
                     warn(format!("{}: {warning}", record.linear), on_event);
                 }
             }
             clock.time("write", || {
-                let stream = || Ok(walk.save()?);
+                let stream = || Ok(walk.as_ref().map_or(Ok(Vec::new()), Walk::save)?);
                 let stream: Option<&dyn Fn() -> Result<Vec<u16>>> = if index + 1 < blocks {
                     Some(&stream)
                 } else {
                     None
                 };
-                work.save(index, &solved, &block_records, stream)
+                work.save(index, &solved, &replaced, &block_records, stream)
             })?;
             records.extend(block_records);
             tracing::info!(
@@ -373,6 +386,14 @@ impl Layout {
                 "loosen `ignore` and the rules that skip",
             ));
         }
+        for (format, _) in &formats {
+            format.supports_together(&modules).map_err(|refusal| {
+                user_error(
+                    format!("export as {format}: {refusal}"),
+                    "change `rules` or `ignore`, or leave this format out",
+                )
+            })?;
+        }
         let scale_dtype = match config.dtype.as_deref() {
             Some("float16") => ScaleDtype::F16,
             Some("float32") => ScaleDtype::F32,
@@ -402,52 +423,88 @@ struct BlockRun<'a> {
     solver: &'a Solver,
     layout: &'a Layout,
     block: usize,
-    walk: &'a mut Walk,
     clock: &'a mut Clock,
     on_event: &'a mut dyn FnMut(Event),
+    scaling: Option<&'a Scaling>,
+    /// The linears that are not solved yet, where their channels were scaled.
+    floats: Vec<(LinearKind, Scaled)>,
     solved: Vec<Solved>,
+    /// Tensors beside the quantized ones that came out changed.
+    replaced: Vec<(String, Vec<f32>)>,
     records: Vec<LinearRecord>,
 }
 
 impl BlockRun<'_> {
-    fn run(&mut self, decoder: &Decoder) -> Result<()> {
-        let tokens = self.walk.tokens_per_window();
+    /// Solves every linear from its weight alone.
+    fn run_without_text(&mut self, decoder: &Decoder) -> Result<()> {
+        for kind in LinearKind::ALL {
+            if let Some(scheme) = self.layout.scheme(&kind.module(self.block)) {
+                self.solve_one(decoder, None, kind, scheme, &mut Prepared::without_text())?;
+            }
+        }
+        decoder.release_block(self.block);
+        Ok(())
+    }
+
+    fn run(&mut self, decoder: &Decoder, walk: &mut Walk) -> Result<()> {
+        let tokens = walk.tokens_per_window();
         let mut block = self
             .clock
             .time("read", || decoder.block(self.block, tokens))?;
-        let stats = self.walk("attention input", |walk, tick| {
+        if let Some(scaling) = self.scaling {
+            let stats = self.walk(walk, "survey", |walk, tick| walk.survey(&block, tick))?;
+            let fold = || {
+                scaling.fold(
+                    decoder.weights(),
+                    self.layout,
+                    self.block,
+                    &mut block,
+                    &stats,
+                )
+            };
+            let folded = self.clock.time("scale", fold)?;
+            (self.floats, self.replaced) = (folded.linears, folded.replaced);
+        }
+        let stats = self.walk(walk, "attention input", |walk, tick| {
             walk.attention_input(&block, tick)
         })?;
         self.solve(decoder, &mut block, &[LinearKind::Q, LinearKind::K], &stats)?;
-        let mixed = self.walk("attention", |walk, tick| walk.attention_mixed(&block, tick))?;
+        let mixed = self.walk(walk, "attention", |walk, tick| {
+            walk.attention_mixed(&block, tick)
+        })?;
         let of_v = if mixed.is_empty() { &stats } else { &mixed };
         self.solve(decoder, &mut block, &[LinearKind::V], of_v)?;
         drop((stats, mixed));
-        let stats = self.walk("attention output", |walk, tick| {
+        let stats = self.walk(walk, "attention output", |walk, tick| {
             walk.attention_output(&block, tick)
         })?;
         self.solve(decoder, &mut block, &[LinearKind::O], &stats)?;
-        let stats = self.walk("mlp input", |walk, tick| walk.mlp_input(&block, tick))?;
+        let stats = self.walk(walk, "mlp input", |walk, tick| walk.mlp_input(&block, tick))?;
         self.solve(
             decoder,
             &mut block,
             &[LinearKind::Gate, LinearKind::Up],
             &stats,
         )?;
-        let stats = self.walk("mlp output", |walk, tick| walk.mlp_output(&block, tick))?;
+        let stats = self.walk(walk, "mlp output", |walk, tick| {
+            walk.mlp_output(&block, tick)
+        })?;
         self.solve(decoder, &mut block, &[LinearKind::Down], &stats)?;
-        self.walk("residual", |walk, tick| walk.finish_block(&block, tick))?;
+        self.walk(walk, "residual", |walk, tick| {
+            walk.finish_block(&block, tick)
+        })?;
         decoder.release_block(self.block);
         Ok(())
     }
 
     fn walk<T>(
         &mut self,
+        walk: &mut Walk,
         name: &'static str,
         stage: impl FnOnce(&mut Walk, &mut dyn FnMut(usize)) -> Result<T, halfbyte_calibrate::WalkError>,
     ) -> Result<T> {
-        let (block, windows) = (self.block, self.walk.n_windows());
-        let total = (windows * self.walk.tokens_per_window()) as u64;
+        let block = self.block;
+        let total = (walk.n_windows() * walk.tokens_per_window()) as u64;
         let on_event = &mut *self.on_event;
         let mut tick = |done: usize| {
             on_event(Event::Phase {
@@ -459,7 +516,6 @@ impl BlockRun<'_> {
             })
         };
         tick(0);
-        let walk = &mut *self.walk;
         let result = self.clock.time(name, || stage(walk, &mut tick));
         result.with_context(|| format!("block {block}, {name}"))
     }
@@ -507,50 +563,68 @@ impl BlockRun<'_> {
             .time("factor", || Prepared::new(solver, linears))
             .with_context(place)?;
         for (kind, scheme) in wanted {
-            let shape = [
-                block.linears.get(kind).out_features(),
-                block.linears.get(kind).in_features(),
-            ];
-            let weight = decoder.weights().weight(&kind.module(self.block), shape)?;
-            let dense = decoder
-                .weights()
-                .folder()
-                .tensor(&format!("{}.weight", kind.module(self.block)))?;
-            let bytes_before = dense.bytes.len() as u64;
-            let task = Task {
-                block: self.block,
-                kind,
-                weight: &weight,
-                shape,
-                scheme,
-                bytes_before,
-            };
-            let (solved, record) = self.clock.time("solve", || prepared.solve(solver, &task))?;
-            prepared.count_once();
-            tracing::info!(
-                linear = solved.module,
-                relative_loss = record.relative_loss,
-                relative_loss_heldout = record.relative_loss_heldout,
-                damp_used = record.damp_used,
-                "solved"
-            );
-            (self.on_event)(Event::LinearDone {
-                block: self.block,
-                linear: solved.module.clone(),
-                bits: record.bits,
-                relative_loss: record.relative_loss,
-                relative_loss_rtn: record.relative_loss_rtn,
-                seconds: record.seconds,
-            });
-            if self.pipeline.propagation == Propagation::Sequential {
-                block
-                    .linears
-                    .get_mut(kind)
-                    .set_weight(solved.weight.dequantize());
-            }
-            self.solved.push(solved);
-            self.records.push(record);
+            self.solve_one(decoder, Some(&mut *block), kind, scheme, &mut prepared)?;
         }
+        Ok(())
+    }
+
+    /// Solves one linear; its rounded weight goes into the block, if there is one.
+    fn solve_one(
+        &mut self,
+        decoder: &Decoder,
+        block: Option<&mut Block>,
+        kind: LinearKind,
+        scheme: Scheme,
+        prepared: &mut Prepared<'_>,
+    ) -> Result<()> {
+        let solver = self.solver;
+        let weights = decoder.weights();
+        let shape = halfbyte_model::linear_shape(weights.config(), kind);
+        let module = kind.module(self.block);
+        let float = weights.weight(&module, shape)?;
+        let scaled = self.floats.iter().position(|(k, _)| *k == kind);
+        let scaled = scaled.map(|at| self.floats.swap_remove(at).1);
+        let dense = weights.folder().tensor(&format!("{module}.weight"))?;
+        let task = Task {
+            block: self.block,
+            kind,
+            weight: scaled.as_ref().map_or(&float, |scaled| &scaled.weight),
+            shape,
+            scheme,
+            method: self.pipeline.method,
+            unscaled: scaled.as_ref().map(|scaled| Unscaled {
+                weight: &float,
+                scales: &scaled.scales,
+            }),
+            bytes_before: dense.bytes.len() as u64,
+        };
+        let (solved, record) = self.clock.time("solve", || prepared.solve(solver, &task))?;
+        prepared.count_once();
+        tracing::info!(
+            linear = solved.module,
+            relative_loss = record.relative_loss,
+            relative_loss_heldout = record.relative_loss_heldout,
+            damp_used = record.damp_used,
+            "solved"
+        );
+        (self.on_event)(Event::LinearDone {
+            block: self.block,
+            linear: solved.module.clone(),
+            bits: record.bits,
+            relative_loss: record.relative_loss,
+            relative_loss_rtn: record.relative_loss_rtn,
+            seconds: record.seconds,
+        });
+        if let Some(block) = block
+            && self.pipeline.propagation == Propagation::Sequential
+        {
+            block
+                .linears
+                .get_mut(kind)
+                .set_weight(solved.weight.dequantize());
+        }
+        self.solved.push(solved);
+        self.records.push(record);
         Ok(())
     }
 }

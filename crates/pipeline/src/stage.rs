@@ -4,14 +4,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use faer::MatRef;
-use halfbyte_calibrate::{LinearStats, RowStats};
+use halfbyte_calibrate::{LinearStats, StageStats};
 use halfbyte_model::LinearKind;
-use halfbyte_quant::Scheme;
+use halfbyte_quant::{ActivationStats, GroupSize, Scheme};
 use halfbyte_report::{HessianKind, LinearRecord};
-use halfbyte_solve::{Factor, GptqOptions, RtnOptions, Solution, factor, gptq, loss, rtn};
+use halfbyte_solve::awq::search_clip;
+use halfbyte_solve::{
+    Factor, GptqOptions, Granularity, HqqOptions, RtnOptions, ScaleDtype, Solution, absmax,
+    dense_loss, factor, gptq, hqq, loss, rtn, rtn_clipped,
+};
 use rayon::prelude::*;
 
 use crate::config::{Damp, Method, Pipeline, Recipe, SignedScales};
+use crate::scale::ChannelScales;
 use crate::work::Solved;
 
 /// Bits up to which the best recipe keeps several partial solutions a row, and how many.
@@ -31,6 +36,17 @@ pub(crate) enum Solver {
         /// Whether tokens are weighted by how much the loss feels them, and codes searched wider at few bits.
         best: bool,
     },
+    /// Rounding under clipped ranges; the scaling before it is [`crate::scale`]'s.
+    Awq {
+        /// How ranges are found where clipping is not better, or not done.
+        rounding: RtnOptions,
+        /// Whether v is solved by the attention-mixed Hessian, and ranges are searched beside clipping them.
+        ours: bool,
+    },
+    /// Zero points from the weights alone.
+    Hqq(HqqOptions),
+    /// 8 bits by the largest magnitude.
+    Absmax,
 }
 
 impl Solver {
@@ -47,13 +63,24 @@ impl Solver {
             Damp::Auto => None,
             Damp::Fraction(p) => Some(halfbyte_solve::Damp::Percent(p)),
         };
+        let searched = RtnOptions {
+            signed_scales,
+            ..RtnOptions::search()
+        };
         match (pipeline.method, pipeline.recipe) {
             (Method::Rtn, Recipe::Reference) => Self::Rtn(RtnOptions::default()),
-            (Method::Rtn, _) => Self::Rtn(RtnOptions {
-                signed_scales,
-                ..RtnOptions::search()
-            }),
-            (_, recipe) => {
+            (Method::Rtn, _) => Self::Rtn(searched),
+            (Method::Awq, Recipe::Reference) => Self::Awq {
+                rounding: RtnOptions::default(),
+                ours: false,
+            },
+            (Method::Awq, _) => Self::Awq {
+                rounding: searched,
+                ours: true,
+            },
+            (Method::Hqq, _) => Self::Hqq(HqqOptions::default()),
+            (Method::Absmax, _) => Self::Absmax,
+            (Method::Gptq | Method::AwqGptq, recipe) => {
                 let reference = recipe == Recipe::Reference;
                 let base = if reference {
                     GptqOptions::reference()
@@ -77,14 +104,6 @@ impl Solver {
         }
     }
 
-    /// The method's name in reports.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Rtn(_) => "rtn",
-            Self::Gptq { .. } => "gptq",
-        }
-    }
-
     /// Whether tokens are to be weighted by how much the loss feels them.
     pub(crate) fn wants_loss_weights(&self) -> bool {
         matches!(self, Self::Gptq { best: true, .. })
@@ -92,7 +111,10 @@ impl Solver {
 
     /// Whether v wants the attention-mixed statistics.
     pub(crate) fn wants_mixed(&self) -> bool {
-        matches!(self, Self::Gptq { mixed: true, .. })
+        matches!(
+            self,
+            Self::Gptq { mixed: true, .. } | Self::Awq { ours: true, .. }
+        )
     }
 }
 
@@ -103,15 +125,32 @@ pub(crate) struct Task<'a> {
     pub(crate) weight: &'a [f32],
     pub(crate) shape: [usize; 2],
     pub(crate) scheme: Scheme,
+    /// As the pipeline spells it.
+    pub(crate) method: Method,
+    /// The weight before its channels were scaled, where they were.
+    pub(crate) unscaled: Option<Unscaled<'a>>,
     /// Bytes of the weight in the source.
     pub(crate) bytes_before: u64,
 }
 
+/// What a scaled weight was: `weight = columns * unscaled / rows`.
+pub(crate) struct Unscaled<'a> {
+    pub(crate) weight: &'a [f32],
+    pub(crate) scales: &'a ChannelScales,
+}
+
 /// Statistics ready to solve from: one set for all rows, or for some rows each.
 pub(crate) struct Prepared<'a> {
-    parts: Vec<(&'a RowStats, Option<Factor>)>,
-    mixed: bool,
+    parts: Vec<Part<'a>>,
+    hessian: HessianKind,
     seconds: f64,
+}
+
+/// What some rows, or all, are solved from; methods that read no text have no statistics.
+struct Part<'a> {
+    rows: Option<&'a [usize]>,
+    stats: Option<&'a StageStats>,
+    factor: Option<Factor>,
 }
 
 impl<'a> Prepared<'a> {
@@ -120,18 +159,41 @@ impl<'a> Prepared<'a> {
         let start = Instant::now();
         let factored = linears.parts.par_iter().map(|part| {
             let factor = match solver {
-                Solver::Rtn(_) => None,
                 Solver::Gptq { options, .. } => Some(factor(&part.stats.calibration, options)?),
+                _ => None,
             };
-            anyhow::Ok((part, factor))
+            anyhow::Ok(Part {
+                rows: part.rows.as_deref(),
+                stats: Some(&part.stats),
+                factor,
+            })
         });
         let parts = factored.collect::<Result<Vec<_>>>()?;
-        let mixed = linears.kinds == [LinearKind::V];
         Ok(Self {
-            mixed,
             parts,
+            hessian: match (
+                solver.wants_loss_weights(),
+                linears.kinds == [LinearKind::V],
+            ) {
+                (true, _) => HessianKind::LossWeighted,
+                (false, true) => HessianKind::AttentionMixed,
+                (false, false) => HessianKind::Input,
+            },
             seconds: start.elapsed().as_secs_f64(),
         })
+    }
+
+    /// What a method that reads no text solves from.
+    pub(crate) fn without_text() -> Self {
+        Self {
+            parts: vec![Part {
+                rows: None,
+                stats: None,
+                factor: None,
+            }],
+            hessian: HessianKind::Identity,
+            seconds: 0.0,
+        }
     }
 
     /// Books the factor's time to the first linear solved from it, not to every one.
@@ -154,27 +216,27 @@ impl<'a> Prepared<'a> {
     ) -> Result<(Solved, LinearRecord)> {
         let start = Instant::now();
         let [out, in_] = task.shape;
-        let (mut solutions, mut plain) = (Vec::new(), Vec::new());
-        let (mut heldout, mut plain_heldout) = (Vec::new(), Vec::new());
+        let mut solutions = Vec::new();
+        let (mut plain, mut heldout, mut plain_heldout) = (Vec::new(), Vec::new(), Vec::new());
         let mut order: Vec<usize> = Vec::with_capacity(out);
-        for (RowStats { rows, stats }, factor) in &self.parts {
-            let picked: Vec<f32>;
-            let weight = match rows {
+        for Part {
+            rows,
+            stats,
+            factor,
+        } in &self.parts
+        {
+            let all: Vec<usize>;
+            let rows = match rows {
                 None => {
-                    order.extend(0..out);
-                    task.weight
+                    all = (0..out).collect();
+                    &all
                 }
-                Some(rows) => {
-                    order.extend(rows);
-                    picked = rows
-                        .iter()
-                        .flat_map(|&r| &task.weight[r * in_..(r + 1) * in_])
-                        .copied()
-                        .collect();
-                    &picked
-                }
+                Some(rows) => *rows,
             };
-            let weight = MatRef::from_row_major_slice(weight, weight.len() / in_, in_);
+            order.extend(rows);
+            let weight = pick(task.weight, rows, in_);
+            let weight = MatRef::from_row_major_slice(&weight, rows.len(), in_);
+            let seen = stats.map(|stats| &stats.calibration);
             let solution = match (solver, factor) {
                 (Solver::Gptq { options, best, .. }, Some(factor)) => {
                     let wide = *best && task.scheme.bits() <= WIDE_BITS;
@@ -184,32 +246,46 @@ impl<'a> Prepared<'a> {
                     };
                     gptq(weight, factor, &task.scheme, &options)?
                 }
-                (Solver::Rtn(options), _) => {
-                    rtn(weight, Some(&stats.calibration), &task.scheme, options)?
+                (Solver::Rtn(options), _) => rtn(weight, seen, &task.scheme, options)?,
+                (Solver::Awq { rounding, ours }, _) => {
+                    let stats = seen.context("awq was prepared with statistics")?;
+                    let clips = !matches!(task.kind, LinearKind::Q | LinearKind::K);
+                    awq(weight, stats, &task.scheme, rounding, clips, *ours)?
+                }
+                (Solver::Hqq(options), _) => hqq(weight, seen, &task.scheme, options)?,
+                (Solver::Absmax, _) => {
+                    let granularity = match task.scheme.group_size() {
+                        GroupSize::Channel => Granularity::Channel,
+                        GroupSize::Columns(columns) => Granularity::Group(columns),
+                    };
+                    absmax(weight, seen, granularity, ScaleDtype::Portable)?
                 }
                 (Solver::Gptq { .. }, None) => unreachable!("gptq was prepared with a factor"),
             };
-            let rounded = rtn(
-                weight,
-                Some(&stats.calibration),
-                &task.scheme,
-                &RtnOptions::default(),
-            )?;
-            if let Some(held) = &stats.holdout {
+            let rounded = match &task.unscaled {
+                None => plain_rounding(weight, &task.scheme)?,
+                Some(Unscaled { weight, scales }) => {
+                    let weight = pick(weight, rows, in_);
+                    let weight = MatRef::from_row_major_slice(&weight, rows.len(), in_);
+                    let mut rounded = plain_rounding(weight, &task.scheme)?;
+                    scales.scale(&mut rounded, rows);
+                    rounded
+                }
+            };
+            plain.push(dense_loss(weight, &rounded, seen)?);
+            if let Some(held) = stats.and_then(|stats| stats.holdout.as_ref()) {
                 heldout.push(loss(weight, &solution.weight, held)?);
-                plain_heldout.push(loss(weight, &rounded.weight, held)?);
+                plain_heldout.push(dense_loss(weight, &rounded, Some(held))?);
             }
             solutions.push(solution);
-            plain.push(rounded);
         }
         let tokens = self
             .parts
             .iter()
-            .map(|(part, _)| part.stats.calibration.n_tokens)
+            .map(|part| part.stats.map_or(0, |stats| stats.calibration.n_tokens))
             .min()
             .unwrap_or(0);
         let solution = Solution::stack(solutions)?;
-        let plain = Solution::stack(plain)?;
         let record = LinearRecord {
             block: task.block,
             linear: module.to_owned(),
@@ -218,12 +294,12 @@ impl<'a> Prepared<'a> {
             bits: task.scheme.bits(),
             group_size: task.scheme.group_size().as_i64(),
             sym: task.scheme.sym(),
-            method: solver.name().to_owned(),
+            method: task.method.to_string(),
             bits_per_weight: task.scheme.bits_per_weight(in_),
             tokens,
             relative_loss: solution.relative_loss,
             relative_loss_heldout: together(&heldout),
-            relative_loss_rtn: plain.relative_loss,
+            relative_loss_rtn: together(&plain).unwrap_or(0.0),
             relative_loss_rtn_heldout: together(&plain_heldout),
             sqnr_db: solution.sqnr_db.is_finite().then_some(solution.sqnr_db),
             cosine: Some(solution.cosine),
@@ -236,11 +312,7 @@ impl<'a> Prepared<'a> {
             warnings: solution.warnings.clone(),
             bytes_before: task.bytes_before,
             bytes_after: solution.weight.packed_bytes(),
-            hessian: match (solver.wants_loss_weights(), self.mixed) {
-                (true, _) => HessianKind::LossWeighted,
-                (false, true) => HessianKind::AttentionMixed,
-                (false, false) => HessianKind::Input,
-            },
+            hessian: self.hessian,
         };
         Ok((
             Solved {
@@ -250,6 +322,44 @@ impl<'a> Prepared<'a> {
             record,
         ))
     }
+}
+
+/// Some rows of a weight with `columns` columns.
+fn pick(weight: &[f32], rows: &[usize], columns: usize) -> Vec<f32> {
+    let of = |&row: &usize| &weight[row * columns..(row + 1) * columns];
+    rows.iter().flat_map(of).copied().collect()
+}
+
+/// The values that plain rounding gives, `[rows, columns]`; no statistics change them.
+fn plain_rounding(weight: MatRef<'_, f32>, scheme: &Scheme) -> Result<Vec<f32>> {
+    let solution = rtn(weight, None, scheme, &RtnOptions::default())?;
+    Ok(solution.weight.dequantize())
+}
+
+/// AWQ's rounding. Ranges are clipped by their own group's error under the whole group's Hessian, which the range
+/// search, going by the diagonal, does not see; of the two the better is kept where both are tried. q and k are never
+/// clipped, as in the field: their products go through the softmax, which clipping disturbs more than the loss says.
+fn awq(
+    weight: MatRef<'_, f32>,
+    stats: &ActivationStats,
+    scheme: &Scheme,
+    rounding: &RtnOptions,
+    clips: bool,
+    ours: bool,
+) -> Result<Solution> {
+    if !clips {
+        return Ok(rtn(weight, Some(stats), scheme, rounding)?);
+    }
+    let plain = RtnOptions::default();
+    let clip = search_clip(weight, stats, scheme, &plain)?;
+    let clipped = rtn_clipped(weight, Some(stats), scheme, &plain, &clip.limits)?;
+    if ours {
+        let searched = rtn(weight, Some(stats), scheme, rounding)?;
+        if searched.loss < clipped.loss {
+            return Ok(searched);
+        }
+    }
+    Ok(clipped)
 }
 
 /// The relative loss of row parts together: losses and signals add.

@@ -1,7 +1,8 @@
 //! The work folder: what a killed run leaves behind, and where the next one goes on.
 //!
 //! `OUT/halfbyte/work/` holds, for every finished block, `block-0007.safetensors` (the codes, scales and zero points
-//! of its linears, in no format's layout) and `block-0007.json` (their records); `stream-0008.bin`, the residual stream
+//! of its linears, in no format's layout, and tensors beside them that changed, under their own names) and
+//! `block-0007.json` (what it holds, and the records); `stream-0008.bin`, the residual stream
 //! all windows carry into block 8; and `state.json`, which names the run by its fingerprint and says how many
 //! blocks are done. Where scales and norms were tuned in the end, `tuned-0007.safetensors` stand beside the blocks and
 //! `tuned.safetensors` holds the norms; state.json then says so. Every file is written beside and renamed, state.json last, so a run that dies at any moment
@@ -57,6 +58,8 @@ struct State {
 #[derive(Serialize, Deserialize)]
 struct BlockFile {
     linears: Vec<Entry>,
+    /// Tensors beside the quantized ones that came out changed.
+    replaced: Vec<String>,
     records: Vec<LinearRecord>,
 }
 
@@ -140,28 +143,32 @@ impl Work {
         record: &TuneRecord,
     ) -> Result<()> {
         for (block, solved) in blocks.iter().enumerate() {
-            write_solved(&self.file("tuned", block, "safetensors"), solved)?;
+            write_solved(&self.file("tuned", block, "safetensors"), solved, &[])?;
         }
-        let infos: Vec<TensorInfo> = replaced
-            .iter()
-            .map(|(name, values)| TensorInfo {
-                name: name.clone(),
-                dtype: Dtype::F32,
-                shape: vec![values.len()],
-            })
-            .collect();
-        let mut writer = SafetensorsWriter::create(&self.replaced_file(), &infos)?;
-        for (name, values) in replaced {
-            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            writer.write(name, &bytes)?;
-        }
-        writer.finish()?;
+        write_solved(&self.replaced_file(), &[], replaced)?;
         self.tuned = Some(record.clone());
         self.write_state(blocks.len())
     }
 
     fn replaced_file(&self) -> PathBuf {
         self.folder.join("tuned.safetensors")
+    }
+
+    /// The tensors beside the quantized ones that solving a block changed, flat.
+    pub(crate) fn replaced_with(&self, block: usize) -> Result<HashMap<String, Vec<f32>>> {
+        let names = self.block_file(block)?.replaced;
+        if names.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let path = self.file("block", block, "safetensors");
+        let place = || format!("{}: run again with --fresh", path.display());
+        let bytes = std::fs::read(&path).with_context(place)?;
+        let tensors = SafeTensors::deserialize(&bytes).with_context(place)?;
+        let read = |name: String| {
+            let values = floats(tensors.tensor(&name).with_context(place)?.data());
+            Ok((name, values))
+        };
+        names.into_iter().map(read).collect()
     }
 
     /// The tensors beside the quantized ones that tuning changed.
@@ -173,26 +180,24 @@ impl Work {
         let place = || format!("{}: run again with --fresh", path.display());
         let bytes = std::fs::read(&path).with_context(place)?;
         let tensors = SafeTensors::deserialize(&bytes).with_context(place)?;
-        let values = |data: &[u8]| {
-            let (words, _) = data.as_chunks::<4>();
-            words.iter().map(|b| f32::from_le_bytes(*b)).collect()
-        };
         Ok(tensors
             .iter()
-            .map(|(name, view)| (name.to_owned(), values(view.data())))
+            .map(|(name, view)| (name.to_owned(), floats(view.data())))
             .collect())
     }
 
-    /// Writes a finished block; and, when it is time, the stream behind it and the state that says so. After the last
-    /// block there is no stream to carry on and the state is always written.
+    /// Writes a finished block, with the tensors beside its linears that changed; and, when it is time, the stream
+    /// behind it and the state that says so. After the last block there is no stream to carry on and the state is
+    /// always written.
     pub(crate) fn save(
         &mut self,
         block: usize,
         solved: &[Solved],
+        replaced: &[(String, Vec<f32>)],
         records: &[LinearRecord],
         stream: Option<&dyn Fn() -> Result<Vec<u16>>>,
     ) -> Result<()> {
-        write_solved(&self.file("block", block, "safetensors"), solved)?;
+        write_solved(&self.file("block", block, "safetensors"), solved, replaced)?;
         let linears = solved.iter().map(|s| Entry {
             module: s.module.clone(),
             bits: s.weight.scheme().bits(),
@@ -204,6 +209,7 @@ impl Work {
             &self.file("block", block, "json"),
             &BlockFile {
                 linears: linears.collect(),
+                replaced: replaced.iter().map(|(name, _)| name.clone()).collect(),
                 records: records.to_vec(),
             },
         )?;
@@ -290,13 +296,11 @@ impl Work {
                 GroupSize::from_i64(entry.group_size)?,
                 entry.sym,
             )?;
-            let scales = part("scales")?;
-            let (words, _) = scales.data().as_chunks::<4>();
             let weight = QuantizedWeight::new(
                 scheme,
                 entry.shape,
                 part("codes")?.data().to_vec(),
-                words.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                floats(part("scales")?.data()),
                 part("zeros")?.data().to_vec(),
             )?;
             Ok(Solved {
@@ -326,8 +330,18 @@ impl Work {
     }
 }
 
-fn write_solved(path: &Path, solved: &[Solved]) -> Result<()> {
-    let infos: Vec<TensorInfo> = solved.iter().flat_map(tensors).collect();
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let (words, _) = bytes.as_chunks::<4>();
+    words.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn write_solved(path: &Path, solved: &[Solved], replaced: &[(String, Vec<f32>)]) -> Result<()> {
+    let mut infos: Vec<TensorInfo> = solved.iter().flat_map(tensors).collect();
+    infos.extend(replaced.iter().map(|(name, values)| TensorInfo {
+        name: name.clone(),
+        dtype: Dtype::F32,
+        shape: vec![values.len()],
+    }));
     let mut writer = SafetensorsWriter::create(path, &infos)?;
     for Solved { module, weight } in solved {
         writer.write(&format!("{module}.codes"), weight.codes())?;
@@ -338,6 +352,10 @@ fn write_solved(path: &Path, solved: &[Solved]) -> Result<()> {
             .collect();
         writer.write(&format!("{module}.scales"), &scales)?;
         writer.write(&format!("{module}.zeros"), weight.zeros())?;
+    }
+    for (name, values) in replaced {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        writer.write(name, &bytes)?;
     }
     Ok(writer.finish()?)
 }

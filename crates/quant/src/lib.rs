@@ -6,10 +6,12 @@
 //!
 //! Weights are always `[out_features, in_features]`, row-major, as in checkpoints and papers.
 
+mod codebook;
 mod scheme;
 mod stats;
 mod weight;
 
+pub use codebook::{BlockScales, Codebook, CodebookWeight, NestedScales, dynamic_map};
 pub use scheme::{GroupSize, Scheme, SchemeError};
 pub use stats::ActivationStats;
 pub use weight::{QuantizedWeight, WeightError};

@@ -47,6 +47,14 @@ pub enum WeightError {
         /// What stood there.
         value: f32,
     },
+    /// A block scale of a codebook weight is infinite or not a number.
+    #[error("block scales[{index}] is {value}, wanted a finite number")]
+    BlockScale {
+        /// Flat index of the first offender.
+        index: usize,
+        /// What stood there.
+        value: f32,
+    },
     /// Rows of different shape or scheme cannot be stacked.
     #[error("rows to stack differ in scheme or width")]
     Stack,

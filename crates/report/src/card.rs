@@ -56,14 +56,18 @@ pub fn model_card(run: &RunRecord) -> String {
         .iter()
         .map(|source| format!("`{source}`"))
         .collect();
-    out += &format!(
-        "\n## Calibration\n\n{} tokens in {} windows of {}, {} of them held out; sha256 of the windows `{}`.\n",
-        grouped(calibration.tokens_used + calibration.tokens_held_out),
-        calibration.samples,
-        sources.join(", "),
-        grouped(calibration.tokens_held_out),
-        calibration.sha256
-    );
+    if calibration.samples == 0 {
+        out += "\n## Calibration\n\nNone: the method reads no text.\n";
+    } else {
+        out += &format!(
+            "\n## Calibration\n\n{} tokens in {} windows of {}, {} of them held out; sha256 of the windows `{}`.\n",
+            grouped(calibration.tokens_used + calibration.tokens_held_out),
+            calibration.samples,
+            sources.join(", "),
+            grouped(calibration.tokens_held_out),
+            calibration.sha256
+        );
+    }
     if !run.summary.warnings.is_empty() {
         out += "\n## Warnings\n\n";
         for warning in &run.summary.warnings {

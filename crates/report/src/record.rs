@@ -77,6 +77,8 @@ pub enum HessianKind {
     AttentionMixed,
     /// Of its input, tokens weighted by how much the loss feels them; values mixed as well.
     LossWeighted,
+    /// None, no text was read: losses are those of the weight itself, `H = I`.
+    Identity,
 }
 
 impl HessianKind {
@@ -86,6 +88,7 @@ impl HessianKind {
             Self::Input => "input",
             Self::AttentionMixed => "attention-mixed",
             Self::LossWeighted => "loss-weighted",
+            Self::Identity => "identity",
         }
     }
 }
@@ -109,7 +112,7 @@ pub struct LinearRecord {
     pub group_size: i64,
     /// Whether the zero point is fixed at the middle code.
     pub sym: bool,
-    /// Solver, as the pipeline spells it.
+    /// Method, as the pipeline spells it.
     pub method: String,
     /// Stored bits per weight, scales and zero points included.
     pub bits_per_weight: f64,

@@ -36,13 +36,17 @@ pub fn summary_text(run: &RunRecord) -> String {
         ),
         (
             "calibration",
-            format!(
-                "{} tokens, {} held out, {} dropped, {} truncated",
-                grouped(calibration.tokens_used),
-                grouped(calibration.tokens_held_out),
-                grouped(calibration.tokens_dropped),
-                grouped(calibration.tokens_truncated)
-            ),
+            if calibration.samples == 0 {
+                "none, the method reads no text".to_owned()
+            } else {
+                format!(
+                    "{} tokens, {} held out, {} dropped, {} truncated",
+                    grouped(calibration.tokens_used),
+                    grouped(calibration.tokens_held_out),
+                    grouped(calibration.tokens_dropped),
+                    grouped(calibration.tokens_truncated)
+                )
+            },
         ),
         (
             "time",

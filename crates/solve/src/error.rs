@@ -37,6 +37,44 @@ pub enum SolveError {
         /// Elements or features needed.
         wanted: usize,
     },
+    /// The mean of `|x|` holds something that is no mean.
+    #[error(
+        "mean_abs of channel {channel} is {value}, wanted a finite number of zero or more; the calibration forward overflowed"
+    )]
+    MeanAbs {
+        /// Input feature.
+        channel: usize,
+        /// What stood there.
+        value: f32,
+    },
+    /// A channel cannot be scaled by this.
+    #[error("scale of channel {channel} is {value}, wanted a finite number above zero")]
+    ChannelScale {
+        /// Input feature.
+        channel: usize,
+        /// What stood there.
+        value: f32,
+    },
+    /// A range cannot be cut to this.
+    #[error("clip limit of row {row}, group {group} is {value}, wanted a number of zero or more")]
+    Limit {
+        /// Output feature.
+        row: usize,
+        /// Group of input features.
+        group: usize,
+        /// What stood there.
+        value: f32,
+    },
+    /// No scales of a search gave a loss that is a finite number.
+    #[error(
+        "none of {tried} scales tried on {channels} channels gave a finite loss; look for overflow in the module's forward"
+    )]
+    NoFiniteLoss {
+        /// Candidates tried.
+        tried: usize,
+        /// Channels of the input.
+        channels: usize,
+    },
     /// An option is out of its range.
     #[error("{option}: {found}, wanted {wanted}")]
     Option {

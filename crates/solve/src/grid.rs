@@ -86,8 +86,23 @@ fn full_step(low: f32, high: f32, spec: &GridSpec) -> f32 {
     }
 }
 
+/// The grid of a group's own range.
 fn min_max(w: &[Lane], spec: &GridSpec) -> (Lane, Lane) {
     let (low, high) = range(w);
+    of_range(&low, &high, spec)
+}
+
+/// The grid of a group's own range after all of it is cut to `-limit..=limit`.
+pub(crate) fn clipped_min_max(w: &[Lane], limit: &Lane, spec: &GridSpec) -> (Lane, Lane) {
+    let (mut low, mut high) = range(w);
+    for l in 0..LANES {
+        low.0[l] = low.0[l].max(-limit.0[l]);
+        high.0[l] = high.0[l].min(limit.0[l]);
+    }
+    of_range(&low, &high, spec)
+}
+
+fn of_range(low: &Lane, high: &Lane, spec: &GridSpec) -> (Lane, Lane) {
     let (mut scale, mut zero) = (Lane([1.0; LANES]), Lane([spec.mid_code; LANES]));
     for l in 0..LANES {
         let (low, high) = (low.0[l], high.0[l]);

@@ -1,4 +1,4 @@
-//! Weight and input statistics in, integer codes and what they cost out: RTN and GPTQ.
+//! Weight and input statistics in, integer codes and what they cost out: RTN, GPTQ and AWQ's scales before either.
 //!
 //! Every solver here lowers `tr((W − Ŵ) H (W − Ŵ)ᵀ)`, the mean squared error of a linear's output, over weights
 //! `Ŵ = scale * (code − zero)`. GPTQ (Frantar et al., arXiv 2210.17323) is solved in *pull* form: with `H = M Mᵀ`,
@@ -7,13 +7,20 @@
 //! weight after every column and so synchronises threads; the pull form needs one Cholesky and lets each thread own
 //! rows. It is kept as [`Recipe::Reference`], for parity.
 //!
+//! Beside them stand the methods that see no text and that users compare with: HQQ, NF4 and FP4, absmax to 8 bits.
+//!
 //! Pure functions: no IO, no clock, no randomness. The same inputs give the same bits on any number of threads.
 
+mod absmax;
+pub mod awq;
 mod beam;
+mod codebook;
+mod dense;
 mod error;
 mod factor;
 mod gptq;
 mod grid;
+mod hqq;
 mod kernel;
 #[cfg(test)]
 mod laws;
@@ -21,6 +28,7 @@ mod measure;
 mod options;
 #[cfg(test)]
 mod oracle;
+mod outliers;
 mod reference;
 mod refine;
 mod rtn;
@@ -28,10 +36,15 @@ mod solution;
 mod storage;
 mod strip;
 
+pub use absmax::{Granularity, absmax};
+pub use codebook::{CodebookOptions, CodebookSolution, codebook};
+pub use dense::dense_loss;
 pub use error::SolveError;
 pub use factor::{Factor, factor};
 pub use gptq::gptq;
+pub use hqq::{FloatZeroWeight, HqqOptions, hqq, hqq_float};
 pub use measure::{Loss, loss};
 pub use options::{Damp, GptqOptions, Grid, Recipe, RtnOptions, ScaleDtype};
-pub use rtn::rtn;
+pub use outliers::{ChannelPeaks, OutlierSplit, outlier_split};
+pub use rtn::{rtn, rtn_clipped};
 pub use solution::Solution;

@@ -2,13 +2,13 @@
 
 use faer::MatRef;
 use halfbyte_quant::{ActivationStats, QuantizedWeight};
-use rayon::prelude::*;
 
 use crate::SolveError;
+use crate::dense::value_sums;
 use crate::factor::check_stats;
 use crate::kernel::{LANES, Lane, PANEL, accumulate, multiversion};
 use crate::solution::Sums;
-use crate::strip::{Coded, Layout, Panels, check_weight, gather, strips};
+use crate::strip::{Coded, Layout, Panels, check_weight};
 
 /// Error of a quantized weight under some Hessian, for instance one of held-out text.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,25 +47,7 @@ pub fn loss(
             });
         }
     }
-    let layout = Layout::plain(hessian.in_features);
-    let panels = panels_of(hessian);
-    let values = quantized.dequantize();
-    let dequantized = MatRef::from_row_major_slice(&values, shape[0], shape[1]);
-    let parts: Vec<Sums> = strips(shape[0])
-        .into_par_iter()
-        .map(|rows| {
-            let w = gather(weight, rows.clone(), &layout);
-            let mut error = gather(dequantized, rows, &layout);
-            for (error, w) in error.iter_mut().zip(&w) {
-                for (error, w) in error.0.iter_mut().zip(&w.0) {
-                    *error = w - *error;
-                }
-            }
-            output_sums(&w, &error, Some(&panels), &vec![0.0; layout.padded])
-        })
-        .collect();
-    let mut sums = Sums::default();
-    parts.iter().for_each(|part| sums.add(part));
+    let sums = value_sums(weight, &quantized.dequantize(), Some(hessian));
     Ok(Loss {
         absolute: sums.loss,
         relative: sums.relative_loss(),
@@ -119,8 +101,32 @@ pub(crate) fn strip_sums(
 }
 
 multiversion! {
+    /// `tr(Δ H Δᵀ)` alone, a third of what [`output_sums`] computes.
+    pub(crate) fn output_loss(error: &[Lane], panels: &Panels) -> f64 {
+        let mut loss = [0.0f64; LANES];
+        for start in (0..error.len()).step_by(PANEL) {
+            let (rows, end) = (panels.panel(start / PANEL), start + PANEL);
+            let mut eh = [Lane::ZERO; PANEL];
+            accumulate(&mut eh, &error[..start], &rows[..start]);
+            for eh in &mut eh {
+                for eh in &mut eh.0 {
+                    *eh *= 2.0;
+                }
+            }
+            accumulate(&mut eh, &error[start..end], &rows[start..end]);
+            for (eh, error) in eh.iter().zip(&error[start..end]) {
+                for (loss, (eh, error)) in loss.iter_mut().zip(eh.0.iter().zip(&error.0)) {
+                    *loss += f64::from(error * eh);
+                }
+            }
+        }
+        loss.iter().sum::<f64>().max(0.0)
+    }
+}
+
+multiversion! {
     /// `tr(Δ H Δᵀ)`, by half the products since `H` is symmetric, and `w H` once for `tr(W H Wᵀ)` and `tr(W H Δᵀ)`.
-    fn output_sums(w: &[Lane], error: &[Lane], panels: Option<&Panels>, ridge: &[f32]) -> Sums {
+    pub(crate) fn output_sums(w: &[Lane], error: &[Lane], panels: Option<&Panels>, ridge: &[f32]) -> Sums {
         let (mut loss, mut signal, mut cross) = ([0.0f64; LANES], [0.0f64; LANES], [0.0f64; LANES]);
         for start in (0..w.len()).step_by(PANEL) {
             let (mut wh, mut eh) = ([Lane::ZERO; PANEL], [Lane::ZERO; PANEL]);

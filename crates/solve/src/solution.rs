@@ -66,14 +66,14 @@ impl Sums {
         }
     }
 
-    fn sqnr_db(&self) -> f64 {
+    pub(crate) fn sqnr_db(&self) -> f64 {
         if self.weight_noise == 0.0 {
             return f64::INFINITY;
         }
         10.0 * (self.weight_energy / self.weight_noise).log10()
     }
 
-    fn cosine(&self) -> f64 {
+    pub(crate) fn cosine(&self) -> f64 {
         let quantized = self.signal - 2.0 * self.cross + self.loss;
         match (self.signal > 0.0, quantized > 0.0) {
             (true, true) => (self.signal - self.cross) / (self.signal * quantized).sqrt(),

@@ -156,8 +156,62 @@ fn mixed_compressed_tensors_groups_name_their_modules() {
 }
 
 #[test]
+fn an_awq_config_is_autoawqs_object() {
+    let config = quantization_config(
+        Format::Awq,
+        &modules(|_| Some(scheme(4, 128, true))),
+        &[],
+        &notes(),
+    );
+    assert_eq!(
+        config.to_string(),
+        r#"{"quant_method":"awq","bits":4,"group_size":128,"zero_point":true,"version":"gemm","modules_to_not_convert":null}"#
+    );
+    let config = quantization_config(
+        Format::Awq,
+        &modules(|name| (!name.contains(".1.self_attn")).then(|| scheme(4, 64, false))),
+        &["lm_head".to_string()],
+        &notes(),
+    );
+    assert_eq!(
+        config["modules_to_not_convert"],
+        json!([
+            "model.layers.1.self_attn.q_proj",
+            "model.layers.1.self_attn.qkv_proj",
+            "model.layers.1.self_attn.k_proj",
+            "model.layers.1.self_attn.v_proj",
+            "lm_head"
+        ])
+    );
+}
+
+#[test]
+fn reads_what_awq_tools_write() {
+    let layout = read_quantization_config(&json!({
+        "quant_method": "awq", "zero_point": true, "group_size": 128, "bits": 4, "version": "GEMM",
+        "modules_to_not_convert": ["visual", "mlp.gate."], "backend": "autoawq", "do_fuse": false,
+    }))
+    .unwrap();
+    assert_eq!(layout.format(), Format::Awq);
+    let wanted = Some(scheme(4, 128, false));
+    assert_eq!(layout.scheme_for("model.layers.3.mlp.gate_proj"), wanted);
+    assert_eq!(layout.scheme_for("model.layers.3.mlp.gate.w"), None);
+    assert_eq!(layout.scheme_for("visual.blocks.0.mlp.fc1"), None);
+    assert_eq!(layout.scheme_for("lm_head"), None);
+    let older = json!({"zero_point": true, "q_group_size": 64, "w_bit": 4, "version": "gemm"});
+    let layout = read_quantization_config(&older).unwrap();
+    assert_eq!(layout.scheme_for("a.b"), Some(scheme(4, 64, false)));
+}
+
+#[test]
 fn configs_read_back_as_they_were_written() {
-    for format in Format::ALL {
+    // awq is read back as asymmetric whatever was written, and knows one scheme only
+    check_read_back(Format::Awq, &modules(|_| Some(scheme(4, 128, false))));
+    check_read_back(
+        Format::Awq,
+        &modules(|name| name.contains(".0.").then(|| scheme(4, -1, false))),
+    );
+    for format in [Format::CompressedTensors, Format::Gptq, Format::GptqV2] {
         check_read_back(format, &modules(|_| Some(scheme(4, 128, true))));
         check_read_back(
             format,
@@ -178,7 +232,7 @@ fn configs_read_back_as_they_were_written() {
 fn a_quantized_head_is_said_so() {
     let mut modules = modules(|_| Some(scheme(4, 128, true)));
     modules.push(("lm_head".into(), Some(scheme(8, 128, true))));
-    for format in Format::ALL {
+    for format in [Format::CompressedTensors, Format::Gptq, Format::GptqV2] {
         let config = quantization_config(format, &modules, &[], &notes());
         let layout = read_quantization_config(&config).unwrap();
         assert_eq!(layout.scheme_for("lm_head"), Some(scheme(8, 128, true)));
@@ -248,12 +302,12 @@ fn reads_what_compressed_tensors_tools_write() {
 fn what_cannot_be_read_is_named() {
     let error = |config: Value| read_quantization_config(&config).unwrap_err().to_string();
     assert_eq!(
-        error(json!({"quant_method": "awq"})),
-        "quantization_config.quant_method: \"awq\", wanted \"gptq\" or \"compressed-tensors\""
+        error(json!({"quant_method": "aqlm"})),
+        "quantization_config.quant_method: \"aqlm\", wanted \"gptq\", \"compressed-tensors\" or \"awq\""
     );
     assert_eq!(
         error(json!({})),
-        "quantization_config.quant_method: missing, wanted \"gptq\" or \"compressed-tensors\""
+        "quantization_config.quant_method: missing, wanted \"gptq\", \"compressed-tensors\" or \"awq\""
     );
     assert_eq!(
         error(
@@ -275,6 +329,27 @@ fn what_cannot_be_read_is_named() {
         ),
         "quantization_config.dynamic.-:(?!x): pattern \"(?!x)\" is not a regular expression without look-around"
     );
+    let awq = |key: &str, value: Value| {
+        let mut config = json!({"quant_method": "awq", "bits": 4, "group_size": 64});
+        config[key] = value;
+        error(config)
+    };
+    assert_eq!(
+        awq("version", json!("gemv")),
+        "quantization_config.version: \"gemv\", wanted \"gemm\""
+    );
+    assert_eq!(
+        awq("bits", json!(3)),
+        "quantization_config.bits: 3, wanted 4"
+    );
+    assert_eq!(
+        awq("zero_point", json!(false)),
+        "quantization_config.zero_point: false, wanted true"
+    );
+    assert_eq!(
+        awq("group_size", json!(null)),
+        "quantization_config.group_size: null, wanted a number of columns, or -1"
+    );
     let group = |weights: Value| {
         json!({"quant_method": "compressed-tensors", "format": "pack-quantized",
             "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}})
@@ -292,9 +367,9 @@ fn what_cannot_be_read_is_named() {
         "quantization_config.config_groups.group_0.weights.strategy: \"tensor\", wanted \"group\" or \"channel\""
     );
     let mut int8 = group(json!({"num_bits": 8, "type": "int", "strategy": "channel"}));
-    int8["format"] = json!("int-quantized");
+    int8["format"] = json!("float-quantized");
     assert_eq!(
         error(int8),
-        "quantization_config.format: \"int-quantized\", wanted \"pack-quantized\""
+        "quantization_config.format: \"float-quantized\", wanted \"pack-quantized\" or \"int-quantized\""
     );
 }

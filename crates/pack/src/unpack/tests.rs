@@ -29,6 +29,7 @@ const COMPRESSED_TENSORS_VECTORS: [&str; 9] = [
     "ct_pack_b8_sym_channel",
     "ct_pack_b8_sym_group",
 ];
+const AWQ_VECTOR: &str = "awq_gemm_b4";
 
 fn vector(name: &str) -> Value {
     let path =
@@ -117,13 +118,13 @@ fn random_weight(scheme: Scheme, [rows, cols]: [usize; 2], seed: u64) -> Quantiz
 }
 
 fn gptq_weight(v: &Value, group_size: i64) -> QuantizedWeight {
+    weight_of(v, group_size, v["sym"].as_bool().unwrap())
+}
+
+fn weight_of(v: &Value, group_size: i64, sym: bool) -> QuantizedWeight {
     let bytes = |key: &str| numbers(&v[key]).into_iter().map(|n| n as u8).collect();
     QuantizedWeight::new(
-        scheme(
-            v["bits"].as_u64().unwrap() as u8,
-            group_size,
-            v["sym"].as_bool().unwrap(),
-        ),
+        scheme(v["bits"].as_u64().unwrap() as u8, group_size, sym),
         [32, 64],
         bytes("codes_out_by_in"),
         floats_of(&v["scales_f16_bits_out_by_group"]),
@@ -256,6 +257,72 @@ fn compressed_tensors_equal_the_vectors_byte_for_byte_and_read_back() {
 }
 
 #[test]
+fn awq_tensors_equal_the_vector_byte_for_byte_and_read_back() {
+    let v = vector(AWQ_VECTOR);
+    let weight = weight_of(&v, v["group_size"].as_i64().unwrap(), false);
+    let shape = |key: &str| {
+        let shape = numbers(&v[key]).into_iter();
+        shape.map(|n| n as usize).collect::<Vec<_>>()
+    };
+    let wanted = [
+        tensor(
+            "m.qweight",
+            Dtype::I32,
+            &shape("qweight_shape"),
+            words_of(&v["qweight_i32"]),
+        ),
+        tensor(
+            "m.qzeros",
+            Dtype::I32,
+            &shape("qzeros_shape"),
+            words_of(&v["qzeros_i32"]),
+        ),
+        tensor(
+            "m.scales",
+            Dtype::F16,
+            &[4, 32],
+            halves_of(&v["scales_f16_bits_group_by_out"]),
+        ),
+    ];
+    assert_eq!(packed(&weight, Format::Awq), wanted);
+    let read = unpack("m", find(&wanted), Format::Awq, &weight.scheme());
+    assert_eq!(read, Ok(weight));
+    assert_eq!(
+        unpack("m", find(&wanted), Format::Awq, &scheme(4, 16, true))
+            .unwrap_err()
+            .to_string(),
+        "m.qzeros: zero point of row 0, group 0 is 13, a symmetric weight has 8; do `sym` and the format version of the config fit this file?"
+    );
+    assert_eq!(
+        unpack("m", find(&wanted), Format::Awq, &scheme(4, 32, false))
+            .unwrap_err()
+            .to_string(),
+        "m.qzeros: shape [4, 4], wanted [2, 4] for 4 bits in groups of 32; do the bits and group size of the config fit this file?"
+    );
+    assert_eq!(
+        unpack("m", find(&wanted[1..]), Format::Awq, &scheme(4, 16, false))
+            .unwrap_err()
+            .to_string(),
+        "m.qweight: missing, wanted beside the other awq tensors of the module"
+    );
+}
+
+#[test]
+fn a_symmetric_weight_goes_into_awq_with_its_middle_code_written_out() {
+    let weight = random_weight(scheme(4, 32, true), [16, 64], 5);
+    let tensors = packed(&weight, Format::Awq);
+    assert!(tensors[1].bytes.iter().all(|&byte| byte == 0x88));
+    let read = unpack("m", find(&tensors), Format::Awq, &scheme(4, 32, false)).unwrap();
+    assert_eq!(read.dequantize(), weight.dequantize());
+    assert_eq!(
+        (read.codes(), read.zeros()),
+        (weight.codes(), weight.zeros())
+    );
+    let symmetric = unpack("m", find(&tensors), Format::Awq, &scheme(4, 32, true));
+    assert_eq!(symmetric, Ok(weight));
+}
+
+#[test]
 fn every_vector_file_is_tested() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/vectors");
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -267,6 +334,8 @@ fn every_vector_file_is_tested() {
             assert!(GPTQ_VECTORS.contains(&name), "{name}");
         } else if name.starts_with("ct_pack_") {
             assert!(COMPRESSED_TENSORS_VECTORS.contains(&name), "{name}");
+        } else if name.starts_with("awq_") {
+            assert_eq!(name, AWQ_VECTOR);
         }
     }
 }
@@ -314,7 +383,7 @@ fn a_file_that_does_not_fit_its_config_is_refused() {
     );
     assert_eq!(
         error(&gptq[1..], Format::Gptq, scheme(4, 32, true)),
-        "m.qweight: missing, wanted beside the other parts of a gptq weight"
+        "m.qweight: missing, wanted beside the other gptq tensors of the module"
     );
     let mut cut = gptq.clone();
     cut[2].bytes.pop();
@@ -417,8 +486,12 @@ fn a_refusal_names_the_module() {
 
 #[test]
 fn the_planned_bytes_are_the_packed_bytes() {
-    let weight = random_weight(scheme(3, 32, false), [32, 64], 3);
-    for format in [Format::GptqV2, Format::CompressedTensors] {
+    for (format, bits) in [
+        (Format::GptqV2, 3),
+        (Format::CompressedTensors, 3),
+        (Format::Awq, 4),
+    ] {
+        let weight = random_weight(scheme(bits, 32, false), [32, 64], 3);
         let planned =
             crate::packed_layout("m", &weight.scheme(), [32, 64], format, ScaleDtype::BF16)
                 .unwrap();
@@ -440,6 +513,16 @@ proptest! {
         let weight = random_weight(scheme(bits, group, sym), [rows * 32, cols * 32], seed);
         let format = if sym { Format::Gptq } else { Format::GptqV2 };
         prop_assert_eq!(unpack("m", find(&packed(&weight, format)), format, &weight.scheme()), Ok(weight));
+    }
+
+    #[test]
+    fn awq_reads_back_what_it_wrote(
+        rows in 1usize..6, groups in 1usize..5, group in prop::sample::select(vec![-1i64, 16, 17, 128]),
+        sym: bool, seed in any::<u64>(),
+    ) {
+        let cols = if group < 0 { groups * 13 } else { groups * group as usize };
+        let weight = random_weight(scheme(4, group, sym), [rows * 8, cols], seed);
+        prop_assert_eq!(unpack("m", find(&packed(&weight, Format::Awq)), Format::Awq, &weight.scheme()), Ok(weight));
     }
 
     #[test]

@@ -10,8 +10,9 @@ use super::file::{
     RuleFile, SourceFile,
 };
 use super::{
-    Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate, Located, Model, ModelSource,
-    Pattern, Pipeline, Quant, Resources, Rule, Source, TextSource, Treatment, Tune,
+    Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate, Located, Method, Model,
+    ModelSource, Pattern, Pipeline, Quant, Recipe, Resources, Rule, Source, TextSource, Treatment,
+    Tune,
 };
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
@@ -33,6 +34,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
             "add `evaluate: {text: FILE}`",
         ));
     }
+    demands_of_method(&file, &quant, &rules)?;
     Ok(Pipeline {
         model,
         calibration,
@@ -268,6 +270,61 @@ fn rule(index: usize, file: &RuleFile, quant: &QuantFile) -> Result<Rule, Fault>
     Ok(Rule { pattern, treatment })
 }
 
+/// What a method cannot do, in `quant` or in a rule; and what does not go together with it.
+fn demands_of_method(file: &PipelineFile, quant: &Quant, rules: &[Rule]) -> Result<(), Fault> {
+    if file.method != Method::Gptq {
+        if file.recipe == Recipe::Best {
+            return Err(Fault::new(
+                &["recipe"],
+                format!(
+                    "`best` is a recipe of gptq alone, and the method is {}",
+                    file.method
+                ),
+                "use `method: gptq`, or `recipe: default`",
+            ));
+        }
+        if file.tune.epochs.is_some_and(|epochs| epochs > 0) {
+            return Err(Fault::new(
+                &["tune", "epochs"],
+                format!(
+                    "only what gptq solved is tuned, and the method is {}",
+                    file.method
+                ),
+                "use `method: gptq`, or leave `tune` out",
+            ));
+        }
+    }
+    let method = file.method;
+    let schemes = rules.iter().enumerate().filter_map(|(index, rule)| {
+        let Treatment::Quantize(scheme) = rule.treatment else {
+            return None;
+        };
+        Some((format!("rules.{index}"), scheme))
+    });
+    for (asked_by, scheme) in [("quant".to_owned(), quant.scheme)]
+        .into_iter()
+        .chain(schemes)
+    {
+        let (cannot, hint) = match method {
+            Method::Hqq if scheme.sym() => (
+                "chooses zero points, and symmetric weights have none",
+                "set `sym: false` there",
+            ),
+            Method::Absmax if scheme.bits() != 8 || !scheme.sym() => (
+                "is for symmetric weights of 8 bits",
+                "set `bits: 8` and `sym: true` there, or use rtn",
+            ),
+            _ => continue,
+        };
+        return Err(Fault::new(
+            &["method"],
+            format!("`{asked_by}` asks for more than `{method}` can do: it {cannot}"),
+            hint,
+        ));
+    }
+    Ok(())
+}
+
 fn scheme(at: &[&str], bits: u8, group_size: i64, sym: bool) -> Result<Scheme, Fault> {
     GroupSize::from_i64(group_size)
         .and_then(|group_size| Scheme::new(bits, group_size, sym))
@@ -340,6 +397,7 @@ fn cannot_hold(format: Format, scheme: Scheme) -> Option<(String, &'static str)>
         .err()?;
     let hint = match refusal {
         halfbyte_pack::Refusal::Asymmetric => "use `format: gptq_v2`, or `sym: true`",
+        halfbyte_pack::Refusal::SymmetricOnly { .. } => "set `sym: true`, or use another format",
         _ => "use one of these widths, or another format alone",
     };
     Some((refusal.to_string(), hint))

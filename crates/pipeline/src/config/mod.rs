@@ -302,6 +302,11 @@ impl Pipeline {
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// Whether calibration text is read at all.
+    pub fn reads_text(&self) -> bool {
+        !self.method.is_data_free() || self.tune.epochs.is_some_and(|epochs| epochs > 0)
+    }
+
     /// What is done with the linear of this name in the checkpoint.
     pub fn treatment(&self, linear: &str) -> Treatment {
         if self.ignore.iter().any(|pattern| pattern.matches(linear)) {

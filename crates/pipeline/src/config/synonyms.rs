@@ -104,9 +104,9 @@ pub(super) const SYNONYMS: &[Synonym] = &[
 
 #[rustfmt::skip]
 const LATER: &[Later] = &[
-    Later { path: "method", values: &["awq", "awq+gptq", "hqq"], hint: "use rtn or gptq" },
+    Later { path: "method", values: &["nf4", "fp4"], hint: "use rtn, gptq, awq, awq+gptq, hqq or absmax" },
     Later { path: "propagation", values: &["asymmetric"], hint: "use float or sequential" },
-    Later { path: "export.*.format", values: &["awq", "gguf", "mlx"], hint: "use compressed-tensors, gptq or gptq_v2" },
+    Later { path: "export.*.format", values: &["bitsandbytes", "gguf", "mlx"], hint: "use compressed-tensors, gptq, gptq_v2, awq or int-quantized" },
     Later { path: "report.html", values: &["true"], hint: "leave it out; run.json and linears.csv are always written" },
     Later { path: "budget", values: &[], hint: "leave it out and choose bits by `quant.bits` and `rules`" },
     Later { path: "budget.bits_per_weight", values: &[], hint: "choose bits by `quant.bits` and `rules`" },

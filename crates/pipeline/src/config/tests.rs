@@ -432,8 +432,16 @@ fn what_is_planned_is_answered_by_name() {
         "p.yaml:2: report.html: `true` is known, but not in this version\nhint: leave it out; run.json and linears.csv are always written",
     );
     check_error(
-        "model: {source: embedded:tiny}\nmethod: awq+gptq\n",
-        "p.yaml:2: method: `awq+gptq` is known, but not in this version\nhint: use rtn or gptq",
+        "model: {source: embedded:tiny}\nmethod: nf4\n",
+        "p.yaml:2: method: `nf4` is known, but not in this version\nhint: use rtn, gptq, awq, awq+gptq, hqq or absmax",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nmethod: awq\nrecipe: best\n",
+        "p.yaml:3: recipe: `best` is a recipe of gptq alone, and the method is awq\nhint: use `method: gptq`, or `recipe: default`",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nmethod: rtn\ntune: {epochs: 1}\n",
+        "p.yaml:3: tune.epochs: only what gptq solved is tuned, and the method is rtn\nhint: use `method: gptq`, or leave `tune` out",
     );
     check_error(
         "model: {source: embedded:tiny}\npropagation: asymmetric\n",
@@ -441,7 +449,7 @@ fn what_is_planned_is_answered_by_name() {
     );
     check_error(
         "model: {source: embedded:tiny}\nexport: [{format: gptq},\n  {format: mlx}]\n",
-        "p.yaml:3: export.1.format: `mlx` is known, but not in this version\nhint: use compressed-tensors, gptq or gptq_v2",
+        "p.yaml:3: export.1.format: `mlx` is known, but not in this version\nhint: use compressed-tensors, gptq, gptq_v2, awq or int-quantized",
     );
     check_error(
         "model: {source: embedded:tiny}\nquant:\n  actorder: group\n",
@@ -481,7 +489,7 @@ fn a_value_of_the_wrong_kind_says_what_is_wanted() {
     );
     check_error(
         "model: {source: embedded:tiny}\nmethod: gtpq\n",
-        "p.yaml:2: method: found `gtpq`, wanted rtn or gptq\nhint: did you mean `gptq`?",
+        "p.yaml:2: method: found `gtpq`, wanted rtn, gptq, awq, awq+gptq, hqq or absmax\nhint: did you mean `gptq`?",
     );
     check_error(
         "model: {source: embedded:tiny}\ncalibration:\n  num_samples: '64'\n",
@@ -617,6 +625,35 @@ fn an_export_must_be_able_to_hold_every_scheme() {
         "model: {source: embedded:tiny}\nexport: [{format: gptq, out: a}, {format: gptq_v2, out: a}]\n",
         "p.yaml:2: export.1.out: another export has the same folder\nhint: give each its own, or leave `out` away",
     );
+}
+
+#[test]
+fn a_method_says_what_it_cannot_do() {
+    check_error(
+        "model: {source: embedded:tiny}\nmethod: hqq\n",
+        "p.yaml:2: method: `quant` asks for more than `hqq` can do: it chooses zero points, and symmetric weights have none\nhint: set `sym: false` there",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nmethod: absmax\nquant: {bits: 8}\nrules: [{match: a, bits: 4}]\n",
+        "p.yaml:2: method: `rules.0` asks for more than `absmax` can do: it is for symmetric weights of 8 bits\nhint: set `bits: 8` and `sym: true` there, or use rtn",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {bits: 8, sym: false}\nexport: [{format: int-quantized}]\n",
+        "p.yaml:3: export.0.format: `quant` asks for more than it holds: int-quantized holds symmetric weights only; use compressed-tensors\nhint: set `sym: true`, or use another format",
+    );
+}
+
+#[test]
+fn methods_without_statistics_read_no_text() {
+    let reads = |text: &str| {
+        let text = format!("model: {{source: embedded:tiny}}\n{text}");
+        Pipeline::parse(&text, "p.yaml", Path::new(""))
+            .unwrap()
+            .reads_text()
+    };
+    assert!(!reads("method: hqq\nquant: {sym: false}\n"));
+    assert!(!reads("method: absmax\nquant: {bits: 8}\n"));
+    assert!(reads("method: awq+gptq\n"));
 }
 
 #[test]

@@ -7,11 +7,20 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// Round to nearest: no calibration text is read.
+    /// Round to nearest.
     Rtn,
     /// GPTQ, Frantar et al., arXiv 2210.17323.
     #[default]
     Gptq,
+    /// AWQ, Lin et al., arXiv 2306.00978: input channels scaled into the layer before, ranges clipped, rounding.
+    Awq,
+    /// AWQ's scaling, then GPTQ.
+    #[serde(rename = "awq+gptq")]
+    AwqGptq,
+    /// HQQ, Badri and Shaji 2023: zero points from the weights alone; no calibration text is read.
+    Hqq,
+    /// 8 bits by the largest magnitude of a row or group; no calibration text is read.
+    Absmax,
 }
 
 /// Which form of the method.
@@ -65,6 +74,12 @@ pub enum Format {
     /// GPTQ with zero points stored as they are; what asymmetric weights need.
     #[serde(rename = "gptq_v2")]
     GptqV2,
+    /// AutoAWQ's GEMM layout: 4 bits.
+    #[serde(rename = "awq")]
+    Awq,
+    /// compressed-tensors, int-quantized: symmetric 8 bits, a byte each.
+    #[serde(rename = "int-quantized")]
+    IntQuantized,
 }
 
 /// Where tensors live.
@@ -125,6 +140,18 @@ impl Default for Windows {
     }
 }
 
+impl Method {
+    /// Whether the weights are all it looks at.
+    pub fn is_data_free(self) -> bool {
+        matches!(self, Self::Hqq | Self::Absmax)
+    }
+
+    /// Whether input channels are scaled, the scales folded into the layer before.
+    pub fn scales_channels(self) -> bool {
+        matches!(self, Self::Awq | Self::AwqGptq)
+    }
+}
+
 impl Device {
     /// Every device, in the order in which they are listed to users.
     pub const ALL: [Self; 6] = [
@@ -155,6 +182,8 @@ impl From<Format> for halfbyte_pack::Format {
             Format::CompressedTensors => Self::CompressedTensors,
             Format::Gptq => Self::Gptq,
             Format::GptqV2 => Self::GptqV2,
+            Format::Awq => Self::Awq,
+            Format::IntQuantized => Self::IntQuantized,
         }
     }
 }
