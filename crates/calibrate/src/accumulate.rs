@@ -6,6 +6,8 @@ use rayon::prelude::*;
 
 /// Columns of the Hessian one task computes. Fixed, so that sums run in the same order on any number of threads.
 const PANEL: usize = 192;
+/// Tokens one product takes: what it reads again and again then stays in the second-level cache.
+const TOKENS: usize = 256;
 
 /// Sums `x xᵀ` and `|x|` over tokens.
 #[derive(Debug)]
@@ -71,8 +73,6 @@ impl Accumulator {
 
     fn add_products(&mut self, rows: &[f32]) {
         let features = self.abs.len();
-        let tokens = rows.len() / features;
-        let x = MatRef::from_row_major_slice(rows, tokens, features);
         panels(self.sum.as_mut())
             .into_par_iter()
             .for_each(|(start, panel)| {
@@ -80,27 +80,30 @@ impl Accumulator {
                 let (mut diagonal, mut below) = panel
                     .subrows_mut(start, features - start)
                     .split_at_row_mut(width);
-                let columns = x.subcols(start, width);
-                triangular_matmul(
-                    diagonal.as_mut(),
-                    BlockStructure::TriangularLower,
-                    Accum::Add,
-                    columns.transpose(),
-                    BlockStructure::Rectangular,
-                    columns,
-                    BlockStructure::Rectangular,
-                    1.0,
-                    Par::Seq,
-                );
-                let rest = x.subcols(start + width, features - start - width);
-                matmul(
-                    below.as_mut(),
-                    Accum::Add,
-                    rest.transpose(),
-                    columns,
-                    1.0,
-                    Par::Seq,
-                );
+                for rows in rows.chunks(TOKENS * features) {
+                    let x = MatRef::from_row_major_slice(rows, rows.len() / features, features);
+                    let columns = x.subcols(start, width);
+                    triangular_matmul(
+                        diagonal.as_mut(),
+                        BlockStructure::TriangularLower,
+                        Accum::Add,
+                        columns.transpose(),
+                        BlockStructure::Rectangular,
+                        columns,
+                        BlockStructure::Rectangular,
+                        1.0,
+                        Par::Seq,
+                    );
+                    let rest = x.subcols(start + width, features - start - width);
+                    matmul(
+                        below.as_mut(),
+                        Accum::Add,
+                        rest.transpose(),
+                        columns,
+                        1.0,
+                        Par::Seq,
+                    );
+                }
             });
     }
 

@@ -1,7 +1,7 @@
 //! How much of each token's error the loss feels: one backward pass of the float model over the calibration text.
 
 use burn::prelude::*;
-use halfbyte_model::{Block, BlockGradients, Decoder, Head, LinearKind, ModelError};
+use halfbyte_model::{Block, BlockGradients, Decoder, Head, LinearKind, values};
 use rayon::prelude::*;
 
 use crate::cluster::cluster;
@@ -36,13 +36,12 @@ pub struct LossWeightOptions {
 #[derive(Debug)]
 pub struct LossWeights {
     blocks: Vec<BlockWeights>,
-    tokens: usize,
 }
 
 #[derive(Debug)]
 struct BlockWeights {
     linears: Vec<Groups>,
-    /// `[windows, groups of all linears, tokens]`.
+    /// `[windows * groups of all linears, tokens]`.
     store: Store,
     /// Mean over the real calibration tokens, a value a group.
     means: Vec<f64>,
@@ -58,6 +57,12 @@ struct Groups {
     rows: Vec<Vec<usize>>,
     /// What a row's `g²` is multiplied by, `[rows]`.
     scale: Vec<f32>,
+}
+
+impl BlockWeights {
+    fn linear(&self, kind: LinearKind) -> Option<&Groups> {
+        self.linears.iter().find(|linear| linear.kind == kind)
+    }
 }
 
 impl LossWeights {
@@ -104,16 +109,12 @@ impl LossWeights {
                 *mean /= real.max(1) as f64;
             }
         }
-        Ok(Self { blocks, tokens })
+        Ok(Self { blocks })
     }
 
     /// The output rows of every group of a linear. For v: the features of o's input that belong to each query head.
     pub fn rows(&self, block: usize, kind: LinearKind) -> &[Vec<usize>] {
-        self.blocks[block]
-            .linears
-            .iter()
-            .find(|l| l.kind == kind)
-            .map_or(&[], |l| &l.rows)
+        self.blocks[block].linear(kind).map_or(&[], |l| &l.rows)
     }
 
     /// A group's weights for a window's tokens, `[tokens]`, 1 on average over the calibration text.
@@ -125,18 +126,13 @@ impl LossWeights {
         window: usize,
     ) -> Result<Vec<f32>, WalkError> {
         let block = &self.blocks[block];
-        let first = block
-            .linears
-            .iter()
-            .find(|l| l.kind == kind)
-            .map_or(0, |l| l.first);
-        let all = block.store.read(window, 1)?;
-        let mean = block.means[first + group];
+        let group = block.linear(kind).map_or(0, |l| l.first) + group;
+        let mean = block.means[group];
         let scale = if mean > 0.0 { (1.0 / mean) as f32 } else { 0.0 };
-        Ok(all[(first + group) * self.tokens..][..self.tokens]
-            .iter()
-            .map(|w| w * scale)
-            .collect())
+        // a group of a window is a row of the store
+        let mut weights = block.store.read(window * block.means.len() + group, 1)?;
+        weights.iter_mut().for_each(|w| *w *= scale);
+        Ok(weights)
     }
 }
 
@@ -166,24 +162,20 @@ impl Pass<'_> {
             first.write(at, &self.decoder.embed(&window.ids)?)?;
         }
         streams.push(first);
-        let mut last: Vec<Vec<f32>> = Vec::with_capacity(n);
+        let mut gradients = Vec::with_capacity(n);
         for index in 0..blocks {
             let block = self.decoder.block(index, self.tokens)?;
-            let mut next = Store::in_memory(n, self.tokens * self.hidden);
+            let last = index + 1 == blocks;
+            let mut next = (!last).then(|| Store::in_memory(n, self.tokens * self.hidden));
             for at in 0..n {
                 let h = values(block.forward(self.tensor(streams[index].read(at, 1)?)))?;
-                if index + 1 < blocks {
-                    next.write(at, &h)?;
-                } else {
-                    last.push(h);
+                match &mut next {
+                    Some(next) => next.write(at, &h)?,
+                    None => gradients.push(self.head_gradient(head, range.start + at, h)?),
                 }
                 tick(1);
             }
-            streams.push(next);
-        }
-        let mut gradients = Vec::with_capacity(n);
-        for (at, h) in last.into_iter().enumerate() {
-            gradients.push(self.head_gradient(head, range.start + at, h)?);
+            streams.extend(next);
         }
         for index in (0..blocks).rev() {
             let block = self.decoder.block(index, self.tokens)?;
@@ -270,7 +262,7 @@ impl Pass<'_> {
             first += linears.last().map_or(0, |l| l.rows.len());
         }
         BlockWeights {
-            store: Store::in_memory(self.windows.len(), first * self.tokens),
+            store: Store::in_memory(self.windows.len() * first, self.tokens),
             means: vec![0.0; first],
             linears,
         }
@@ -297,7 +289,7 @@ impl Pass<'_> {
                 *mean += weights.iter().map(|w| f64::from(*w)).sum::<f64>();
             }
         }
-        Ok(block.store.write(window, &all)?)
+        Ok(block.store.write(window * block.means.len(), &all)?)
     }
 
     fn tensor(&self, values: Vec<f32>) -> Tensor<3> {
@@ -382,12 +374,6 @@ fn surprise(logits: &mut [f32], unit: f64) {
     }
     let last = logits.len() - 1;
     logits[drawn.unwrap_or(last)] += 1.0;
-}
-
-fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, WalkError> {
-    tensor
-        .try_into_vec_as::<f32>()
-        .map_err(|e| ModelError::Execution(e.to_string()).into())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
-use halfbyte_model::{Block, Decoder, LinearKind, ModelError, Stage};
+use halfbyte_model::{Block, Decoder, LinearKind, ModelError, Stage, values};
 use halfbyte_quant::ActivationStats;
 
 use crate::text::{Window, Windows};
@@ -577,10 +577,4 @@ impl Sums {
             holdout,
         }
     }
-}
-
-fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, WalkError> {
-    tensor
-        .try_into_vec_as::<f32>()
-        .map_err(|e| ModelError::Execution(e.to_string()).into())
 }

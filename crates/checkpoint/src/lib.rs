@@ -25,7 +25,7 @@ pub use source::{
 };
 pub use write::{
     AtomicFile, SafetensorsWriter, Shard, ShardPlan, TensorInfo, copy_file, create_folder,
-    encode_f32, plan_shards, remove_partial_files, rounded_to, write_file, write_json,
+    encode_f32, plan_shards, remove_partial_files, rounding, write_file, write_json,
 };
 
 /// What every function here returns.

@@ -323,14 +323,13 @@ pub fn encode_f32(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
     }
 }
 
-/// `values` as a file of element type `dtype` gives them back; unchanged where that is no float type.
-pub fn rounded_to(values: Vec<f32>, dtype: Dtype) -> Vec<f32> {
-    let round: fn(f32) -> f32 = match dtype {
+/// What a file of element type `dtype` makes of a number; nothing where that is no float type of 16 bits.
+pub fn rounding(dtype: Dtype) -> fn(f32) -> f32 {
+    match dtype {
         Dtype::F16 => |x| half::f16::from_f32(x).to_f32(),
         Dtype::BF16 => |x| half::bf16::from_f32(x).to_f32(),
         _ => |x| x,
-    };
-    values.into_iter().map(round).collect()
+    }
 }
 
 #[cfg(test)]

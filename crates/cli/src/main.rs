@@ -21,6 +21,7 @@ use args::{Cli, Command};
 use progress::Progress;
 
 fn main() -> ExitCode {
+    halfbyte_pipeline::keep_freed_memory();
     failure::set_panic_hook();
     let cli = Cli::parse();
     let (mut progress, logs) = progress::start();

@@ -1,5 +1,5 @@
 use burn::prelude::*;
-use halfbyte_model::{Decoder, ModelError};
+use halfbyte_model::{Decoder, ModelError, values};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -187,12 +187,6 @@ fn last_streams(
         }
     }
     Ok(streams)
-}
-
-fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, EvaluateError> {
-    tensor
-        .try_into_vec_as::<f32>()
-        .map_err(|e| ModelError::Execution(e.to_string()).into())
 }
 
 fn summarize(scores: &[Vec<TokenScore>], against: bool) -> Evaluation {

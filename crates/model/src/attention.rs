@@ -1,6 +1,8 @@
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
 
+use crate::host;
+
 /// Query rows taken at once: keys beyond a chunk's last row are never touched, which halves causal attention, and
 /// the scores of a chunk stay small.
 const CHUNK: usize = 128;
@@ -30,12 +32,21 @@ pub(crate) fn attention_mix(
                 .narrow(2, start, rows)
                 .reshape([windows, kv_heads, shared * rows, head_dim]);
         let scores = q.matmul(k.clone().narrow(2, first, keys).swap_dims(2, 3));
-        let mask = hidden_keys(start, rows, first, keys, sliding_window, &scores.device());
-        let scores = scores
-            .reshape([windows * kv_heads, shared, rows, keys])
-            .mask_fill(mask.unsqueeze::<4>(), f32::NEG_INFINITY)
-            .reshape([windows, kv_heads, shared * rows, keys]);
-        softmax(scores, 3)
+        let weights = if host::is_host(&scores) {
+            host::softmax(scores, |row| {
+                let query = start + row % rows;
+                let earliest = sliding_window.map_or(0, |w| (query + 1).saturating_sub(w));
+                earliest - first..query + 1 - first
+            })
+        } else {
+            let mask = hidden_keys(start, rows, first, keys, sliding_window, &scores.device());
+            let scores = scores
+                .reshape([windows * kv_heads, shared, rows, keys])
+                .mask_fill(mask.unsqueeze::<4>(), f32::NEG_INFINITY)
+                .reshape([windows, kv_heads, shared * rows, keys]);
+            softmax(scores, 3)
+        };
+        weights
             .matmul(values.clone().narrow(2, first, keys))
             .reshape([windows, heads, rows, features])
     });

@@ -3,6 +3,7 @@ use burn::tensor::activation;
 use halfbyte_checkpoint::{Activation, ModelConfig};
 
 use crate::attention::attention_mix;
+use crate::host;
 use crate::rope::RopeTables;
 use crate::{Linear, LinearKind, ModelError, NormKind, Weights};
 
@@ -211,6 +212,9 @@ impl Block {
 
     /// The same from what gate and up give.
     pub(crate) fn mlp_mix_from(&self, gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
+        if self.activation == Activation::Silu && host::is_host(&gate) && host::is_host(&up) {
+            return host::silu_gated(gate, up);
+        }
         let gate = match self.activation {
             Activation::Silu => activation::silu(gate),
             Activation::Gelu => activation::gelu(gate),
@@ -311,6 +315,9 @@ impl Norm {
     }
 
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        if host::is_host(&x) && host::is_host(&self.weight) {
+            return host::rms_norm(x, self.weight.clone(), self.epsilon);
+        }
         let mean = (x.clone() * x.clone()).mean_dim(D - 1);
         x * (mean + self.epsilon).sqrt().recip() * self.weight.clone().unsqueeze()
     }

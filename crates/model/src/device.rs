@@ -1,6 +1,7 @@
 use std::str::FromStr;
 use std::sync::Mutex;
 
+use burn::prelude::*;
 use burn::tensor::wgpu::WgpuBackend;
 use burn::tensor::{Device, DeviceKind};
 
@@ -98,4 +99,14 @@ fn hardware_gpu() -> Option<Device> {
     kinds
         .into_iter()
         .find_map(|kind| Device::wgpu_options().device_kind(kind).init().ok())
+}
+
+/// A tensor's numbers on the host, row-major.
+///
+/// # Errors
+/// What went wrong on the device since the last reading.
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ModelError> {
+    tensor
+        .try_into_vec_as::<f32>()
+        .map_err(|e| ModelError::Execution(e.to_string()))
 }

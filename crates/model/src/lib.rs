@@ -13,13 +13,14 @@ mod decoder;
 mod device;
 mod error;
 mod gradient;
+mod host;
 mod linear;
 mod rope;
 mod weights;
 
 pub use block::{Block, Linears, Stage, linear_shape};
 pub use decoder::{Decoder, Head};
-pub use device::{DeviceChoice, open_device};
+pub use device::{DeviceChoice, open_device, values};
 pub use error::ModelError;
 pub use gradient::{BlockGradients, NormKind, ParameterGradients};
 pub use linear::{Linear, LinearKind};

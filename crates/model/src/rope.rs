@@ -3,11 +3,20 @@ use std::f64::consts::PI;
 use burn::prelude::*;
 use halfbyte_checkpoint::{Rope, RopeScaling};
 
+use crate::host;
+
 /// Cosines and sines of every position, `[tokens, head_dim]` each, both halves filled.
 #[derive(Clone, Debug)]
 pub(crate) struct RopeTables {
-    cos: Tensor<2>,
-    sin: Tensor<2>,
+    cos: Table,
+    sin: Table,
+}
+
+/// The same numbers on the device and on the host.
+#[derive(Clone, Debug)]
+struct Table {
+    device: Tensor<2>,
+    host: Vec<f32>,
 }
 
 impl RopeTables {
@@ -24,7 +33,13 @@ impl RopeTables {
                 // transformers multiplies position and frequency in f32; so do we, to agree with it far out.
                 .map(|(t, w)| (f(f64::from(t as f32 * w as f32)) * attention) as f32)
                 .collect();
-            Tensor::from_data(TensorData::new(values, [tokens, head_dim]), device)
+            Table {
+                device: Tensor::from_data(
+                    TensorData::new(values.clone(), [tokens, head_dim]),
+                    device,
+                ),
+                host: values,
+            }
         };
         Self {
             cos: table(f64::cos),
@@ -36,6 +51,9 @@ impl RopeTables {
     /// the halves split as Hugging Face checkpoints have them).
     pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let [_, _, tokens, head_dim] = x.dims();
+        if host::is_host(&x) {
+            return host::rotate(x, &self.cos.host, &self.sin.host);
+        }
         let half = head_dim / 2;
         let rotated = Tensor::cat(
             vec![
@@ -44,8 +62,18 @@ impl RopeTables {
             ],
             3,
         );
-        let cos = self.cos.clone().narrow(0, 0, tokens).unsqueeze::<4>();
-        let sin = self.sin.clone().narrow(0, 0, tokens).unsqueeze::<4>();
+        let cos = self
+            .cos
+            .device
+            .clone()
+            .narrow(0, 0, tokens)
+            .unsqueeze::<4>();
+        let sin = self
+            .sin
+            .device
+            .clone()
+            .narrow(0, 0, tokens)
+            .unsqueeze::<4>();
         x * cos + rotated * sin
     }
 }

@@ -222,16 +222,7 @@ pub fn pack_codebook(
         ]),
     }
     bytes.push(state(weight.codebook(), shape, weight.block_size(), offset, dtype).into_bytes());
-    Ok(layout
-        .into_iter()
-        .zip(bytes)
-        .map(|(layout, bytes)| NamedTensor {
-            name: layout.name,
-            dtype: layout.dtype,
-            shape: layout.shape,
-            bytes,
-        })
-        .collect())
+    Ok(NamedTensor::fill(layout, bytes))
 }
 
 /// What [`pack_codebook`] would make of a weight of `shape` `[out_features, in_features]`, in the same order.

@@ -87,16 +87,7 @@ pub fn pack(
             scale_bytes(weight.scales().iter().copied(), scale_dtype),
         ],
     };
-    Ok(layout
-        .into_iter()
-        .zip(bytes)
-        .map(|(layout, bytes)| NamedTensor {
-            name: layout.name,
-            dtype: layout.dtype,
-            shape: layout.shape,
-            bytes,
-        })
-        .collect())
+    Ok(NamedTensor::fill(layout, bytes))
 }
 
 /// What [`pack`] would make of a weight of `shape` `[out_features, in_features]`, in the same order.

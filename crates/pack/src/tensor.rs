@@ -125,6 +125,19 @@ pub struct NamedTensor {
 }
 
 impl NamedTensor {
+    /// Each layout with its bytes.
+    pub(crate) fn fill(layouts: Vec<TensorLayout>, bytes: Vec<Vec<u8>>) -> Vec<Self> {
+        let pairs = layouts.into_iter().zip(bytes);
+        pairs
+            .map(|(TensorLayout { name, dtype, shape }, bytes)| Self {
+                name,
+                dtype,
+                shape,
+                bytes,
+            })
+            .collect()
+    }
+
     /// The same tensor, borrowed.
     pub fn view(&self) -> TensorView<'_> {
         TensorView {

@@ -80,15 +80,17 @@ fn export_one(
     let source = decoder.weights().folder();
     let infos = tensor_infos(layout, source, format)?;
     let plan = plan_shards(&infos, MAX_SHARD_BYTES);
-    let mut blocks = Blocks { work, loaded: None };
-    let tuned = work.replaced()?;
-    let mut folded = Folded { work, loaded: None };
+    let mut blocks = Blocks {
+        work,
+        tuned: work.tuned()?,
+        loaded: None,
+    };
     for shard in &plan.shards {
         let mut writer = SafetensorsWriter::create(&folder.join(&shard.file), &shard.tensors)?;
         for info in &shard.tensors {
             match packed_module(&info.name, layout) {
                 Some((block, module)) => {
-                    if blocks.loaded_index() != Some(block) {
+                    if blocks.block() != Some(block) {
                         tick(block as u64);
                     }
                     let tensors = blocks.packed(block, module, format, layout)?;
@@ -98,13 +100,13 @@ fn export_one(
                         .with_context(|| info.name.clone())?;
                     writer.write(&info.name, &tensor.bytes)?;
                 }
-                None => match (tuned.get(&info.name), folded.get(&info.name)?) {
-                    (Some(values), _) | (None, Some(values)) => {
+                None => match blocks.replaced(&info.name)? {
+                    Some(values) => {
                         let bytes = encode_f32(values, info.dtype)
                             .with_context(|| format!("{}: {:?}", info.name, info.dtype))?;
                         writer.write(&info.name, &bytes)?;
                     }
-                    (None, None) => {
+                    None => {
                         writer.write(&info.name, source.tensor(&info.name)?.bytes)?;
                         source.release([info.name.as_str()]);
                     }
@@ -187,40 +189,52 @@ fn block_of(name: &str) -> Option<usize> {
     rest.split('.').next()?.parse().ok()
 }
 
-/// The tensors that solving changed beside the quantized ones, of the block asked for last.
-struct Folded<'a> {
-    work: &'a Work,
-    loaded: Option<(usize, HashMap<String, Vec<f32>>)>,
-}
-
-impl Folded<'_> {
-    fn get(&mut self, tensor: &str) -> Result<Option<&Vec<f32>>> {
-        let Some(block) = block_of(tensor) else {
-            return Ok(None);
-        };
-        if self
-            .loaded
-            .as_ref()
-            .is_none_or(|(index, _)| *index != block)
-        {
-            self.loaded = Some((block, self.work.replaced_with(block)?));
-        }
-        Ok(self
-            .loaded
-            .as_ref()
-            .and_then(|(_, tensors)| tensors.get(tensor)))
-    }
-}
-
-/// The block read last, with the module packed last: neighbours in the file come from the same one.
+/// What solving and tuning left, with the block read last: neighbours in the file come from the same one.
 struct Blocks<'a> {
     work: &'a Work,
-    loaded: Option<(usize, Vec<Solved>, String, Vec<NamedTensor>)>,
+    /// Tensors beside the quantized ones that tuning changed.
+    tuned: HashMap<String, Vec<f32>>,
+    loaded: Option<Loaded>,
+}
+
+struct Loaded {
+    block: usize,
+    solved: Vec<Solved>,
+    /// Tensors beside the quantized ones that solving changed.
+    replaced: HashMap<String, Vec<f32>>,
+    /// The module packed last.
+    module: String,
+    tensors: Vec<NamedTensor>,
 }
 
 impl Blocks<'_> {
-    fn loaded_index(&self) -> Option<usize> {
-        self.loaded.as_ref().map(|(index, ..)| *index)
+    fn block(&self) -> Option<usize> {
+        self.loaded.as_ref().map(|loaded| loaded.block)
+    }
+
+    fn load(&mut self, block: usize) -> Result<&mut Loaded> {
+        let loaded = match self.loaded.take() {
+            Some(loaded) if loaded.block == block => loaded,
+            _ => Loaded {
+                block,
+                solved: self.work.load(block)?,
+                replaced: self.work.replaced(block)?,
+                module: String::new(),
+                tensors: Vec::new(),
+            },
+        };
+        Ok(self.loaded.insert(loaded))
+    }
+
+    /// What stands in the place of a tensor that is not packed, if it changed.
+    fn replaced(&mut self, tensor: &str) -> Result<Option<&Vec<f32>>> {
+        if self.tuned.contains_key(tensor) {
+            return Ok(self.tuned.get(tensor));
+        }
+        match block_of(tensor) {
+            Some(block) => Ok(self.load(block)?.replaced.get(tensor)),
+            None => Ok(None),
+        }
     }
 
     fn packed(
@@ -230,19 +244,16 @@ impl Blocks<'_> {
         format: Format,
         layout: &Layout,
     ) -> Result<&[NamedTensor]> {
-        if self.loaded_index() != Some(block) {
-            self.loaded = Some((block, self.work.load(block)?, String::new(), Vec::new()));
-        }
-        let (_, solved, name, tensors) = self.loaded.as_mut().context("a block was just loaded")?;
-        if name != module {
-            let found = solved.iter().find(|s| s.module == module);
+        let loaded = self.load(block)?;
+        if loaded.module != module {
+            let found = loaded.solved.iter().find(|s| s.module == module);
             let weight = &found
                 .with_context(|| format!("{module} is missing from the finished block {block}"))?
                 .weight;
-            *tensors = pack(module, weight, format, layout.scale_dtype)?;
-            *name = module.to_owned();
+            loaded.tensors = pack(module, weight, format, layout.scale_dtype)?;
+            loaded.module = module.to_owned();
         }
-        Ok(tensors)
+        Ok(&loaded.tensors)
     }
 }
 

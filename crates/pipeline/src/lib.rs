@@ -29,3 +29,4 @@ pub use halfbyte_report as report;
 pub use inspect::{Inspection, TensorLine, inspect};
 pub use plan::{Plan, PlannedExport, PlannedLinears, plan};
 pub use quantize::{Run, RunOptions, quantize};
+pub use usage::keep_freed_memory;

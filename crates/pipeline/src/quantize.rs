@@ -164,10 +164,10 @@ pub fn quantize(
             spill_folder: work.folder().to_owned(),
             mixed_windows,
         };
-        let mut walk = if pipeline.method.is_data_free() {
-            None
-        } else {
+        let mut walk = if pipeline.reads_text() {
             Some(clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?)
+        } else {
+            None
         };
         if resumed > 0
             && let Some(walk) = &mut walk
@@ -303,7 +303,8 @@ const OTHER_GROUPS: usize = 4;
 /// Residual streams kept for a backward pass.
 const GRADIENT_BYTES: u64 = 128 << 20;
 
-/// Calibration windows the attention-mixed statistic is taken from in the default recipe; see results/LOG.md for what more of them buy.
+/// Calibration windows the attention-mixed statistic is taken from in the default recipe; results/LOG.md has what more
+/// of them buy.
 const MIXED_WINDOWS: usize = 16;
 
 /// What becomes of every linear, checked against the model and the formats before anything is read.

@@ -15,7 +15,7 @@
 use anyhow::{Context, Result};
 use faer::MatRef;
 use halfbyte_calibrate::{LinearStats, RowStats};
-use halfbyte_checkpoint::{Dtype, rounded_to};
+use halfbyte_checkpoint::rounding;
 use halfbyte_model::{Block, LinearKind, NormKind, Weights, linear_shape};
 use halfbyte_solve::GptqOptions;
 use halfbyte_solve::awq::{
@@ -177,7 +177,8 @@ impl Folding<'_> {
             let module = kind.module(self.index);
             if self.layout.scheme(&module).is_none() {
                 let name = format!("{module}.weight");
-                *weight = rounded_to(std::mem::take(weight), dtype(self.weights, &name)?);
+                let round = stored(self.weights, &name)?;
+                weight.iter_mut().for_each(|x| *x = round(*x));
                 let shape = linear_shape(self.weights.config(), *kind);
                 if *weight != self.weights.weight(&module, shape)? {
                     self.replaced.push((name, weight.clone()));
@@ -251,8 +252,7 @@ impl Folding<'_> {
     ) -> Result<()> {
         let name = kind.tensor(self.index);
         let norm = self.weights.vector(&name)?;
-        let dtype = dtype(self.weights, &name)?;
-        let store = |x: f32| rounded_to(vec![x], dtype)[0];
+        let store = stored(self.weights, &name)?;
         let folded = fold_into_norm(&norm, None, NormGain::Plain, &found.scales, store)?;
         for &reader in readers {
             self.fold_columns(reader, &folded.scales)?;
@@ -278,8 +278,9 @@ impl Folding<'_> {
         fold_into_rows(weight, bias.as_deref_mut(), &found.source_scales)?;
         scales.rows.clone_from(&found.source_scales);
         self.fold_columns(reader, &found.scales)?;
-        if let Some(bias) = bias {
-            let bias = rounded_to(bias, dtype(self.weights, &name)?);
+        if let Some(mut bias) = bias {
+            let round = stored(self.weights, &name)?;
+            bias.iter_mut().for_each(|x| *x = round(*x));
             block.linears.get_mut(source).set_bias(bias.clone());
             self.replaced.push((name, bias));
         }
@@ -311,8 +312,9 @@ impl Folding<'_> {
     }
 }
 
-fn dtype(weights: &Weights, name: &str) -> Result<Dtype> {
-    Ok(weights.folder().tensor(name)?.dtype)
+/// How the source's file rounds a tensor.
+fn stored(weights: &Weights, name: &str) -> Result<fn(f32) -> f32> {
+    Ok(rounding(weights.folder().tensor(name)?.dtype))
 }
 
 #[cfg(test)]

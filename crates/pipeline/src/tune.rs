@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use halfbyte_calibrate::text::Windows;
-use halfbyte_checkpoint::Dtype;
 use halfbyte_model::{Decoder, LinearKind};
 use halfbyte_report::TuneRecord;
 use halfbyte_tune::{TuneOptions, TuneWindow, TunedBlock};
@@ -44,11 +43,7 @@ pub(crate) fn options(pipeline: &Pipeline, decoder: &Decoder) -> Result<Option<T
         batch_windows: BATCH_WINDOWS,
         seed: pipeline.calibration.seed,
         round_scale: halfbyte_solve::ScaleDtype::portable,
-        round_norm: match norm.dtype {
-            Dtype::F16 => |x| half::f16::from_f32(x).to_f32(),
-            Dtype::BF16 => |x| half::bf16::from_f32(x).to_f32(),
-            _ => |x| x,
-        },
+        round_norm: halfbyte_checkpoint::rounding(norm.dtype),
     }))
 }
 

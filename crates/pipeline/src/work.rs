@@ -5,10 +5,10 @@
 //! `block-0007.json` (what it holds, and the records); `stream-0008.bin`, the residual stream
 //! all windows carry into block 8; and `state.json`, which names the run by its fingerprint and says how many
 //! blocks are done. Where scales and norms were tuned in the end, `tuned-0007.safetensors` stand beside the blocks and
-//! `tuned.safetensors` holds the norms; state.json then says so. Every file is written beside and renamed, state.json last, so a run that dies at any moment
-//! leaves a folder whose state.json tells the truth. The stream is large and a disk may be slow, so it is saved only
-//! as often as costs a twentieth of the time; blocks solved since are solved again. Where the folder is another run's,
-//! its state goes first, then the run starts over and says so.
+//! `tuned.safetensors` holds the norms; state.json then says so. Every file is written beside and renamed, state.json
+//! last, so a run that dies at any moment leaves a folder whose state.json tells the truth. The stream is large and a
+//! disk may be slow, so it is saved only as often as costs a twentieth of the time; blocks solved since are solved
+//! again. Where the folder is another run's, its state goes first, then the run starts over and says so.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -155,35 +155,21 @@ impl Work {
     }
 
     /// The tensors beside the quantized ones that solving a block changed, flat.
-    pub(crate) fn replaced_with(&self, block: usize) -> Result<HashMap<String, Vec<f32>>> {
+    pub(crate) fn replaced(&self, block: usize) -> Result<HashMap<String, Vec<f32>>> {
         let names = self.block_file(block)?.replaced;
         if names.is_empty() {
             return Ok(HashMap::new());
         }
-        let path = self.file("block", block, "safetensors");
-        let place = || format!("{}: run again with --fresh", path.display());
-        let bytes = std::fs::read(&path).with_context(place)?;
-        let tensors = SafeTensors::deserialize(&bytes).with_context(place)?;
-        let read = |name: String| {
-            let values = floats(tensors.tensor(&name).with_context(place)?.data());
-            Ok((name, values))
-        };
-        names.into_iter().map(read).collect()
+        let wanted = |name: &str| names.iter().any(|n| n == name);
+        read_floats(&self.file("block", block, "safetensors"), wanted)
     }
 
-    /// The tensors beside the quantized ones that tuning changed.
-    pub(crate) fn replaced(&self) -> Result<HashMap<String, Vec<f32>>> {
-        if self.tuned.is_none() {
-            return Ok(HashMap::new());
+    /// Those that tuning changed.
+    pub(crate) fn tuned(&self) -> Result<HashMap<String, Vec<f32>>> {
+        match self.tuned {
+            Some(_) => read_floats(&self.replaced_file(), |_| true),
+            None => Ok(HashMap::new()),
         }
-        let path = self.replaced_file();
-        let place = || format!("{}: run again with --fresh", path.display());
-        let bytes = std::fs::read(&path).with_context(place)?;
-        let tensors = SafeTensors::deserialize(&bytes).with_context(place)?;
-        Ok(tensors
-            .iter()
-            .map(|(name, view)| (name.to_owned(), floats(view.data())))
-            .collect())
     }
 
     /// Writes a finished block, with the tensors beside its linears that changed; and, when it is time, the stream
@@ -328,6 +314,17 @@ impl Work {
         std::fs::remove_dir_all(&self.folder)
             .with_context(|| format!("{}: cannot be removed", self.folder.display()))
     }
+}
+
+/// The wanted tensors of a file, flat.
+fn read_floats(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<HashMap<String, Vec<f32>>> {
+    let place = || format!("{}: run again with --fresh", path.display());
+    let bytes = std::fs::read(path).with_context(place)?;
+    let tensors = SafeTensors::deserialize(&bytes).with_context(place)?;
+    let found = tensors.iter().filter(|(name, _)| wanted(name));
+    Ok(found
+        .map(|(name, view)| (name.to_owned(), floats(view.data())))
+        .collect())
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {

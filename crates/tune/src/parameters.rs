@@ -1,4 +1,6 @@
-use halfbyte_model::{Block, Decoder, LinearKind, ModelError, NormKind, ParameterGradients};
+use halfbyte_model::{
+    Block, Decoder, LinearKind, ModelError, NormKind, ParameterGradients, values,
+};
 use halfbyte_quant::{QuantizedWeight, WeightError};
 use rayon::prelude::*;
 
@@ -116,12 +118,12 @@ impl Parameters {
         let block = &mut self.blocks[index];
         for (kind, gradient) in gradients.weights {
             if let Some((_, weight, scales)) = block.linears.iter_mut().find(|(k, ..)| *k == kind) {
-                scales.add_gradient(&of_scales(weight, &crate::tune::values(gradient)?));
+                scales.add_gradient(&of_scales(weight, &values(gradient)?));
             }
         }
         for (kind, gradient) in gradients.norms {
             if let Some((_, norm)) = block.norms.iter_mut().find(|(k, _)| *k == kind) {
-                norm.add_gradient(&crate::tune::values(gradient)?);
+                norm.add_gradient(&values(gradient)?);
             }
         }
         Ok(())

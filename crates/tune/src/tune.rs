@@ -1,5 +1,5 @@
 use burn::prelude::*;
-use halfbyte_model::{Decoder, Head, ModelError};
+use halfbyte_model::{Decoder, Head, ModelError, values};
 use halfbyte_quant::WeightError;
 
 use crate::loss::divergence;
@@ -312,10 +312,4 @@ fn shuffle(items: &mut [usize], state: &mut u64) {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         items.swap(i, ((z ^ (z >> 31)) % (i as u64 + 1)) as usize);
     }
-}
-
-pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, TuneError> {
-    tensor
-        .try_into_vec_as::<f32>()
-        .map_err(|e| ModelError::Execution(e.to_string()).into())
 }

@@ -117,6 +117,10 @@ fn random_weight(scheme: Scheme, [rows, cols]: [usize; 2], seed: u64) -> Quantiz
     QuantizedWeight::new(scheme, [rows, cols], codes, scales, zeros).unwrap()
 }
 
+fn shape_of(shape: &Value) -> Vec<usize> {
+    numbers(shape).into_iter().map(|n| n as usize).collect()
+}
+
 fn gptq_weight(v: &Value, group_size: i64) -> QuantizedWeight {
     weight_of(v, group_size, v["sym"].as_bool().unwrap())
 }
@@ -142,12 +146,7 @@ fn gptq_tensors_equal_the_vectors_byte_for_byte_and_read_back() {
             (Format::Gptq, "qzeros_v1_i32"),
             (Format::GptqV2, "qzeros_v2_i32"),
         ] {
-            let shape = |key: &str| {
-                numbers(&v[key])
-                    .into_iter()
-                    .map(|n| n as usize)
-                    .collect::<Vec<_>>()
-            };
+            let shape = |key: &str| shape_of(&v[key]);
             let wanted = [
                 tensor(
                     "m.qweight",
@@ -260,10 +259,7 @@ fn compressed_tensors_equal_the_vectors_byte_for_byte_and_read_back() {
 fn awq_tensors_equal_the_vector_byte_for_byte_and_read_back() {
     let v = vector(AWQ_VECTOR);
     let weight = weight_of(&v, v["group_size"].as_i64().unwrap(), false);
-    let shape = |key: &str| {
-        let shape = numbers(&v[key]).into_iter();
-        shape.map(|n| n as usize).collect::<Vec<_>>()
-    };
+    let shape = |key: &str| shape_of(&v[key]);
     let wanted = [
         tensor(
             "m.qweight",

@@ -304,7 +304,7 @@ impl Pipeline {
 
     /// Whether calibration text is read at all.
     pub fn reads_text(&self) -> bool {
-        !self.method.is_data_free() || self.tune.epochs.is_some_and(|epochs| epochs > 0)
+        !self.method.is_data_free()
     }
 
     /// What is done with the linear of this name in the checkpoint.

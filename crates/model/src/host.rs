@@ -1,0 +1,302 @@
+//! Chains of elementwise operators as one pass over memory, for the CPU device.
+//!
+//! burn's flex device runs every operator as a pass of its own into a new buffer, and takes exponentials one at a time:
+//! a quarter of a run's time went there. On the CPU a tensor's numbers are this process's own, so they are taken out
+//! (without a copy where nobody else holds them), worked on in place, and put back. Elsewhere, and where gradients are
+//! recorded, burn's operators do the same; tests hold both against each other.
+
+use std::ops::Range;
+
+use burn::prelude::*;
+use pulp::{Arch, NullaryFnOnce};
+use rayon::prelude::*;
+
+/// Sums run over so many lanes, whatever the processor has, so that results do not depend on it.
+const LANES: usize = 16;
+/// Numbers a task works on at least.
+const TASK: usize = 1 << 15;
+
+/// Whether a tensor's numbers can be worked on here.
+pub(crate) fn is_host<const D: usize>(tensor: &Tensor<D>) -> bool {
+    let device = tensor.device();
+    // equality is the hardware's alone
+    !device.is_autodiff() && device == Device::flex()
+}
+
+/// Work on the rows of a tensor, compiled once for every instruction set: `work` must be `#[inline(always)]`, or it is
+/// compiled for the least one, where a fused multiply-add is a call.
+trait Rows: Sync {
+    /// Numbers a row.
+    fn width(&self) -> usize;
+    /// Changes some rows, of which `first` is the index of the first.
+    fn work(&self, first: usize, rows: &mut [f32]);
+}
+
+struct Task<'a, R> {
+    rows: &'a R,
+    first: usize,
+    values: &'a mut [f32],
+}
+
+impl<R: Rows> NullaryFnOnce for Task<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.rows.work(self.first, self.values);
+    }
+}
+
+fn in_place<const D: usize>(tensor: Tensor<D>, rows: &impl Rows) -> Tensor<D> {
+    let (shape, device) = (tensor.shape(), tensor.device());
+    let mut values = taken(tensor);
+    let count = (TASK / rows.width()).max(1);
+    let arch = Arch::new();
+    let tasks = values.par_chunks_mut(count * rows.width()).enumerate();
+    tasks.for_each(|(task, values)| {
+        arch.dispatch(Task {
+            rows,
+            first: task * count,
+            values,
+        })
+    });
+    Tensor::from_data(TensorData::new(values, shape), &device)
+}
+
+fn taken<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    let values = tensor.try_into_vec_as::<f32>();
+    values.unwrap_or_else(|e| unreachable!("the CPU device's memory is at hand: {e}"))
+}
+
+/// Softmax over the keys that each row's query sees, 0 at the others. The last axis of `scores` are keys; `seen` gives a
+/// row's visible ones, never none.
+pub(crate) fn softmax<const D: usize>(
+    scores: Tensor<D>,
+    seen: impl Fn(usize) -> Range<usize> + Sync,
+) -> Tensor<D> {
+    let keys = scores.dims()[D - 1];
+    in_place(scores, &Softmax { keys, seen })
+}
+
+struct Softmax<F> {
+    keys: usize,
+    seen: F,
+}
+
+impl<F: Fn(usize) -> Range<usize> + Sync> Rows for Softmax<F> {
+    fn width(&self) -> usize {
+        self.keys
+    }
+
+    #[inline(always)]
+    fn work(&self, first: usize, rows: &mut [f32]) {
+        for (at, row) in rows.chunks_exact_mut(self.keys).enumerate() {
+            let seen = (self.seen)(first + at);
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+            softmax_row(&mut row[seen]);
+        }
+    }
+}
+
+#[inline(always)]
+fn softmax_row(row: &mut [f32]) {
+    let mut max = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for x in whole {
+        for l in 0..LANES {
+            max[l] = max[l].max(x[l]);
+        }
+    }
+    for (l, x) in rest.iter().enumerate() {
+        max[l] = max[l].max(*x);
+    }
+    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0.0f32; LANES];
+    let (whole, rest) = row.as_chunks_mut::<LANES>();
+    for x in whole {
+        for l in 0..LANES {
+            x[l] = exp(x[l] - max);
+            sums[l] += x[l];
+        }
+    }
+    for (x, sum) in rest.iter_mut().zip(&mut sums) {
+        *x = exp(*x - max);
+        *sum += *x;
+    }
+    let share = 1.0 / sums.iter().sum::<f32>();
+    row.iter_mut().for_each(|x| *x *= share);
+}
+
+/// `silu(gate) * up`.
+pub(crate) fn silu_gated<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    in_place(gate, &SiluGated { up: taken(up) })
+}
+
+struct SiluGated {
+    up: Vec<f32>,
+}
+
+impl Rows for SiluGated {
+    fn width(&self) -> usize {
+        1
+    }
+
+    #[inline(always)]
+    fn work(&self, first: usize, gate: &mut [f32]) {
+        for (gate, up) in gate.iter_mut().zip(&self.up[first..]) {
+            *gate *= up / (1.0 + exp(-*gate));
+        }
+    }
+}
+
+/// `x / sqrt(mean(x²) + ε) * weight` over the last axis.
+pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    let weight = taken(weight);
+    in_place(x, &RmsNorm { weight, epsilon })
+}
+
+struct RmsNorm {
+    weight: Vec<f32>,
+    epsilon: f64,
+}
+
+impl Rows for RmsNorm {
+    fn width(&self) -> usize {
+        self.weight.len()
+    }
+
+    #[inline(always)]
+    fn work(&self, _first: usize, rows: &mut [f32]) {
+        let width = self.weight.len();
+        for row in rows.chunks_exact_mut(width) {
+            let mut sums = [0.0f32; LANES];
+            let (whole, rest) = row.as_chunks::<LANES>();
+            for x in whole {
+                for l in 0..LANES {
+                    sums[l] = x[l].mul_add(x[l], sums[l]);
+                }
+            }
+            for (x, sum) in rest.iter().zip(&mut sums) {
+                *sum = x.mul_add(*x, *sum);
+            }
+            let mean = f64::from(sums.iter().sum::<f32>()) / width as f64;
+            let factor = (1.0 / (mean + self.epsilon).sqrt()) as f32;
+            for (x, weight) in row.iter_mut().zip(&self.weight) {
+                *x *= factor * weight;
+            }
+        }
+    }
+}
+
+/// `x cos + rotate_half(x) sin` for `x` `[windows, heads, tokens, head_dim]`, tables `[tokens, head_dim]` whose halves
+/// are equal.
+pub(crate) fn rotate(x: Tensor<4>, cos: &[f32], sin: &[f32]) -> Tensor<4> {
+    let [_, _, tokens, width] = x.dims();
+    let rows = Rotate {
+        tokens,
+        width,
+        cos,
+        sin,
+    };
+    in_place(x, &rows)
+}
+
+struct Rotate<'a> {
+    tokens: usize,
+    width: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Rows for Rotate<'_> {
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    #[inline(always)]
+    fn work(&self, first: usize, rows: &mut [f32]) {
+        let half = self.width / 2;
+        for (at, row) in rows.chunks_exact_mut(self.width).enumerate() {
+            let start = (first + at) % self.tokens * self.width;
+            let cos = &self.cos[start..start + half];
+            let sin = &self.sin[start..start + half];
+            let (low, high) = row.split_at_mut(half);
+            for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
+        }
+    }
+}
+
+/// `e^x` to 2 units in the last place, without branches: Cody and Waite's reduction and a polynomial of degree 6
+/// (the Cephes library's coefficients). Beyond ±87 the result stays at that of ±87.
+#[inline(always)]
+#[expect(clippy::excessive_precision, reason = "as published")]
+fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.0, 87.0);
+    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let r = n.mul_add(-0.693_359_375, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let mut p = 1.987_569_15e-4f32;
+    for c in [
+        1.398_199_95e-3,
+        8.333_451_9e-3,
+        4.166_579_6e-2,
+        1.666_666_55e-1,
+        5.000_000_1e-1,
+    ] {
+        p = p.mul_add(r, c);
+    }
+    let y = p.mul_add(r * r, r) + 1.0;
+    f32::from_bits(y.to_bits().wrapping_add_signed((n as i32) << 23))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use halfbyte_checkpoint::ModelFolder;
+
+    use super::*;
+    use crate::{Decoder, Weights};
+
+    #[test]
+    fn exponentials_are_those_of_f64_to_two_units_in_the_last_place() {
+        for i in -870_000..870_000 {
+            let x = i as f32 * 1e-4;
+            let (found, wanted) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!(
+                (found / wanted - 1.0).abs() < 2.4e-7,
+                "{x}: {found} {wanted}"
+            );
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(-1e9) > 0.0 && exp(-1e9) < 1e-37);
+    }
+
+    /// Where gradients are recorded burn's operators run. 150 tokens are more than one chunk of queries.
+    #[test]
+    fn blocks_give_what_burns_operators_give() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        for name in ["llama", "mistral_sliding_window", "qwen2", "qwen3"] {
+            let folder = ModelFolder::open(&golden.join(name)).unwrap();
+            let decoder = Decoder::new(Weights::new(folder).unwrap(), Device::flex());
+            let block = decoder.block(0, 150).unwrap();
+            let shape = [2, 150, decoder.weights().config().hidden_size];
+            let count = shape.iter().product::<usize>();
+            let h: Vec<f32> = (0..count).map(|i| (i as f32 * 0.731).sin()).collect();
+            let h = Tensor::<3>::from_data(TensorData::new(h, shape), decoder.device());
+            let found = taken(block.forward(h.clone()));
+            let wanted = block.forward(h.autodiff()).without_autodiff();
+            let wanted = taken(wanted);
+            let largest = wanted.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            for (found, wanted) in found.iter().zip(&wanted) {
+                assert!(
+                    (found - wanted).abs() < 1e-5 * largest,
+                    "{name}: {found} {wanted}"
+                );
+            }
+        }
+    }
+}
