@@ -71,6 +71,50 @@ fn decisions(run: &RunRecord) -> Vec<String> {
 }
 
 #[test]
+fn a_budget_is_kept_to_and_goes_where_the_model_feels_it() {
+    let out = tempfile::tempdir().unwrap();
+    let sets = [
+        "budget={bits_per_weight: 3.5, bits: [2, 3, 4, 8], floors: [{match: '*.5.mlp.down_proj', bits: 4}]}",
+        "rules=[{match: '*.1.mlp.gate_proj', bits: 8}]",
+    ];
+    let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+    succeed(&mut small_run(out.path(), &more));
+    let record = read_run(out.path()).unwrap();
+    let budget = record.budget.unwrap();
+    assert!(budget.bits_per_weight <= 3.5 && budget.bits_per_weight > 3.4);
+    assert!((record.summary.bits_per_weight - budget.bits_per_weight).abs() < 1e-9);
+    let bits = |module: &str| {
+        let found = record.linears.iter().find(|l| l.linear.ends_with(module));
+        found.unwrap().bits
+    };
+    for block in 0..6 {
+        let of = |kind: &str| bits(&format!("layers.{block}.{kind}"));
+        let [q, k, v] = ["q", "k", "v"].map(|name| of(&format!("self_attn.{name}_proj")));
+        assert!(q == k && k == v, "block {block}: {q} {k} {v}");
+        assert!(block == 1 || of("mlp.gate_proj") == of("mlp.up_proj"));
+    }
+    assert_eq!(bits("layers.1.mlp.gate_proj"), 8);
+    assert!(bits("layers.5.mlp.down_proj") >= 4);
+    let widths: std::collections::BTreeSet<u8> = record.linears.iter().map(|l| l.bits).collect();
+    assert!(widths.len() > 2, "{widths:?}");
+    for linear in &budget.linears {
+        assert!(linear.sensitivity > 0.0, "{linear:?}");
+        assert!(
+            linear
+                .predicted_kl
+                .is_sorted_by(|a, b| a.0 < b.0 && a.1 >= b.1),
+            "{linear:?}"
+        );
+    }
+    // a rule has settled one linear at 8 bits, so that is the only width all could have
+    let uniform: Vec<u8> = budget.uniform.iter().map(|u| u.bits).collect();
+    assert_eq!(uniform, [8]);
+    let least = |l: &halfbyte_report::SensitivityRecord| l.predicted_kl[0].1;
+    let narrow: f64 = budget.linears.iter().map(least).sum();
+    assert!(budget.predicted_kl < 0.5 * narrow);
+}
+
+#[test]
 fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_number_of_threads() {
     let run = |threads: &str, epochs: &str| {
         let out = tempfile::tempdir().unwrap();

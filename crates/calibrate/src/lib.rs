@@ -14,6 +14,6 @@ mod store;
 mod walk;
 
 pub use accumulate::Accumulator;
-pub use loss_weights::{LossWeightOptions, LossWeights};
+pub use loss_weights::{GROUPING_WINDOWS, LossWeightOptions, LossWeights, sensitivities};
 pub use store::{Store, StoreError};
 pub use walk::{LinearStats, RowStats, StageStats, Walk, WalkError, WalkOptions};

@@ -11,8 +11,8 @@ use crate::{Store, WalkError};
 
 /// Rows whose logits exist at once.
 const LOGIT_ROWS: usize = 128;
-/// Windows from which rows are grouped.
-const GROUPING_WINDOWS: usize = 4;
+/// Windows from which rows are grouped, and enough for [`sensitivities`].
+pub const GROUPING_WINDOWS: usize = 4;
 
 /// How the weights are taken.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,14 +78,25 @@ impl LossWeights {
         tick: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, WalkError> {
         let all: Vec<&Window> = windows.calibration.iter().chain(&windows.holdout).collect();
+        Self::over(&all, windows.calibration.len(), decoder, options, tick)
+    }
+
+    /// The same over some windows, of which the first `n_calibration` set the averages.
+    fn over(
+        all: &[&Window],
+        n_calibration: usize,
+        decoder: &Decoder,
+        options: &LossWeightOptions,
+        tick: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, WalkError> {
         let tokens = all.first().map_or(0, |w| w.ids.len());
         let hidden = decoder.weights().config().hidden_size;
         let blocks = decoder.n_blocks();
         let mut pass = Pass {
             decoder,
             options,
-            windows: &all,
-            n_calibration: windows.calibration.len(),
+            windows: all,
+            n_calibration,
             tokens,
             hidden,
             weights: (0..blocks).map(|_| None).collect(),
@@ -112,6 +123,22 @@ impl LossWeights {
         Ok(Self { blocks })
     }
 
+    /// Mean of `g²` over a linear's output rows and the windows that rows were grouped on; for v over the features of
+    /// o's input.
+    fn mean_square(&self, block: usize, kind: LinearKind) -> f64 {
+        let block = &self.blocks[block];
+        let Some(linear) = block.linear(kind) else {
+            return 0.0;
+        };
+        if kind == LinearKind::V {
+            let means = &block.means[linear.first..][..linear.rows.len()];
+            return means.iter().sum::<f64>() / means.len().max(1) as f64;
+        }
+        let felt = linear.scale.iter().filter(|scale| **scale > 0.0);
+        let sum: f64 = felt.map(|scale| 1.0 / f64::from(*scale)).sum();
+        sum / linear.scale.len().max(1) as f64
+    }
+
     /// The output rows of every group of a linear. For v: the features of o's input that belong to each query head.
     pub fn rows(&self, block: usize, kind: LinearKind) -> &[Vec<usize>] {
         self.blocks[block].linear(kind).map_or(&[], |l| &l.rows)
@@ -134,6 +161,40 @@ impl LossWeights {
         weights.iter_mut().for_each(|w| *w *= scale);
         Ok(weights)
     }
+}
+
+/// What a unit of each linear's loss `tr(Δ H Δᵀ)` costs in KL divergence from the float model, in nats a token: half the
+/// mean of `g²` over its rows and tokens, in the notation of [`LossWeights`] (K-FAC's assumption that inputs and
+/// gradients vary independently, Martens and Grosse, arXiv 1503.05671). v's loss is that by the attention-mixed
+/// Hessian, the mean over the query heads that share a kv head, so it counts as often as there are such heads.
+///
+/// One value a linear of every block, in the order of [`LinearKind::ALL`], from `windows` alone: a few are enough for
+/// means over thousands of rows. `tick` as in [`LossWeights::take`].
+///
+/// # Errors
+/// As [`LossWeights::take`].
+pub fn sensitivities(
+    windows: &[&Window],
+    decoder: &Decoder,
+    seed: u64,
+    tick: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<[f64; 7]>, WalkError> {
+    let options = LossWeightOptions {
+        mlp_groups: 1,
+        other_groups: 1,
+        seed,
+        max_bytes: u64::MAX,
+    };
+    let weights = LossWeights::over(windows, windows.len(), decoder, &options, tick)?;
+    let config = decoder.weights().config();
+    let shared = config.num_attention_heads / config.num_key_value_heads;
+    let of = |block: usize| {
+        LinearKind::ALL.map(|kind| {
+            let heads = if kind == LinearKind::V { shared } else { 1 };
+            0.5 * heads as f64 * weights.mean_square(block, kind)
+        })
+    };
+    Ok((0..decoder.n_blocks()).map(of).collect())
 }
 
 struct Pass<'a> {

@@ -168,8 +168,28 @@ impl Walk {
     /// Statistics of all stages of a block as it stands, in the order of the stages. The walk stays where it is: this
     /// pass keeps no activations and leaves the residual stream alone.
     pub fn survey(
-        &self,
+        &mut self,
         block: &Block,
+        tick: &mut dyn FnMut(usize),
+    ) -> Result<Vec<LinearStats>, WalkError> {
+        self.pass(block, false, tick)
+    }
+
+    /// The same, and on to the next block.
+    pub fn survey_and_finish(
+        &mut self,
+        block: &Block,
+        tick: &mut dyn FnMut(usize),
+    ) -> Result<Vec<LinearStats>, WalkError> {
+        let stats = self.pass(block, true, tick)?;
+        self.at += 1;
+        Ok(stats)
+    }
+
+    fn pass(
+        &mut self,
+        block: &Block,
+        into_stream: bool,
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
         let width = |kind| block.linears.get(kind).in_features();
@@ -188,11 +208,17 @@ impl Walk {
             let a = block.attention(q, k, x);
             let seen = values(a.clone())?;
             self.observe(Stage::AttentionOutput, &mut output, &batch, &seen)?;
-            let x = block.mlp_input(block.attention_output(h, a));
+            let h = block.attention_output(h, a);
+            let x = block.mlp_input(h.clone());
             let seen = values(x.clone())?;
             self.observe(Stage::MlpInput, &mut mlp_input, &batch, &seen)?;
-            let seen = values(block.mlp_mix(x))?;
+            let m = block.mlp_mix(x);
+            let seen = values(m.clone())?;
             self.observe(Stage::MlpOutput, &mut mlp_output, &batch, &seen)?;
+            if into_stream {
+                let h = values(block.mlp_output(h, m))?;
+                self.stream.write(batch.start, &h)?;
+            }
             tick(batch.end * self.tokens);
         }
         let mut stats = finish(input);

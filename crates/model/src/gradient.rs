@@ -178,6 +178,11 @@ impl Block {
         }
     }
 
+    /// A norm's weight, `[width]`; none for a norm that the block lacks.
+    pub fn norm_weight(&self, kind: NormKind) -> Option<&Tensor<1>> {
+        Some(&self.norm(kind)?.weight)
+    }
+
     /// Replaces a norm's weight, `[width]`; a norm that the block lacks stays so.
     pub fn set_norm(&mut self, kind: NormKind, weight: Vec<f32>) {
         if let Some(norm) = self.norm_mut(kind) {

@@ -276,7 +276,7 @@ fn notes(pipeline: &Pipeline) -> ConfigNotes {
     }
 }
 
-fn file_dtype(dtype: halfbyte_pack::Dtype) -> Dtype {
+pub(crate) fn file_dtype(dtype: halfbyte_pack::Dtype) -> Dtype {
     match dtype {
         halfbyte_pack::Dtype::F16 => Dtype::F16,
         halfbyte_pack::Dtype::BF16 => Dtype::BF16,

@@ -6,6 +6,7 @@
 
 pub mod config;
 
+mod budget;
 mod error;
 mod evaluate;
 mod event;

@@ -9,7 +9,7 @@ use halfbyte_calibrate::{LinearStats, LossWeightOptions, LossWeights, Walk, Walk
 use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
 use halfbyte_pack::{Format, ScaleDtype};
 use halfbyte_quant::Scheme;
-use halfbyte_report::{LinearRecord, RunRecord};
+use halfbyte_report::{BudgetRecord, LinearRecord, RunRecord};
 
 use crate::config::{Device, Pipeline, Propagation, Treatment};
 use crate::error::{GateFailed, user_error};
@@ -19,7 +19,7 @@ use crate::scale::{Scaled, Scaling};
 use crate::stage::{Prepared, Solver, Task, Unscaled};
 use crate::usage::{Clock, usage};
 use crate::work::{Solved, Work};
-use crate::{evaluate, export, record, tune};
+use crate::{budget, evaluate, export, record, tune};
 
 /// Where a run goes.
 #[derive(Clone, Debug)]
@@ -71,7 +71,7 @@ pub fn quantize(
         pipeline.model.revision.clone(),
         on_event,
     )?;
-    let layout = Layout::new(pipeline, &folder)?;
+    let mut layout = Layout::new(pipeline, &folder)?;
     let tokenizer = folder.tokenizer()?;
     let windows = clock.time("tokenize", || {
         open_calibration(pipeline, &tokenizer, on_event)
@@ -131,6 +131,23 @@ pub fn quantize(
         records.extend(work.records(block)?);
     }
     let activation_bytes = pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2;
+    let shared_out = match work.budget()? {
+        Some(known) => Some(known),
+        None => budget::Budgeting {
+            pipeline,
+            layout: &layout,
+            decoder: &decoder,
+            windows: &windows,
+            solver: &solver,
+            spill_folder: work.folder(),
+            activation_bytes,
+        }
+        .share_out(&mut clock, on_event)?,
+    };
+    if let Some(budget) = &shared_out {
+        layout.set_bits(budget)?;
+        work.save_budget(budget)?;
+    }
     if resumed < blocks {
         let loss_weights = if solver.wants_loss_weights() {
             let options = LossWeightOptions {
@@ -254,6 +271,7 @@ pub fn quantize(
         peak_rss_bytes: Some(quantizing.peak_rss_bytes).filter(|bytes| *bytes > 0),
         resumed,
         tune: work.tune_record().cloned(),
+        budget: shared_out,
         clock: &clock,
     }
     .record();
@@ -305,7 +323,7 @@ const GRADIENT_BYTES: u64 = 128 << 20;
 
 /// Calibration windows the attention-mixed statistic is taken from in the default recipe; results/LOG.md has what more
 /// of them buy.
-const MIXED_WINDOWS: usize = 16;
+pub(crate) const MIXED_WINDOWS: usize = 16;
 
 /// What becomes of every linear, checked against the model and the formats before anything is read.
 pub(crate) struct Layout {
@@ -410,6 +428,19 @@ impl Layout {
             schemes,
             scale_dtype,
         })
+    }
+
+    /// Gives every linear the width that a budget chose for it.
+    fn set_bits(&mut self, budget: &BudgetRecord) -> Result<()> {
+        for chosen in &budget.linears {
+            if let Some(scheme) = self.schemes.get_mut(&chosen.linear) {
+                *scheme = Scheme::new(chosen.bits, scheme.group_size(), scheme.sym())?;
+            }
+        }
+        for (module, scheme) in &mut self.modules {
+            *scheme = self.schemes.get(module).copied();
+        }
+        Ok(())
     }
 
     /// The scheme of a linear, if it is quantized.

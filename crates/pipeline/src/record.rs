@@ -4,8 +4,8 @@ use halfbyte_calibrate::text::{EvaluationText, TextReport};
 use halfbyte_evaluate::Evaluation;
 use halfbyte_model::Decoder;
 use halfbyte_report::{
-    CalibrationRecord, EvaluationRecord, ExportRecord, LinearRecord, ModelRecord, RunRecord,
-    SCHEMA_VERSION, SummaryRecord, TuneRecord,
+    BudgetRecord, CalibrationRecord, EvaluationRecord, ExportRecord, LinearRecord, ModelRecord,
+    RunRecord, SCHEMA_VERSION, SummaryRecord, TuneRecord,
 };
 
 use crate::config::Pipeline;
@@ -25,6 +25,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) peak_rss_bytes: Option<u64>,
     pub(crate) resumed: usize,
     pub(crate) tune: Option<TuneRecord>,
+    pub(crate) budget: Option<BudgetRecord>,
     pub(crate) clock: &'a Clock,
 }
 
@@ -98,6 +99,7 @@ impl Parts<'_> {
                 })
                 .collect(),
             linears: self.records,
+            budget: self.budget,
             tune: self.tune,
             evaluation: None,
         }

@@ -104,6 +104,42 @@ impl Solver {
         }
     }
 
+    /// Solves some rows of a linear.
+    fn solve(
+        &self,
+        weight: MatRef<'_, f32>,
+        seen: Option<&ActivationStats>,
+        factor: Option<&Factor>,
+        kind: LinearKind,
+        scheme: &Scheme,
+    ) -> Result<Solution> {
+        Ok(match (self, factor) {
+            (Self::Gptq { options, best, .. }, Some(factor)) => {
+                let wide = *best && scheme.bits() <= WIDE_BITS;
+                let options = GptqOptions {
+                    beam: if wide { BEAM } else { options.beam },
+                    ..options.clone()
+                };
+                gptq(weight, factor, scheme, &options)?
+            }
+            (Self::Gptq { .. }, None) => unreachable!("gptq was prepared with a factor"),
+            (Self::Rtn(options), _) => rtn(weight, seen, scheme, options)?,
+            (Self::Awq { rounding, ours }, _) => {
+                let stats = seen.context("awq was prepared with statistics")?;
+                let clips = !matches!(kind, LinearKind::Q | LinearKind::K);
+                awq(weight, stats, scheme, rounding, clips, *ours)?
+            }
+            (Self::Hqq(options), _) => hqq(weight, seen, scheme, options)?,
+            (Self::Absmax, _) => {
+                let granularity = match scheme.group_size() {
+                    GroupSize::Channel => Granularity::Channel,
+                    GroupSize::Columns(columns) => Granularity::Group(columns),
+                };
+                absmax(weight, seen, granularity, ScaleDtype::Portable)?
+            }
+        })
+    }
+
     /// Whether tokens are to be weighted by how much the loss feels them.
     pub(crate) fn wants_loss_weights(&self) -> bool {
         matches!(self, Self::Gptq { best: true, .. })
@@ -208,6 +244,38 @@ impl<'a> Prepared<'a> {
             .with_context(|| format!("block {}, {module}", task.block))
     }
 
+    /// What solving a weight costs, `tr(Δ H Δᵀ)` over all its rows.
+    pub(crate) fn loss(
+        &self,
+        solver: &Solver,
+        kind: LinearKind,
+        weight: &[f32],
+        scheme: &Scheme,
+    ) -> Result<f64> {
+        let mut sum = 0.0;
+        for Part {
+            rows,
+            stats,
+            factor,
+        } in &self.parts
+        {
+            let seen = stats.map(|stats| &stats.calibration);
+            let columns = seen.map_or(1, |seen| seen.in_features);
+            let picked;
+            let weight = match rows {
+                None => weight,
+                Some(rows) => {
+                    picked = pick(weight, rows, columns);
+                    &picked
+                }
+            };
+            let weight = MatRef::from_row_major_slice(weight, weight.len() / columns, columns);
+            let solution = solver.solve(weight, seen, factor.as_ref(), kind, scheme)?;
+            sum += solution.loss;
+        }
+        Ok(sum)
+    }
+
     fn solve_parts(
         &self,
         solver: &Solver,
@@ -237,31 +305,7 @@ impl<'a> Prepared<'a> {
             let weight = pick(task.weight, rows, in_);
             let weight = MatRef::from_row_major_slice(&weight, rows.len(), in_);
             let seen = stats.map(|stats| &stats.calibration);
-            let solution = match (solver, factor) {
-                (Solver::Gptq { options, best, .. }, Some(factor)) => {
-                    let wide = *best && task.scheme.bits() <= WIDE_BITS;
-                    let options = GptqOptions {
-                        beam: if wide { BEAM } else { options.beam },
-                        ..options.clone()
-                    };
-                    gptq(weight, factor, &task.scheme, &options)?
-                }
-                (Solver::Rtn(options), _) => rtn(weight, seen, &task.scheme, options)?,
-                (Solver::Awq { rounding, ours }, _) => {
-                    let stats = seen.context("awq was prepared with statistics")?;
-                    let clips = !matches!(task.kind, LinearKind::Q | LinearKind::K);
-                    awq(weight, stats, &task.scheme, rounding, clips, *ours)?
-                }
-                (Solver::Hqq(options), _) => hqq(weight, seen, &task.scheme, options)?,
-                (Solver::Absmax, _) => {
-                    let granularity = match task.scheme.group_size() {
-                        GroupSize::Channel => Granularity::Channel,
-                        GroupSize::Columns(columns) => Granularity::Group(columns),
-                    };
-                    absmax(weight, seen, granularity, ScaleDtype::Portable)?
-                }
-                (Solver::Gptq { .. }, None) => unreachable!("gptq was prepared with a factor"),
-            };
+            let solution = solver.solve(weight, seen, factor.as_ref(), task.kind, &task.scheme)?;
             let rounded = match &task.unscaled {
                 None => plain_rounding(weight, &task.scheme)?,
                 Some(Unscaled { weight, scales }) => {

@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use halfbyte_calibrate::text::Windows;
-use halfbyte_model::{Decoder, LinearKind};
+use halfbyte_model::{Block, Decoder, LinearKind, ModelError, NormKind};
 use halfbyte_report::TuneRecord;
-use halfbyte_tune::{TuneOptions, TuneWindow, TunedBlock};
+use halfbyte_tune::{SolvedLinears, TuneOptions, TuneWindow};
 
 use crate::config::{Pipeline, Recipe};
 use crate::event::Event;
@@ -56,8 +56,9 @@ pub(crate) fn tune(
     on_event: &mut dyn FnMut(Event),
 ) -> Result<TuneRecord> {
     let mut blocks = Vec::with_capacity(decoder.n_blocks());
+    let mut replaced = Vec::with_capacity(decoder.n_blocks());
     for index in 0..decoder.n_blocks() {
-        let mut linears = Vec::new();
+        let mut linears = SolvedLinears::new();
         for Solved { module, weight } in work.load(index)? {
             let kind = LinearKind::ALL
                 .into_iter()
@@ -66,11 +67,16 @@ pub(crate) fn tune(
                 linears.push((kind, weight));
             }
         }
-        blocks.push(TunedBlock {
-            linears,
-            norms: Vec::new(),
-        });
+        blocks.push(linears);
+        replaced.push(work.replaced(index)?);
     }
+    let float = |index: usize, tokens: usize| -> Result<Block, ModelError> {
+        let mut block = decoder.block(index, tokens)?;
+        for (name, values) in &replaced[index] {
+            replace(&mut block, index, name, values);
+        }
+        Ok(block)
+    };
     let texts = windows.calibration.iter().map(|w| (w, false));
     let held = windows.holdout.iter().map(|w| (w, true));
     let tokens: Vec<TuneWindow<'_>> = texts
@@ -90,11 +96,12 @@ pub(crate) fn tune(
             unit: "windows",
         })
     };
-    let (tuned, report) = halfbyte_tune::tune(decoder, blocks, &tokens, options, &mut tick)?;
-    let mut replaced = vec![("model.norm.weight".to_owned(), tuned.final_norm)];
+    let (tuned, report) =
+        halfbyte_tune::tune(decoder, &float, blocks, &tokens, options, &mut tick)?;
+    let mut norms = vec![("model.norm.weight".to_owned(), tuned.final_norm)];
     let mut solved = Vec::with_capacity(tuned.blocks.len());
     for (index, block) in tuned.blocks.into_iter().enumerate() {
-        replaced.extend(
+        norms.extend(
             block
                 .norms
                 .into_iter()
@@ -113,6 +120,24 @@ pub(crate) fn tune(
         kl_calibration: report.kl_calibration,
         kl_heldout: report.kl_heldout,
     };
-    work.save_tuned(&solved, &replaced, &record)?;
+    work.save_tuned(&solved, &norms, &record)?;
     Ok(record)
+}
+
+/// Puts a tensor that folding changed into its block.
+fn replace(block: &mut Block, index: usize, name: &str, values: &[f32]) {
+    for kind in NormKind::ALL {
+        if kind.tensor(index) == name {
+            block.set_norm(kind, values.to_vec());
+        }
+    }
+    for kind in LinearKind::ALL {
+        let part = name.strip_prefix(&kind.module(index));
+        let linear = block.linears.get_mut(kind);
+        match part {
+            Some(".weight") => linear.set_weight(values.to_vec()),
+            Some(".bias") => linear.set_bias(values.to_vec()),
+            _ => (),
+        }
+    }
 }

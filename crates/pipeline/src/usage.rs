@@ -73,6 +73,6 @@ pub fn keep_freed_memory() {
     // SAFETY: mallopt takes two numbers; it is called before there are other threads.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 20);
     }
 }

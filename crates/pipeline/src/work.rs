@@ -5,7 +5,7 @@
 //! `block-0007.json` (what it holds, and the records); `stream-0008.bin`, the residual stream
 //! all windows carry into block 8; and `state.json`, which names the run by its fingerprint and says how many
 //! blocks are done. Where scales and norms were tuned in the end, `tuned-0007.safetensors` stand beside the blocks and
-//! `tuned.safetensors` holds the norms; state.json then says so. Every file is written beside and renamed, state.json
+//! `tuned.safetensors` holds the norms; state.json then says so. `budget.json` has the widths where they were chosen. Every file is written beside and renamed, state.json
 //! last, so a run that dies at any moment leaves a folder whose state.json tells the truth. The stream is large and a
 //! disk may be slow, so it is saved only as often as costs a twentieth of the time; blocks solved since are solved
 //! again. Where the folder is another run's, its state goes first, then the run starts over and says so.
@@ -20,7 +20,7 @@ use halfbyte_checkpoint::{
     write_json,
 };
 use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme};
-use halfbyte_report::{LinearRecord, TuneRecord};
+use halfbyte_report::{BudgetRecord, LinearRecord, TuneRecord};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +53,12 @@ struct State {
     blocks_done: usize,
     #[serde(default)]
     tuned: Option<TuneRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct BudgetFile {
+    fingerprint: String,
+    budget: BudgetRecord,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -251,6 +257,26 @@ impl Work {
             .chunks_exact(2)
             .map(|b| u16::from_le_bytes([b[0], b[1]]))
             .collect())
+    }
+
+    /// Bits an earlier run of the same fingerprint shared out.
+    pub(crate) fn budget(&self) -> Result<Option<BudgetRecord>> {
+        let path = self.folder.join("budget.json");
+        let Ok(text) = std::fs::read(&path) else {
+            return Ok(None);
+        };
+        let place = || format!("{}: run again with --fresh", path.display());
+        let file: BudgetFile = serde_json::from_slice(&text).with_context(place)?;
+        Ok((file.fingerprint == self.fingerprint).then_some(file.budget))
+    }
+
+    /// Keeps the bits shared out for a run that goes on later.
+    pub(crate) fn save_budget(&self, budget: &BudgetRecord) -> Result<()> {
+        let file = BudgetFile {
+            fingerprint: self.fingerprint.clone(),
+            budget: budget.clone(),
+        };
+        Ok(write_json(&self.folder.join("budget.json"), &file)?)
     }
 
     /// The records of a finished block's linears.

@@ -40,6 +40,7 @@ pub(crate) fn run() -> RunRecord {
             tokens_truncated: 0,
         },
         linears: linears.to_vec(),
+        budget: None,
         tune: None,
         summary: SummaryRecord {
             bits_per_weight: 4.5,

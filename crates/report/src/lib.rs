@@ -14,8 +14,9 @@ mod text;
 pub use card::model_card;
 pub use files::{ReportError, read_run, write_run};
 pub use record::{
-    CalibrationRecord, EvaluationRecord, ExportRecord, HessianKind, LinearRecord, ModelRecord,
-    PhaseRecord, RunRecord, SCHEMA_VERSION, SummaryRecord, TuneRecord,
+    BudgetRecord, CalibrationRecord, EvaluationRecord, ExportRecord, HessianKind, LinearRecord,
+    ModelRecord, PhaseRecord, RunRecord, SCHEMA_VERSION, SensitivityRecord, SummaryRecord,
+    TuneRecord, UniformRecord,
 };
 pub use text::{linears_table, summary_text};
 

@@ -19,6 +19,9 @@ pub struct RunRecord {
     pub calibration: CalibrationRecord,
     /// One record a linear, in the order in which they were solved.
     pub linears: Vec<LinearRecord>,
+    /// How bits were shared out among the linears, if a budget was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<BudgetRecord>,
     /// How scales and norms were tuned after the solves, if they were; the linears' losses are from before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tune: Option<TuneRecord>,
@@ -155,6 +158,44 @@ pub struct LinearRecord {
     pub bytes_after: u64,
     /// Which second moment it was solved by.
     pub hessian: HessianKind,
+}
+
+/// Bits shared out among the linears. KL divergences are in nats a token, predicted as sensitivity times loss from the
+/// float model's statistics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BudgetRecord {
+    /// Stored bits per weight reached, over the quantized linears.
+    pub bits_per_weight: f64,
+    /// KL predicted for the widths chosen.
+    pub predicted_kl: f64,
+    /// The same for one width everywhere, ascending.
+    pub uniform: Vec<UniformRecord>,
+    /// Every linear, in the model's order.
+    pub linears: Vec<SensitivityRecord>,
+}
+
+/// What one width everywhere would come to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UniformRecord {
+    /// Bits a code.
+    pub bits: u8,
+    /// Stored bits per weight.
+    pub bits_per_weight: f64,
+    /// KL predicted.
+    pub predicted_kl: f64,
+}
+
+/// What a linear's error costs the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SensitivityRecord {
+    /// Module name.
+    pub linear: String,
+    /// Bits chosen.
+    pub bits: u8,
+    /// KL a unit of the loss `tr(ΔHΔᵀ)`.
+    pub sensitivity: f64,
+    /// KL predicted at the widths that could be chosen, as `(bits, KL)`.
+    pub predicted_kl: Vec<(u8, f64)>,
 }
 
 /// Scales and norms tuned by gradient. KL in nats, a value an epoch.

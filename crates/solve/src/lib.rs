@@ -12,6 +12,7 @@
 //! Pure functions: no IO, no clock, no randomness. The same inputs give the same bits on any number of threads.
 
 mod absmax;
+mod allocate;
 pub mod awq;
 mod beam;
 mod codebook;
@@ -37,6 +38,7 @@ mod storage;
 mod strip;
 
 pub use absmax::{Granularity, absmax};
+pub use allocate::{Choice, allocate};
 pub use codebook::{CodebookOptions, CodebookSolution, codebook};
 pub use dense::dense_loss;
 pub use error::SolveError;

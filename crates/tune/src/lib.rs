@@ -11,5 +11,5 @@ mod loss;
 mod parameters;
 mod tune;
 
-pub use parameters::{TunedBlock, TunedModel};
+pub use parameters::{FloatBlocks, SolvedLinears, TunedBlock, TunedModel};
 pub use tune::{TuneError, TuneOptions, TuneReport, TuneWindow, tune};

@@ -7,12 +7,19 @@ use rayon::prelude::*;
 use crate::TuneError;
 use crate::adam::Factors;
 
-/// A block's linears as solved, and its norms where they were tuned.
+/// The quantized linears of a block; those that are missing stay float.
+pub type SolvedLinears = Vec<(LinearKind, QuantizedWeight)>;
+
+/// Gives block `index`, ready for windows of so many tokens, as the codes were solved for it: the float model's, or
+/// that with channels scaled.
+pub type FloatBlocks<'a> = dyn Fn(usize, usize) -> Result<Block, ModelError> + 'a;
+
+/// A block as tuned.
 #[derive(Clone, Debug, Default)]
 pub struct TunedBlock {
-    /// The quantized linears; others stay as in the float model.
-    pub linears: Vec<(LinearKind, QuantizedWeight)>,
-    /// Norm weights that replace the model's own, as they will be stored.
+    /// The quantized linears.
+    pub linears: SolvedLinears,
+    /// All norms' weights, as they will be stored.
     pub norms: Vec<(NormKind, Vec<f32>)>,
 }
 
@@ -33,7 +40,8 @@ pub(crate) struct Rounding {
 }
 
 /// All that is tuned.
-pub(crate) struct Parameters {
+pub(crate) struct Parameters<'a> {
+    float: &'a FloatBlocks<'a>,
     pub(crate) blocks: Vec<BlockParameters>,
     pub(crate) final_norm: Factors,
     rounding: Rounding,
@@ -44,21 +52,22 @@ pub(crate) struct BlockParameters {
     norms: Vec<(NormKind, Factors)>,
 }
 
-impl Parameters {
+impl<'a> Parameters<'a> {
     pub(crate) fn new(
         decoder: &Decoder,
-        blocks: Vec<TunedBlock>,
+        float: &'a FloatBlocks<'a>,
+        blocks: Vec<SolvedLinears>,
         rounding: Rounding,
     ) -> Result<Self, ModelError> {
-        let weights = decoder.weights();
-        let read = |index: usize, block: TunedBlock| -> Result<BlockParameters, ModelError> {
-            let norms = NormKind::ALL
-                .into_iter()
-                .filter(|kind| weights.folder().has(&kind.tensor(index)));
-            let norms = norms
-                .map(|kind| Ok((kind, Factors::new(weights.vector(&kind.tensor(index))?))))
-                .collect::<Result<_, ModelError>>()?;
-            let linears = block.linears.into_iter().map(|(kind, weight)| {
+        let read = |index: usize, linears: SolvedLinears| -> Result<BlockParameters, ModelError> {
+            let block = float(index, 1)?;
+            let mut norms = Vec::new();
+            for kind in NormKind::ALL {
+                if let Some(weight) = block.norm_weight(kind) {
+                    norms.push((kind, Factors::new(values(weight.clone())?)));
+                }
+            }
+            let linears = linears.into_iter().map(|(kind, weight)| {
                 let scales = Factors::new(weight.scales().to_vec());
                 (kind, weight, scales)
             });
@@ -68,24 +77,20 @@ impl Parameters {
             })
         };
         Ok(Self {
+            float,
             blocks: blocks
                 .into_iter()
                 .enumerate()
-                .map(|(index, block)| read(index, block))
+                .map(|(index, linears)| read(index, linears))
                 .collect::<Result<_, _>>()?,
-            final_norm: Factors::new(weights.vector("model.norm.weight")?),
+            final_norm: Factors::new(decoder.weights().vector("model.norm.weight")?),
             rounding,
         })
     }
 
     /// Block `index` with the weights that its codes and the present scales stand for.
-    pub(crate) fn block(
-        &self,
-        decoder: &Decoder,
-        index: usize,
-        tokens: usize,
-    ) -> Result<Block, ModelError> {
-        let mut block = decoder.block(index, tokens)?;
+    pub(crate) fn block(&self, index: usize, tokens: usize) -> Result<Block, ModelError> {
+        let mut block = (self.float)(index, tokens)?;
         let parameters = &self.blocks[index];
         for (kind, weight, scales) in &parameters.linears {
             let scales = self.stored(scales, self.rounding.scale);

@@ -3,7 +3,7 @@ use halfbyte_model::{Decoder, Head, ModelError, values};
 use halfbyte_quant::WeightError;
 
 use crate::loss::divergence;
-use crate::parameters::{Parameters, Rounding, TunedBlock, TunedModel};
+use crate::parameters::{FloatBlocks, Parameters, Rounding, SolvedLinears, TunedModel};
 
 /// Rows whose logits exist at once.
 const LOGIT_ROWS: usize = 128;
@@ -66,14 +66,15 @@ pub enum TuneError {
     },
 }
 
-/// Tunes the scales of `blocks` and all norms so that the model predicts what the float `decoder` does. `tick` hears
-/// how many windows of how many were walked.
+/// Tunes the scales of `blocks`, which stand in the place of `float`'s linears, and all norms so that the model predicts
+/// what the float `decoder` does. `tick` hears how many windows of how many were walked.
 ///
 /// # Errors
 /// A loss that is not finite; what the model's execution gives.
 pub fn tune(
     decoder: &Decoder,
-    blocks: Vec<TunedBlock>,
+    float: &FloatBlocks<'_>,
+    blocks: Vec<SolvedLinears>,
     windows: &[TuneWindow<'_>],
     options: &TuneOptions,
     tick: &mut dyn FnMut(u64, u64),
@@ -88,6 +89,7 @@ pub fn tune(
     };
     let mut parameters = Parameters::new(
         decoder,
+        float,
         blocks,
         Rounding {
             scale: options.round_scale,
@@ -107,7 +109,7 @@ pub fn tune(
         report.kl_heldout.push(run.measure(&parameters, &held)?);
     }
     let mut best: Option<(f64, usize, Vec<Vec<f32>>)> = None;
-    let mut keep = |parameters: &mut Parameters, kl: Option<&f64>, epoch: usize| {
+    let mut keep = |parameters: &mut Parameters<'_>, kl: Option<&f64>, epoch: usize| {
         if let Some(kl) = kl
             && best.as_ref().is_none_or(|(least, ..)| kl < least)
         {
@@ -170,10 +172,10 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Mean KL a token over some windows.
-    fn measure(&self, parameters: &Parameters, windows: &[usize]) -> Result<f64, TuneError> {
+    fn measure(&self, parameters: &Parameters<'_>, windows: &[usize]) -> Result<f64, TuneError> {
         let mut streams = self.embed(windows)?;
         for index in 0..self.decoder.n_blocks() {
-            let block = parameters.block(self.decoder, index, self.tokens)?;
+            let block = parameters.block(index, self.tokens)?;
             for h in &mut streams {
                 *h = block.forward(h.clone());
             }
@@ -190,14 +192,14 @@ impl Run<'_> {
     /// Forward and back over a batch, adding its derivatives; the sum over windows of their mean KL.
     fn learn(
         &self,
-        parameters: &mut Parameters,
+        parameters: &mut Parameters<'_>,
         batch: &[usize],
         tick: &mut dyn FnMut(u64),
     ) -> Result<f64, TuneError> {
         let blocks = self.decoder.n_blocks();
         let mut inputs: Vec<Vec<Tensor<3>>> = vec![self.embed(batch)?];
         for index in 0..blocks {
-            let block = parameters.block(self.decoder, index, self.tokens)?;
+            let block = parameters.block(index, self.tokens)?;
             let next = inputs[index].iter().map(|h| block.forward(h.clone()));
             inputs.push(next.collect());
         }
@@ -215,7 +217,7 @@ impl Run<'_> {
             gradients.push(gradient);
         }
         for index in (0..blocks).rev() {
-            let block = parameters.block(self.decoder, index, self.tokens)?;
+            let block = parameters.block(index, self.tokens)?;
             self.decoder.release_block(index);
             let inputs = inputs.pop().unwrap_or_default();
             for (gradient, h) in gradients.iter_mut().zip(inputs) {
@@ -267,7 +269,7 @@ impl Run<'_> {
         Ok((kl, gradient, norm))
     }
 
-    fn head(&self, parameters: &Parameters) -> Result<Head, ModelError> {
+    fn head(&self, parameters: &Parameters<'_>) -> Result<Head, ModelError> {
         let mut head = self.float_head.clone();
         head.set_norm(parameters.final_norm());
         Ok(head)

@@ -6,13 +6,13 @@ use halfbyte_quant::{GroupSize, Scheme};
 
 use super::error::Fault;
 use super::file::{
-    CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, ModelFile, PipelineFile, QuantFile,
-    RuleFile, SourceFile,
+    BudgetFile, CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, ModelFile, PipelineFile,
+    QuantFile, RuleFile, SourceFile,
 };
 use super::{
-    Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate, Located, Method, Model,
-    ModelSource, Pattern, Pipeline, Quant, Recipe, Resources, Rule, Source, TextSource, Treatment,
-    Tune,
+    Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate,
+    Located, Method, Model, ModelSource, Pattern, Pipeline, Quant, Recipe, Resources, Rule, Source,
+    TextSource, Treatment, Tune,
 };
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
@@ -47,6 +47,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
             epochs: file.tune.epochs,
             learning_rate: file.tune.learning_rate,
         },
+        budget: file.budget.as_ref().map(|b| budget(b, &file)).transpose()?,
         rules,
         ignore,
         evaluate,
@@ -59,6 +60,52 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
             device: file.resources.device,
         },
         notices: Vec::new(),
+    })
+}
+
+/// One limit, widths in order, patterns that are patterns; and a method that measures what it loses.
+fn budget(budget: &BudgetFile, file: &PipelineFile) -> Result<Budget, Fault> {
+    let limit = match (budget.bits_per_weight, &budget.bytes) {
+        (Some(bits), None) => BudgetLimit::BitsPerWeight(bits),
+        (None, Some(bytes)) => BudgetLimit::Bytes(parse_bytes(bytes).ok_or_else(|| {
+            Fault::new(
+                &["budget", "bytes"],
+                format!("`{bytes}` is not a size"),
+                "write it as 90MB, 1.5GiB or a count of bytes",
+            )
+        })?),
+        _ => {
+            return Err(Fault::new(
+                &["budget"],
+                "wants one limit, `bits_per_weight` or `bytes`",
+                "write `budget: {bits_per_weight: 4.25}`",
+            ));
+        }
+    };
+    if file.method.is_data_free() {
+        return Err(Fault::new(
+            &["budget"],
+            format!(
+                "what a width costs is measured on calibration text, and `method: {}` reads none",
+                file.method
+            ),
+            "use `method: gptq`",
+        ));
+    }
+    let mut bits = budget.bits.clone();
+    bits.sort_unstable();
+    bits.dedup();
+    let floors = (budget.floors.iter().enumerate()).map(|(index, floor)| {
+        let pattern = pattern(
+            &["budget", "floors", &index.to_string(), "match"],
+            &floor.pattern,
+        )?;
+        Ok((pattern, floor.bits))
+    });
+    Ok(Budget {
+        limit,
+        bits,
+        floors: floors.collect::<Result<_, Fault>>()?,
     })
 }
 
@@ -272,27 +319,25 @@ fn rule(index: usize, file: &RuleFile, quant: &QuantFile) -> Result<Rule, Fault>
 
 /// What a method cannot do, in `quant` or in a rule; and what does not go together with it.
 fn demands_of_method(file: &PipelineFile, quant: &Quant, rules: &[Rule]) -> Result<(), Fault> {
-    if file.method != Method::Gptq {
-        if file.recipe == Recipe::Best {
-            return Err(Fault::new(
-                &["recipe"],
-                format!(
-                    "`best` is a recipe of gptq alone, and the method is {}",
-                    file.method
-                ),
-                "use `method: gptq`, or `recipe: default`",
-            ));
-        }
-        if file.tune.epochs.is_some_and(|epochs| epochs > 0) {
-            return Err(Fault::new(
-                &["tune", "epochs"],
-                format!(
-                    "only what gptq solved is tuned, and the method is {}",
-                    file.method
-                ),
-                "use `method: gptq`, or leave `tune` out",
-            ));
-        }
+    if file.recipe == Recipe::Best && !matches!(file.method, Method::Gptq | Method::AwqGptq) {
+        return Err(Fault::new(
+            &["recipe"],
+            format!(
+                "`best` is a recipe of gptq and awq+gptq, and the method is {}",
+                file.method
+            ),
+            "use `method: gptq`, or `recipe: default`",
+        ));
+    }
+    if file.method.is_data_free() && file.tune.epochs.is_some_and(|epochs| epochs > 0) {
+        return Err(Fault::new(
+            &["tune", "epochs"],
+            format!(
+                "tuning needs calibration text, and {} reads none",
+                file.method
+            ),
+            "use a method that reads text, or leave `tune` out",
+        ));
     }
     let method = file.method;
     let schemes = rules.iter().enumerate().filter_map(|(index, rule)| {

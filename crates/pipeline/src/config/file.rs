@@ -33,6 +33,9 @@ pub(super) struct PipelineFile {
     /// Scales and norms tuned by gradient after the solves.
     #[serde(default)]
     pub(super) tune: TuneFile,
+    /// Bits chosen linear by linear so that the whole fits a size; left out, all linears have `quant.bits`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) budget: Option<BudgetFile>,
     /// Exceptions by module name; the first that matches wins.
     #[serde(default)]
     pub(super) rules: Vec<RuleFile>,
@@ -149,6 +152,39 @@ pub(super) struct TuneFile {
     #[serde(with = "auto")]
     #[schemars(schema_with = "rate_schema")]
     pub(super) learning_rate: Option<f64>,
+}
+
+/// Bits chosen linear by linear so that the whole fits a size. One of the two limits must be there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BudgetFile {
+    /// Stored bits a weight on average over the quantized linears, scales and zero points included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "budget_bits_schema")]
+    pub(super) bits_per_weight: Option<f64>,
+    /// Bytes of all tensors of the first export, such as 90MB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "text_schema")]
+    pub(super) bytes: Option<String>,
+    /// The widths to choose from; left out, all that the exported formats hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "bits_list_schema")]
+    pub(super) bits: Vec<u8>,
+    /// Least widths by module name; the first that matches wins.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) floors: Vec<FloorFile>,
+}
+
+/// A least width by module name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FloorFile {
+    /// Whom it concerns: a name with `*` and `?`, or `re:` and a regular expression.
+    #[serde(rename = "match")]
+    pub(super) pattern: String,
+    /// Bits a code at least.
+    #[schemars(schema_with = "bits_schema")]
+    pub(super) bits: u8,
 }
 
 /// An exception by module name.
@@ -301,6 +337,22 @@ fn default_evaluate_length() -> usize {
 
 fn bits_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "integer", "enum": [2, 3, 4, 5, 6, 8]})
+}
+
+fn bits_list_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": {"type": "integer", "enum": [2, 3, 4, 5, 6, 8]},
+        "minItems": 1,
+    })
+}
+
+fn budget_bits_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "number", "minimum": 2, "maximum": 16})
+}
+
+fn text_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string"})
 }
 
 fn group_size_schema(_: &mut SchemaGenerator) -> Schema {

@@ -27,8 +27,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use file::{
-    CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, GateFile, ModelFile, PipelineFile,
-    QuantFile, ReportFile, ResourcesFile, RuleFile, SourceFile, TuneFile,
+    BudgetFile, CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, FloorFile, GateFile,
+    ModelFile, PipelineFile, QuantFile, ReportFile, ResourcesFile, RuleFile, SourceFile, TuneFile,
 };
 
 pub use error::ConfigError;
@@ -60,6 +60,8 @@ pub struct Pipeline {
     pub propagation: Propagation,
     /// Scales and norms tuned after the solves.
     pub tune: Tune,
+    /// Bits chosen linear by linear so that the whole fits a size.
+    pub budget: Option<Budget>,
     /// Exceptions by module name; the first that matches wins.
     pub rules: Vec<Rule>,
     /// Modules that stay as they are; asked before the rules.
@@ -166,6 +168,26 @@ pub struct Tune {
     pub epochs: Option<usize>,
     /// Largest relative change of a scale in a step; none leaves it to the recipe.
     pub learning_rate: Option<f64>,
+}
+
+/// Bits chosen linear by linear so that the whole fits a size. Linears that a rule names keep the rule's scheme.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Budget {
+    /// What the whole may take.
+    pub limit: BudgetLimit,
+    /// Widths to choose from, ascending; empty for all that the exported formats hold.
+    pub bits: Vec<u8>,
+    /// Least widths by module name; the first that matches wins.
+    pub floors: Vec<(Pattern, u8)>,
+}
+
+/// What the whole may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BudgetLimit {
+    /// Stored bits a weight over the quantized linears, scales and zero points included.
+    BitsPerWeight(f64),
+    /// Bytes of all tensors of the first export.
+    Bytes(u64),
 }
 
 /// An exception by module name.
@@ -431,6 +453,7 @@ impl From<&Pipeline> for PipelineFile {
             quant,
             propagation,
             tune,
+            budget,
             rules,
             ignore,
             export,
@@ -453,6 +476,22 @@ impl From<&Pipeline> for PipelineFile {
                 epochs: tune.epochs,
                 learning_rate: tune.learning_rate,
             },
+            budget: budget.as_ref().map(|budget| {
+                let (bits_per_weight, bytes) = match budget.limit {
+                    BudgetLimit::BitsPerWeight(bits) => (Some(bits), None),
+                    BudgetLimit::Bytes(bytes) => (None, Some(bytes.to_string())),
+                };
+                let floor = |(pattern, bits): &(Pattern, u8)| FloorFile {
+                    pattern: pattern.to_string(),
+                    bits: *bits,
+                };
+                BudgetFile {
+                    bits_per_weight,
+                    bytes,
+                    bits: budget.bits.clone(),
+                    floors: budget.floors.iter().map(floor).collect(),
+                }
+            }),
             rules: rules.iter().map(RuleFile::from).collect(),
             ignore: ignore.iter().map(ToString::to_string).collect(),
             export: export.iter().map(ExportFile::from).collect(),

@@ -96,7 +96,6 @@ pub(super) const SYNONYMS: &[Synonym] = &[
     same("", "quant_method", "method"),
     same("", "ignore_layers", "ignore"),
     same("", "modules_to_not_convert", "ignore"),
-    // `budget` itself is for later; the names lead there.
     same("budget", "avg_bits", "bits_per_weight"),
     same("budget", "target_bits", "bits_per_weight"),
     same("budget", "target_bpw", "bits_per_weight"),
@@ -108,8 +107,6 @@ const LATER: &[Later] = &[
     Later { path: "propagation", values: &["asymmetric"], hint: "use float or sequential" },
     Later { path: "export.*.format", values: &["bitsandbytes", "gguf", "mlx"], hint: "use compressed-tensors, gptq, gptq_v2, awq or int-quantized" },
     Later { path: "report.html", values: &["true"], hint: "leave it out; run.json and linears.csv are always written" },
-    Later { path: "budget", values: &[], hint: "leave it out and choose bits by `quant.bits` and `rules`" },
-    Later { path: "budget.bits_per_weight", values: &[], hint: "choose bits by `quant.bits` and `rules`" },
     Later { path: "sweep", values: &[], hint: "leave it out and run once for each setting, with `--set quant.bits=3` and so on" },
 ];
 

@@ -405,7 +405,7 @@ fn a_key_in_the_wrong_section_is_sent_home() {
     );
     check_error(
         "model: {source: embedded:tiny}\nquant: {avg_bits: 4.25}\n",
-        "p.yaml:2: quant.avg_bits: unknown key\nhint: `avg_bits` is `budget.bits_per_weight` here, known but not in this version",
+        "p.yaml:2: quant.avg_bits: unknown key\nhint: `avg_bits` is `budget.bits_per_weight` here",
     );
 }
 
@@ -420,10 +420,6 @@ fn two_names_of_one_key_are_one_too_many() {
 #[test]
 fn what_is_planned_is_answered_by_name() {
     check_error(
-        "model: {source: embedded:tiny}\nbudget: {bits_per_weight: 4.25}\n",
-        "p.yaml:2: budget: known, but not in this version\nhint: leave it out and choose bits by `quant.bits` and `rules`",
-    );
-    check_error(
         "model: {source: embedded:tiny}\nsweep: {bits: [2, 3]}\n",
         "p.yaml:2: sweep: known, but not in this version\nhint: leave it out and run once for each setting, with `--set quant.bits=3` and so on",
     );
@@ -437,11 +433,11 @@ fn what_is_planned_is_answered_by_name() {
     );
     check_error(
         "model: {source: embedded:tiny}\nmethod: awq\nrecipe: best\n",
-        "p.yaml:3: recipe: `best` is a recipe of gptq alone, and the method is awq\nhint: use `method: gptq`, or `recipe: default`",
+        "p.yaml:3: recipe: `best` is a recipe of gptq and awq+gptq, and the method is awq\nhint: use `method: gptq`, or `recipe: default`",
     );
     check_error(
-        "model: {source: embedded:tiny}\nmethod: rtn\ntune: {epochs: 1}\n",
-        "p.yaml:3: tune.epochs: only what gptq solved is tuned, and the method is rtn\nhint: use `method: gptq`, or leave `tune` out",
+        "model: {source: embedded:tiny}\nmethod: hqq\nquant: {sym: false}\ntune: {epochs: 1}\n",
+        "p.yaml:4: tune.epochs: tuning needs calibration text, and hqq reads none\nhint: use a method that reads text, or leave `tune` out",
     );
     check_error(
         "model: {source: embedded:tiny}\npropagation: asymmetric\n",
@@ -644,6 +640,39 @@ fn a_method_says_what_it_cannot_do() {
 }
 
 #[test]
+fn a_budget_wants_one_limit_and_a_method_that_reads_text() {
+    check_error(
+        "model: {source: embedded:tiny}\nbudget: {bits: [3, 4]}\n",
+        "p.yaml:2: budget: wants one limit, `bits_per_weight` or `bytes`\nhint: write `budget: {bits_per_weight: 4.25}`",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nbudget: {bytes: much}\n",
+        "p.yaml:2: budget.bytes: `much` is not a size\nhint: write it as 90MB, 1.5GiB or a count of bytes",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nmethod: hqq\nquant: {sym: false}\nbudget: {bits_per_weight: 4.25}\n",
+        "p.yaml:4: budget: what a width costs is measured on calibration text, and `method: hqq` reads none\nhint: use `method: gptq`",
+    );
+    let parse = |text: &str| {
+        let text = format!("model: {{source: embedded:tiny}}\nbudget: {text}\n");
+        Pipeline::parse(&text, "p.yaml", Path::new("")).unwrap()
+    };
+    let pipeline = parse("{avg_bits: 4.25, bits: [4, 3, 4], floors: [{match: '*.0.*', bits: 4}]}");
+    let budget = pipeline.budget.clone().unwrap();
+    assert_eq!(budget.limit, BudgetLimit::BitsPerWeight(4.25));
+    assert_eq!(budget.bits, [3, 4]);
+    assert!(budget.floors[0].0.matches("model.layers.0.mlp.up_proj"));
+    let again = serde_json::to_string(&pipeline.to_value()).unwrap();
+    let again = Pipeline::parse(&again, "p.yaml", Path::new("")).unwrap();
+    assert_eq!(again.budget, pipeline.budget);
+    let bytes = parse("{bytes: 3MB}").budget.unwrap();
+    assert_eq!(
+        (bytes.limit, bytes.bits),
+        (BudgetLimit::Bytes(3_000_000), Vec::new())
+    );
+}
+
+#[test]
 fn methods_without_statistics_read_no_text() {
     let reads = |text: &str| {
         let text = format!("model: {{source: embedded:tiny}}\n{text}");
@@ -705,10 +734,6 @@ fn a_bad_override_is_told_by_its_own_name() {
     check_override_error(
         &["quant={bits: 4"],
         "--set quant={bits: 4: not YAML: did not find expected ',' or '}'\nhint: write `--set key.path=value`, such as `--set quant.bits=3`",
-    );
-    check_override_error(
-        &["budget.avg_bits=4"],
-        "--set budget.avg_bits: budget: known, but not in this version\nhint: leave it out and choose bits by `quant.bits` and `rules`",
     );
 }
 
