@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Does GPTQModel read our GPTQ folder (v1 or v2) as we do?
+"""Does GPTQModel read our GPTQ (v1 or v2) or AWQ folder as we do?
 
 usage: gptqmodel_weights.py EXPORT_DIR WEIGHTS.safetensors
 needs: pip install gptqmodel      (7.7.0; on 2 cores it wants GPTQMODEL_CPU_WORKERS=2, set below)
@@ -9,7 +9,7 @@ zero). GPTQModel loads the folder with its torch kernel on the CPU; an identity 
 forward gives the weight it works with, in the dtype it runs (float16), so equal means equal after one rounding to that
 dtype. Exit 0 when every linear agrees and none is missing on either side, else 1.
 """
-import argparse, os, pathlib, sys
+import argparse, json, os, pathlib, sys
 
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -37,8 +37,11 @@ def main():
 
     ours = load_file(args.weights)
     dtype = torch.float16
+    config = json.loads((args.folder / "config.json").read_text())
+    awq = config["quantization_config"]["quant_method"] == "awq"
+    backend = BACKEND.AWQ_TORCH if awq else BACKEND.TORCH
     try:
-        model = GPTQModel.load(str(args.folder), backend=BACKEND.TORCH, device="cpu", dtype=dtype)
+        model = GPTQModel.load(str(args.folder), backend=backend, device="cpu", dtype=dtype)
     except Exception as error:
         print(f"DIFFERS: {args.folder} does not load: {type(error).__name__}: {error}")
         sys.exit(1)
