@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
 
@@ -23,21 +25,20 @@ pub(crate) fn attention_mix(
     let [_, kv_heads, _, features] = values.dims();
     let shared = heads / kv_heads;
     let q = q.mul_scalar(1.0 / (head_dim as f32).sqrt());
-    let mixed = (0..tokens).step_by(CHUNK).map(|start| {
-        let rows = CHUNK.min(tokens - start);
-        let first = sliding_window.map_or(0, |w| (start + 1).saturating_sub(w));
-        let keys = start + rows - first;
+    let mixed = chunks(tokens, sliding_window).map(|chunk| {
+        let Chunk {
+            start,
+            rows,
+            first,
+            keys,
+        } = chunk;
         let q =
             q.clone()
                 .narrow(2, start, rows)
                 .reshape([windows, kv_heads, shared * rows, head_dim]);
         let scores = q.matmul(k.clone().narrow(2, first, keys).swap_dims(2, 3));
         let weights = if host::is_host(&scores) {
-            host::softmax(scores, |row| {
-                let query = start + row % rows;
-                let earliest = sliding_window.map_or(0, |w| (query + 1).saturating_sub(w));
-                earliest - first..query + 1 - first
-            })
+            host::softmax(scores, |row| chunk.seen(row, sliding_window))
         } else {
             let mask = hidden_keys(start, rows, first, keys, sliding_window, &scores.device());
             let scores = scores
@@ -51,6 +52,38 @@ pub(crate) fn attention_mix(
             .reshape([windows, heads, rows, features])
     });
     Tensor::cat(mixed.collect(), 2)
+}
+
+/// Queries `start..start + rows` and the keys they may see, `first..first + keys`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chunk {
+    pub(crate) start: usize,
+    pub(crate) rows: usize,
+    pub(crate) first: usize,
+    pub(crate) keys: usize,
+}
+
+impl Chunk {
+    /// The chunk's keys that a row of stacked queries sees; `row` counts on over windows and heads.
+    pub(crate) fn seen(&self, row: usize, sliding_window: Option<usize>) -> Range<usize> {
+        let query = self.start + row % self.rows;
+        let earliest = sliding_window.map_or(0, |w| (query + 1).saturating_sub(w));
+        earliest - self.first..query + 1 - self.first
+    }
+}
+
+/// All queries, chunk by chunk.
+pub(crate) fn chunks(tokens: usize, sliding_window: Option<usize>) -> impl Iterator<Item = Chunk> {
+    (0..tokens).step_by(CHUNK).map(move |start| {
+        let rows = CHUNK.min(tokens - start);
+        let first = sliding_window.map_or(0, |w| (start + 1).saturating_sub(w));
+        Chunk {
+            start,
+            rows,
+            first,
+            keys: start + rows - first,
+        }
+    })
 }
 
 /// True where a query may not look, `[rows, keys]`: at later tokens, and at those the sliding window has passed.

@@ -270,7 +270,20 @@ impl Block {
         }
     }
 
-    fn split_heads(&self, y: Tensor<3>, heads: usize) -> Tensor<4> {
+    pub(crate) fn sliding_window(&self) -> Option<usize> {
+        self.sliding_window
+    }
+
+    pub(crate) fn rope(&self) -> &RopeTables {
+        &self.rope
+    }
+
+    /// Whether the block's derivatives can be taken by hand for such an input.
+    pub(crate) fn is_by_hand(&self, h: &Tensor<3>) -> bool {
+        self.activation == Activation::Silu && host::is_host(h)
+    }
+
+    pub(crate) fn split_heads(&self, y: Tensor<3>, heads: usize) -> Tensor<4> {
         let [windows, tokens, _] = y.dims();
         y.reshape([windows, tokens, heads, self.head_dim])
             .swap_dims(1, 2)
@@ -297,7 +310,7 @@ pub fn linear_shape(config: &ModelConfig, kind: LinearKind) -> [usize; 2] {
 #[derive(Clone, Debug)]
 pub(crate) struct Norm {
     pub(crate) weight: Tensor<1>,
-    epsilon: f64,
+    pub(crate) epsilon: f64,
 }
 
 impl Norm {

@@ -1,5 +1,6 @@
 use burn::prelude::*;
 
+use crate::backward::backward;
 use crate::decoder::Head;
 use crate::{Block, LinearKind};
 
@@ -40,6 +41,24 @@ impl Block {
     /// Carries a loss's derivative back through the block: `gradient` is with regard to the output for input `h`,
     /// both `[windows, tokens, hidden_size]`. The block runs forward once to record its tape.
     pub fn gradients(&self, h: Tensor<3>, gradient: Tensor<3>) -> BlockGradients {
+        if self.is_by_hand(&h) {
+            let found = backward(self, h, gradient, false);
+            let [q, k, _, o, gate, up, down] = found.outputs;
+            return BlockGradients {
+                input: found.input,
+                attention: found.attention,
+                q,
+                k,
+                o,
+                gate,
+                up,
+                down,
+            };
+        }
+        self.gradients_by_tape(h, gradient)
+    }
+
+    fn gradients_by_tape(&self, h: Tensor<3>, gradient: Tensor<3>) -> BlockGradients {
         let [windows, tokens, _] = h.dims();
         let device = h.device();
         // Zeros added to each output: leaves whose gradients are the outputs' own.
@@ -145,6 +164,18 @@ pub struct ParameterGradients {
 impl Block {
     /// Carries a loss's derivative back to the block's weights and norms; arguments as in [`Self::gradients`].
     pub fn parameter_gradients(&self, h: Tensor<3>, gradient: Tensor<3>) -> ParameterGradients {
+        if self.is_by_hand(&h) {
+            let found = backward(self, h, gradient, true);
+            return ParameterGradients {
+                input: found.input,
+                weights: found.weights,
+                norms: found.norms,
+            };
+        }
+        self.parameter_gradients_by_tape(h, gradient)
+    }
+
+    fn parameter_gradients_by_tape(&self, h: Tensor<3>, gradient: Tensor<3>) -> ParameterGradients {
         let mut block = self.clone();
         for kind in LinearKind::ALL {
             let weight = &mut block.linears.get_mut(kind).weight;
@@ -261,6 +292,52 @@ mod tests {
                 (found - slope).abs() < 2e-3 * slope.abs().max(1.0),
                 "{found} {slope}"
             );
+        }
+    }
+
+    /// 150 tokens are more than one chunk of queries.
+    #[test]
+    fn derivatives_by_hand_are_those_of_the_tape() {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        for name in ["llama", "mistral_sliding_window", "qwen2", "qwen3"] {
+            let folder = ModelFolder::open(&golden.join(name)).unwrap();
+            let decoder = Decoder::new(Weights::new(folder).unwrap(), Device::flex());
+            let block = decoder.block(0, 150).unwrap();
+            let hidden = decoder.weights().config().hidden_size;
+            let h = numbers([2, 150, hidden], 0.3, decoder.device());
+            let g = numbers([2, 150, hidden], 1.9, decoder.device());
+            let close = |what: &str, found: Vec<f32>, wanted: Vec<f32>| {
+                assert_eq!(found.len(), wanted.len(), "{name} {what}");
+                let largest = wanted.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                let far = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs());
+                let far = far.fold(0.0, f32::max);
+                assert!(far < 2e-5 * largest, "{name} {what}: {far} of {largest}");
+            };
+            assert!(block.is_by_hand(&h));
+            let found = block.gradients(h.clone(), g.clone());
+            let wanted = block.gradients_by_tape(h.clone(), g.clone());
+            close("input", values(&found.input), values(&wanted.input));
+            close(
+                "attention",
+                values(&found.attention),
+                values(&wanted.attention),
+            );
+            for kind in LinearKind::ALL {
+                if let (Some(found), Some(wanted)) = (found.of(kind), wanted.of(kind)) {
+                    close(kind.short(), values(found), values(wanted));
+                }
+            }
+            let mut found = block.parameter_gradients(h.clone(), g.clone());
+            let wanted = block.parameter_gradients_by_tape(h, g);
+            close("input", values(&found.input), values(&wanted.input));
+            for ((kind, found), (_, wanted)) in found.weights.iter().zip(&wanted.weights) {
+                close(kind.short(), values(found), values(wanted));
+            }
+            found.norms.sort_by_key(|(kind, _)| *kind);
+            assert_eq!(found.norms.len(), wanted.norms.len());
+            for ((kind, found), (_, wanted)) in found.norms.iter().zip(&wanted.norms) {
+                close(&format!("{kind:?}"), values(found), values(wanted));
+            }
         }
     }
 

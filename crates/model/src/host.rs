@@ -189,6 +189,184 @@ impl Rows for RmsNorm {
     }
 }
 
+/// Back through a softmax: `weights * (d − Σ weights d)` by rows.
+pub(crate) fn softmax_backward<const D: usize>(weights: Tensor<D>, d: Tensor<D>) -> Tensor<D> {
+    let width = d.dims()[D - 1];
+    let weights = taken(weights);
+    in_place(d, &SoftmaxBackward { width, weights })
+}
+
+struct SoftmaxBackward {
+    width: usize,
+    weights: Vec<f32>,
+}
+
+impl Rows for SoftmaxBackward {
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    #[inline(always)]
+    fn work(&self, first: usize, rows: &mut [f32]) {
+        let weights = self.weights[first * self.width..].chunks_exact(self.width);
+        for (row, weights) in rows.chunks_exact_mut(self.width).zip(weights) {
+            let sum = dot(row, weights);
+            for (d, weight) in row.iter_mut().zip(weights) {
+                *d = weight * (*d - sum);
+            }
+        }
+    }
+}
+
+/// Back through [`silu_gated`], from `d` to the gate and to what it multiplies.
+pub(crate) fn silu_gated_backward<const D: usize>(
+    gate: Tensor<D>,
+    up: Tensor<D>,
+    d: Tensor<D>,
+) -> (Tensor<D>, Tensor<D>) {
+    let (gate_too, d_too) = (gate.clone(), d.clone());
+    let d_up = silu_gated(gate_too, d_too);
+    let (up, d) = (taken(up), taken(d));
+    (in_place(gate, &SiluSlope { up, d }), d_up)
+}
+
+struct SiluSlope {
+    up: Vec<f32>,
+    d: Vec<f32>,
+}
+
+impl Rows for SiluSlope {
+    fn width(&self) -> usize {
+        1
+    }
+
+    #[inline(always)]
+    fn work(&self, first: usize, gate: &mut [f32]) {
+        let pairs = self.up[first..].iter().zip(&self.d[first..]);
+        for (gate, (up, d)) in gate.iter_mut().zip(pairs) {
+            let share = 1.0 / (1.0 + exp(-*gate));
+            *gate = d * up * share * (1.0 + *gate * (1.0 - share));
+        }
+    }
+}
+
+/// Back through [`rms_norm`], from `dy` to `x` and to the weight.
+pub(crate) fn rms_norm_backward<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    epsilon: f64,
+    dy: Tensor<D>,
+) -> (Tensor<D>, Tensor<1>) {
+    let device = weight.device();
+    let (x, weight) = (taken(x.clone()), taken(weight));
+    let width = weight.len();
+    let factors: Vec<f32> = x
+        .par_chunks_exact(width)
+        .map(|row| {
+            let mean = f64::from(dot(row, row)) / width as f64;
+            (1.0 / (mean + epsilon).sqrt()) as f32
+        })
+        .collect();
+    // tasks of a fixed size, so that sums run in the same order on any number of threads
+    let gradient = taken(dy.clone());
+    let d_weight = gradient
+        .par_chunks(256 * width)
+        .zip(x.par_chunks(256 * width))
+        .zip(factors.par_chunks(256))
+        .map(|((dy, x), factors)| {
+            let mut sums = vec![0.0f32; width];
+            let rows = dy.chunks_exact(width).zip(x.chunks_exact(width));
+            for ((dy, x), factor) in rows.zip(factors) {
+                for ((sum, dy), x) in sums.iter_mut().zip(dy).zip(x) {
+                    *sum += dy * x * factor;
+                }
+            }
+            sums
+        })
+        .collect::<Vec<_>>();
+    let mut total = vec![0.0f32; width];
+    for sums in d_weight {
+        total.iter_mut().zip(sums).for_each(|(t, s)| *t += s);
+    }
+    let rows = NormBackward { x, weight, factors };
+    let d_weight = Tensor::from_data(TensorData::new(total, [width]), &device);
+    (in_place(dy, &rows), d_weight)
+}
+
+struct NormBackward {
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    factors: Vec<f32>,
+}
+
+impl Rows for NormBackward {
+    fn width(&self) -> usize {
+        self.weight.len()
+    }
+
+    #[inline(always)]
+    fn work(&self, first: usize, rows: &mut [f32]) {
+        let width = self.weight.len();
+        let x = self.x[first * width..].chunks_exact(width);
+        let rows = rows.chunks_exact_mut(width).zip(x);
+        for ((row, x), &factor) in rows.zip(&self.factors[first..]) {
+            for (d, weight) in row.iter_mut().zip(&self.weight) {
+                *d *= weight;
+            }
+            let along = dot(row, x) * factor * factor / width as f32;
+            for (d, x) in row.iter_mut().zip(x) {
+                *d = factor * (*d - along * x);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for l in 0..LANES {
+            sums[l] += a[l] * b[l];
+        }
+    }
+    for ((a, b), sum) in a_rest.iter().zip(b_rest).zip(&mut sums) {
+        *sum += a * b;
+    }
+    sums.iter().sum()
+}
+
+/// A sum over pieces of the third axis.
+pub(crate) struct Sum {
+    shape: [usize; 4],
+    values: Vec<f32>,
+}
+
+impl Sum {
+    pub(crate) fn new(shape: [usize; 4]) -> Self {
+        Self {
+            shape,
+            values: vec![0.0; shape.iter().product()],
+        }
+    }
+
+    /// Adds `piece` from place `first` of the third axis on.
+    pub(crate) fn add(&mut self, first: usize, piece: Tensor<4>) {
+        let [_, _, all, width] = self.shape;
+        let some = piece.dims()[2];
+        let piece = taken(piece);
+        let matrices = self.values.chunks_exact_mut(all * width);
+        for (matrix, piece) in matrices.zip(piece.chunks_exact(some * width)) {
+            let matrix = &mut matrix[first * width..][..some * width];
+            matrix.iter_mut().zip(piece).for_each(|(sum, x)| *sum += x);
+        }
+    }
+
+    pub(crate) fn tensor(self, device: &Device) -> Tensor<4> {
+        Tensor::from_data(TensorData::new(self.values, self.shape), device)
+    }
+}
+
 /// `x cos + rotate_half(x) sin` for `x` `[windows, heads, tokens, head_dim]`, tables `[tokens, head_dim]` whose halves
 /// are equal.
 pub(crate) fn rotate(x: Tensor<4>, cos: &[f32], sin: &[f32]) -> Tensor<4> {

@@ -8,6 +8,7 @@
 //! [`halfbyte_checkpoint::ModelConfig`]. The code is the same on the CPU and on wgpu.
 
 mod attention;
+mod backward;
 mod block;
 mod decoder;
 mod device;

@@ -47,6 +47,12 @@ impl RopeTables {
         }
     }
 
+    /// Back through [`Self::apply`], on the host: the rotation the other way.
+    pub(crate) fn apply_back(&self, d: Tensor<4>) -> Tensor<4> {
+        let back: Vec<f32> = self.sin.host.iter().map(|sin| -sin).collect();
+        host::rotate(d, &self.cos.host, &back)
+    }
+
     /// Rotates `[windows, heads, tokens, head_dim]`: `x cos + rotate_half(x) sin` (RoFormer, arXiv 2104.09864, with
     /// the halves split as Hugging Face checkpoints have them).
     pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {

@@ -33,22 +33,6 @@ pub enum PackError {
         /// What would be stored.
         nearest: f32,
     },
-    /// A scale below zero in a format whose readers are not all known to take it.
-    #[error(
-        "{name}: scale {value:e} of row {row}, group {group} is negative, which not every reader of {format} is known to take; solve on the positive grid"
-    )]
-    NegativeScale {
-        /// Module.
-        name: String,
-        /// Output feature.
-        row: usize,
-        /// Group of input features.
-        group: usize,
-        /// The scale.
-        value: f32,
-        /// Where it was to go.
-        format: Format,
-    },
 }
 
 /// Packs the weight of the module `name` (its path, without `.weight`) into the tensors that stand for it in `format`.
@@ -66,7 +50,8 @@ pub enum PackError {
 /// The bias, if there is one, is not part of it: copy it through.
 ///
 /// Fails when the format cannot hold the scheme or shape, and when a scale is not representable in its storage type:
-/// nothing is ever rounded here.
+/// nothing is ever rounded here. Scales below zero are written as they stand; whether a format's readers take them says
+/// [`Format::allows_negative_scales`].
 pub fn pack(
     name: &str,
     weight: &QuantizedWeight,
@@ -76,7 +61,7 @@ pub fn pack(
     let shape = [weight.out_features(), weight.in_features()];
     let layout = packed_layout(name, &weight.scheme(), shape, format, scale_dtype)?;
     let scale_dtype = format.scale_dtype(scale_dtype);
-    check_scales(name, weight, format, scale_dtype)?;
+    check_scales(name, weight, scale_dtype)?;
     let bytes = match format {
         Format::Gptq => gptq(weight, 1),
         Format::GptqV2 => gptq(weight, 0),
@@ -158,12 +143,7 @@ pub fn packed_layout(
         .collect())
 }
 
-fn check_scales(
-    name: &str,
-    weight: &QuantizedWeight,
-    format: Format,
-    dtype: ScaleDtype,
-) -> Result<(), PackError> {
+fn check_scales(name: &str, weight: &QuantizedWeight, dtype: ScaleDtype) -> Result<(), PackError> {
     let place = |index: usize| (index / weight.n_groups(), index % weight.n_groups());
     for (index, &value) in weight.scales().iter().enumerate() {
         let nearest = dtype.round(value);
@@ -176,16 +156,6 @@ fn check_scales(
                 value,
                 dtype: dtype.into(),
                 nearest,
-            });
-        }
-        if value < 0.0 && !format.allows_negative_scales() {
-            let (row, group) = place(index);
-            return Err(PackError::NegativeScale {
-                name: name.to_string(),
-                row,
-                group,
-                value,
-                format,
             });
         }
     }

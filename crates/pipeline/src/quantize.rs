@@ -11,7 +11,7 @@ use halfbyte_pack::{Format, ScaleDtype};
 use halfbyte_quant::Scheme;
 use halfbyte_report::{BudgetRecord, LinearRecord, RunRecord};
 
-use crate::config::{Device, Pipeline, Propagation, Treatment};
+use crate::config::{Device, Pipeline, Propagation, SignedScales, Treatment};
 use crate::error::{GateFailed, user_error};
 use crate::event::Event;
 use crate::open::{open_calibration, open_model};
@@ -108,6 +108,18 @@ pub fn quantize(
             .iter()
             .all(|(format, _)| format.allows_negative_scales()),
     );
+    if pipeline.quant.signed_scales == SignedScales::On {
+        for (format, _) in &layout.formats {
+            if !format.allows_negative_scales() {
+                warn(
+                    format!(
+                        "signed_scales: not every reader of {format} is known to take negative scales"
+                    ),
+                    on_event,
+                );
+            }
+        }
+    }
     let scaling = Scaling::new(pipeline, &solver);
     let decoder = Decoder::new(
         Weights::new(folder)?,

@@ -183,7 +183,7 @@ mod tests {
             choice(6.0, 1.0),
         ];
         assert_eq!(hull(&unit), [1, 0, 3]);
-        assert_eq!(allocate(&[unit.clone()], 7.0).unwrap(), [0]);
+        assert_eq!(allocate(std::slice::from_ref(&unit), 7.0).unwrap(), [0]);
         assert_eq!(allocate(&[unit], 100.0).unwrap(), [3]);
     }
 

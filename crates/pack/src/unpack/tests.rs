@@ -456,12 +456,12 @@ fn scales_that_the_file_cannot_hold_are_refused() {
             .to_string()
             .contains("nearest is 0e0")
     );
-    assert_eq!(
-        pack("m", &with_scale(-0.5), Format::Gptq, ScaleDtype::F16)
-            .unwrap_err()
-            .to_string(),
-        "m: scale -5e-1 of row 0, group 0 is negative, which not every reader of gptq is known to take; solve on the positive grid"
-    );
+    let negative = with_scale(-0.5);
+    for format in [Format::Gptq, Format::CompressedTensors] {
+        let tensors = packed(&negative, format);
+        let read = unpack("m", find(&tensors), format, &negative.scheme()).unwrap();
+        assert_eq!(read, negative, "{format}");
+    }
 }
 
 #[test]
