@@ -2,7 +2,7 @@
 //!
 //! burn's flex device runs every operator as a pass of its own into a new buffer, and takes exponentials one at a time:
 //! a quarter of a run's time went there. On the CPU a tensor's numbers are this process's own, so they are taken out
-//! (without a copy where nobody else holds them), worked on in place, and put back. Elsewhere, and where gradients are
+//! (without a copy where nobody else holds them), worked on in place, and put back. Elsewhere, and where a tape is
 //! recorded, burn's operators do the same; tests hold both against each other.
 
 use std::ops::Range;

@@ -16,7 +16,7 @@ use crate::stage::Solver;
 use crate::tune::epochs;
 
 /// What a core with AVX-512 did on the way through a 135 M model, solves included (results/README.md).
-const OPERATIONS_PER_SECOND: f64 = 5e10;
+const OPERATIONS_PER_SECOND: f64 = 7e10;
 
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
@@ -167,6 +167,15 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         operations += 4.0 * forward + 5.0 * (operations - forward);
     }
     operations += 5.0 * epochs(pipeline) as f64 * forward;
+    let mut notices = pipeline.notices.clone();
+    notices.extend(windows.report.warnings.iter().cloned());
+    if pipeline.budget.is_some() {
+        // one more walk, over the float model
+        operations += config.num_hidden_layers as f64 * tokens as f64 * per_token as f64;
+        notices.push(
+            "budget: widths are chosen in the run; bits, sizes and consumers above are those of `quant.bits`".to_owned(),
+        );
+    }
     Ok(Plan {
         model: pipeline.model.source.to_string(),
         model_type: config.row().model_type.to_owned(),
@@ -183,12 +192,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         block_bytes: 4 * block_weights + 8 * hidden.max(mlp).max(heads).pow(2) * 2,
         operations,
         cpu_seconds: operations / OPERATIONS_PER_SECOND,
-        notices: pipeline
-            .notices
-            .iter()
-            .chain(&windows.report.warnings)
-            .cloned()
-            .collect(),
+        notices,
     })
 }
 

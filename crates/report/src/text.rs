@@ -69,6 +69,15 @@ pub fn summary_text(run: &RunRecord) -> String {
     if let Some(peak) = summary.peak_rss_bytes {
         rows.push(("memory", format!("{} at most", bytes(peak))));
     }
+    if let Some(budget) = &run.budget {
+        rows.push((
+            "budget",
+            format!(
+                "{:.3} bits a weight reached, KL of {:.4} predicted from the float model",
+                budget.bits_per_weight, budget.predicted_kl
+            ),
+        ));
+    }
     if let Some(e) = &run.evaluation {
         rows.push((
             "perplexity",
