@@ -185,8 +185,13 @@ impl Block {
 
     /// The attention's output before o, `[windows, tokens, heads * head_dim]`.
     pub fn attention(&self, q: Tensor<4>, k: Tensor<4>, x: Tensor<3>) -> Tensor<3> {
-        let [windows, tokens, _] = x.dims();
         let v = self.split_heads(self.linears.v.forward(x), self.kv_heads);
+        self.attention_from(q, k, v)
+    }
+
+    /// The same from the values, `[windows, kv_heads, tokens, head_dim]`.
+    pub(crate) fn attention_from(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<3> {
+        let [windows, _, tokens, _] = v.dims();
         attention_mix(q, k, v, self.sliding_window)
             .swap_dims(1, 2)
             .reshape([windows, tokens, self.heads * self.head_dim])

@@ -224,28 +224,36 @@ pub(crate) fn silu_gated_backward<const D: usize>(
     up: Tensor<D>,
     d: Tensor<D>,
 ) -> (Tensor<D>, Tensor<D>) {
-    let (gate_too, d_too) = (gate.clone(), d.clone());
-    let d_up = silu_gated(gate_too, d_too);
-    let (up, d) = (taken(up), taken(d));
-    (in_place(gate, &SiluSlope { up, d }), d_up)
+    let (shape, device) = (gate.shape(), gate.device());
+    let (mut gate, up, mut d) = (taken(gate), taken(up), taken(d));
+    let arch = Arch::new();
+    let tasks = gate.par_chunks_mut(TASK).zip(d.par_chunks_mut(TASK));
+    tasks
+        .zip(up.par_chunks(TASK))
+        .for_each(|((gate, d), up)| arch.dispatch(SiluBackward { gate, up, d }));
+    let tensor = |values| Tensor::from_data(TensorData::new(values, shape.clone()), &device);
+    (tensor(gate), tensor(d))
 }
 
-struct SiluSlope {
-    up: Vec<f32>,
-    d: Vec<f32>,
+/// Changes `gate` and `d` into the derivatives with regard to `gate` and `up`.
+struct SiluBackward<'a> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+    d: &'a mut [f32],
 }
 
-impl Rows for SiluSlope {
-    fn width(&self) -> usize {
-        1
-    }
+impl NullaryFnOnce for SiluBackward<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn work(&self, first: usize, gate: &mut [f32]) {
-        let pairs = self.up[first..].iter().zip(&self.d[first..]);
-        for (gate, (up, d)) in gate.iter_mut().zip(pairs) {
-            let share = 1.0 / (1.0 + exp(-*gate));
-            *gate = d * up * share * (1.0 + *gate * (1.0 - share));
+    fn call(self) {
+        for ((gate, up), d) in self.gate.iter_mut().zip(self.up).zip(self.d) {
+            let sum = 1.0 + exp(-*gate);
+            let share = 1.0 / sum;
+            (*gate, *d) = (
+                *d * up * share * (1.0 + *gate * (1.0 - share)),
+                *gate * (*d / sum),
+            );
         }
     }
 }
