@@ -22,83 +22,93 @@ pub(crate) fn attention_mix(
     sliding_window: Option<usize>,
 ) -> Tensor<4> {
     let [windows, heads, tokens, head_dim] = q.dims();
-    let [_, kv_heads, _, features] = values.dims();
+    let kv_heads = values.dims()[1];
     let shared = heads / kv_heads;
     let q = q.mul_scalar(1.0 / (head_dim as f32).sqrt());
     let mixed = chunks(tokens, sliding_window).map(|chunk| {
-        let Chunk {
-            start,
-            rows,
-            first,
-            keys,
-        } = chunk;
-        let q =
-            q.clone()
-                .narrow(2, start, rows)
-                .reshape([windows, kv_heads, shared * rows, head_dim]);
-        let scores = q.matmul(k.clone().narrow(2, first, keys).swap_dims(2, 3));
+        let q = chunk.queries(&q, kv_heads);
+        let scores = q.matmul(chunk.keys(&k).swap_dims(2, 3));
         let weights = if host::is_host(&scores) {
-            host::softmax(scores, |row| chunk.seen(row, sliding_window))
+            host::softmax(scores, |row| chunk.seen(row))
         } else {
-            let mask = hidden_keys(start, rows, first, keys, sliding_window, &scores.device());
+            let shape = scores.dims();
+            let mask = chunk.hidden(&scores.device());
             let scores = scores
-                .reshape([windows * kv_heads, shared, rows, keys])
+                .reshape([windows * kv_heads, shared, chunk.n_queries, chunk.n_keys])
                 .mask_fill(mask.unsqueeze::<4>(), f32::NEG_INFINITY)
-                .reshape([windows, kv_heads, shared * rows, keys]);
+                .reshape(shape);
             softmax(scores, 3)
         };
-        weights
-            .matmul(values.clone().narrow(2, first, keys))
-            .reshape([windows, heads, rows, features])
+        chunk.per_head(weights.matmul(chunk.keys(&values)), heads)
     });
     Tensor::cat(mixed.collect(), 2)
 }
 
-/// Queries `start..start + rows` and the keys they may see, `first..first + keys`.
+/// Some queries in a row and the keys that any of them may see.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunk {
-    pub(crate) start: usize,
-    pub(crate) rows: usize,
-    pub(crate) first: usize,
-    pub(crate) keys: usize,
+    first_query: usize,
+    n_queries: usize,
+    pub(crate) first_key: usize,
+    n_keys: usize,
+    sliding_window: Option<usize>,
 }
 
 impl Chunk {
-    /// The chunk's keys that a row of stacked queries sees; `row` counts on over windows and heads.
-    pub(crate) fn seen(&self, row: usize, sliding_window: Option<usize>) -> Range<usize> {
-        let query = self.start + row % self.rows;
-        let earliest = sliding_window.map_or(0, |w| (query + 1).saturating_sub(w));
-        earliest - self.first..query + 1 - self.first
+    /// The chunk's part of `[windows, heads, tokens, features]`, the heads that share a kv head stacked:
+    /// `[windows, kv_heads, heads / kv_heads * queries, features]`.
+    pub(crate) fn queries(&self, all: &Tensor<4>, kv_heads: usize) -> Tensor<4> {
+        let [windows, heads, _, features] = all.dims();
+        let rows = heads / kv_heads * self.n_queries;
+        all.clone()
+            .narrow(2, self.first_query, self.n_queries)
+            .reshape([windows, kv_heads, rows, features])
     }
+
+    /// Stacked queries by heads again, `[windows, heads, queries, features]`.
+    pub(crate) fn per_head(&self, stacked: Tensor<4>, heads: usize) -> Tensor<4> {
+        let [windows, _, _, features] = stacked.dims();
+        stacked.reshape([windows, heads, self.n_queries, features])
+    }
+
+    /// The chunk's part of all keys or values, `[windows, kv_heads, tokens, features]`.
+    pub(crate) fn keys(&self, all: &Tensor<4>) -> Tensor<4> {
+        all.clone().narrow(2, self.first_key, self.n_keys)
+    }
+
+    /// The chunk's keys that a row of stacked queries sees; `row` counts on over windows and heads.
+    pub(crate) fn seen(&self, row: usize) -> Range<usize> {
+        let query = self.first_query + row % self.n_queries;
+        first_seen(query, self.sliding_window) - self.first_key..query + 1 - self.first_key
+    }
+
+    /// True where a query may not look, `[queries, keys]`: at later tokens, and at those the sliding window has passed.
+    fn hidden(&self, device: &Device) -> Tensor<2, Bool> {
+        let row = |row: usize| {
+            let seen = self.seen(row);
+            (0..self.n_keys).map(move |key| !seen.contains(&key))
+        };
+        let mask: Vec<bool> = (0..self.n_queries).flat_map(row).collect();
+        Tensor::from_data(TensorData::new(mask, [self.n_queries, self.n_keys]), device)
+    }
+}
+
+/// The first key that a query sees.
+fn first_seen(query: usize, sliding_window: Option<usize>) -> usize {
+    sliding_window.map_or(0, |w| (query + 1).saturating_sub(w))
 }
 
 /// All queries, chunk by chunk.
 pub(crate) fn chunks(tokens: usize, sliding_window: Option<usize>) -> impl Iterator<Item = Chunk> {
-    (0..tokens).step_by(CHUNK).map(move |start| {
-        let rows = CHUNK.min(tokens - start);
-        let first = sliding_window.map_or(0, |w| (start + 1).saturating_sub(w));
+    (0..tokens).step_by(CHUNK).map(move |first_query| {
+        let n_queries = CHUNK.min(tokens - first_query);
+        let first_key = first_seen(first_query, sliding_window);
         Chunk {
-            start,
-            rows,
-            first,
-            keys: start + rows - first,
+            first_query,
+            n_queries,
+            first_key,
+            n_keys: first_query + n_queries - first_key,
+            sliding_window,
         }
     })
-}
-
-/// True where a query may not look, `[rows, keys]`: at later tokens, and at those the sliding window has passed.
-fn hidden_keys(
-    start: usize,
-    rows: usize,
-    first: usize,
-    keys: usize,
-    sliding_window: Option<usize>,
-    device: &Device,
-) -> Tensor<2, Bool> {
-    let hidden =
-        |row: usize, key: usize| key > row || sliding_window.is_some_and(|w| row - key >= w);
-    let mask: Vec<bool> = (start..start + rows)
-        .flat_map(|row| (first..first + keys).map(move |key| hidden(row, key)))
-        .collect();
-    Tensor::from_data(TensorData::new(mask, [rows, keys]), device)
 }

@@ -7,7 +7,7 @@
 
 use burn::prelude::*;
 
-use crate::attention::{Chunk, chunks};
+use crate::attention::chunks;
 use crate::block::Norm;
 use crate::{Block, LinearKind, NormKind, host};
 
@@ -123,7 +123,6 @@ fn attention_backward(
 ) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
     let [windows, heads, tokens, head_dim] = q.dims();
     let kv_heads = block.kv_heads();
-    let shared = heads / kv_heads;
     let scale = 1.0 / (head_dim as f32).sqrt();
     let q = q.mul_scalar(scale);
     let da = block.split_heads(da, heads);
@@ -131,29 +130,16 @@ fn attention_backward(
     let (mut dk, mut dv) = (host::Sum::new(shape), host::Sum::new(shape));
     let mut dq = Vec::new();
     for chunk in chunks(tokens, block.sliding_window()) {
-        let Chunk {
-            start,
-            rows,
-            first,
-            keys,
-        } = chunk;
-        let stacked = |t: &Tensor<4>| {
-            t.clone()
-                .narrow(2, start, rows)
-                .reshape([windows, kv_heads, shared * rows, head_dim])
-        };
-        let (q, da) = (stacked(&q), stacked(&da));
-        let (k, v) = (
-            k.clone().narrow(2, first, keys),
-            v.clone().narrow(2, first, keys),
-        );
+        let (q, da) = (chunk.queries(&q, kv_heads), chunk.queries(&da, kv_heads));
+        let (k, v) = (chunk.keys(&k), chunk.keys(&v));
         let scores = q.clone().matmul(k.clone().swap_dims(2, 3));
-        let weights = host::softmax(scores, |row| chunk.seen(row, block.sliding_window()));
+        let weights = host::softmax(scores, |row| chunk.seen(row));
+        let first = chunk.first_key;
         dv.add(first, weights.clone().swap_dims(2, 3).matmul(da.clone()));
         let d_scores = host::softmax_backward(weights, da.matmul(v.swap_dims(2, 3)));
         dk.add(first, d_scores.clone().swap_dims(2, 3).matmul(q));
         let d = d_scores.matmul(k).mul_scalar(scale);
-        dq.push(d.reshape([windows, heads, rows, head_dim]));
+        dq.push(chunk.per_head(d, heads));
     }
     let device = dq[0].device();
     (Tensor::cat(dq, 2), dk.tensor(&device), dv.tensor(&device))
