@@ -1,5 +1,7 @@
 //! How much of each token's error the loss feels: one backward pass of the float model over the calibration text.
 
+use std::collections::BTreeMap;
+
 use burn::prelude::*;
 use halfbyte_model::{Block, BlockGradients, Decoder, Head, LinearKind, values};
 use rayon::prelude::*;
@@ -168,8 +170,8 @@ impl LossWeights {
 /// gradients vary independently, Martens and Grosse, arXiv 1503.05671). v's loss is that by the attention-mixed
 /// Hessian, the mean over the query heads that share a kv head, so it counts as often as there are such heads.
 ///
-/// One value a linear of every block, in the order of [`LinearKind::ALL`], from `windows` alone: a few are enough for
-/// means over thousands of rows. `tick` as in [`LossWeights::take`].
+/// One map a block, with a value for each of its linears, from `windows` alone: a few are enough for means over
+/// thousands of rows. `tick` as in [`LossWeights::take`].
 ///
 /// # Errors
 /// As [`LossWeights::take`].
@@ -178,7 +180,7 @@ pub fn sensitivities(
     decoder: &Decoder,
     seed: u64,
     tick: &mut dyn FnMut(u64, u64),
-) -> Result<Vec<[f64; 7]>, WalkError> {
+) -> Result<Vec<BTreeMap<LinearKind, f64>>, WalkError> {
     let options = LossWeightOptions {
         mlp_groups: 1,
         other_groups: 1,
@@ -189,10 +191,12 @@ pub fn sensitivities(
     let config = decoder.weights().config();
     let shared = config.num_attention_heads / config.num_key_value_heads;
     let of = |block: usize| {
-        LinearKind::ALL.map(|kind| {
+        let cost = |kind: LinearKind| {
             let heads = if kind == LinearKind::V { shared } else { 1 };
             0.5 * heads as f64 * weights.mean_square(block, kind)
-        })
+        };
+        let pairs = LinearKind::ALL.map(|kind| (kind, cost(kind)));
+        BTreeMap::from(pairs)
     };
     Ok((0..decoder.n_blocks()).map(of).collect())
 }

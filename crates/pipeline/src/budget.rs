@@ -14,7 +14,6 @@ use halfbyte_calibrate::text::{Window, Windows};
 use halfbyte_calibrate::{GROUPING_WINDOWS, LinearStats, Walk, WalkOptions, sensitivities};
 use halfbyte_checkpoint::TensorInfo;
 use halfbyte_model::{Decoder, LinearKind, linear_shape};
-use halfbyte_pack::packed_layout;
 use halfbyte_quant::Scheme;
 use halfbyte_report::{BudgetRecord, SensitivityRecord, UniformRecord};
 use halfbyte_solve::{Choice, allocate};
@@ -163,17 +162,8 @@ impl Budgeting<'_> {
 
     fn packed_bytes(&self, module: &str, scheme: &Scheme, shape: [usize; 2]) -> Result<f64> {
         let (format, _) = self.layout.formats[0];
-        let tensors = packed_layout(module, scheme, shape, format, self.layout.scale_dtype)?;
-        let bytes = tensors.into_iter().map(|tensor| {
-            let dtype = export::file_dtype(tensor.dtype);
-            TensorInfo {
-                name: tensor.name,
-                dtype,
-                shape: tensor.shape,
-            }
-            .bytes()
-        });
-        Ok(bytes.sum::<u64>() as f64)
+        let infos = export::packed_infos(self.layout, module, scheme, shape, format)?;
+        Ok(infos.iter().map(TensorInfo::bytes).sum::<u64>() as f64)
     }
 
     /// What the quantized linears may take, in the unit of [`Coded::size`].
@@ -183,18 +173,10 @@ impl Budgeting<'_> {
             BudgetLimit::Bytes(bytes) => {
                 let (format, _) = self.layout.formats[0];
                 let folder = self.decoder.weights().folder();
-                let infos = export::tensor_infos(self.layout, folder, format)?;
-                let whole: u64 = infos.iter().map(TensorInfo::bytes).sum();
-                let mut packed = 0.0;
-                let config = self.decoder.weights().config();
-                for member in members {
-                    let module = member.kind.module(member.block);
-                    if let Some(scheme) = self.layout.scheme(&module) {
-                        let shape = linear_shape(config, member.kind);
-                        packed += self.packed_bytes(&module, &scheme, shape)?;
-                    }
-                }
-                Ok(bytes as f64 - (whole as f64 - packed))
+                let mut rest = export::tensor_infos(self.layout, folder, format)?;
+                rest.retain(|info| export::packed_module(&info.name, self.layout).is_none());
+                let rest: u64 = rest.iter().map(TensorInfo::bytes).sum();
+                Ok(bytes as f64 - rest as f64)
             }
         }
     }
@@ -240,8 +222,7 @@ impl Budgeting<'_> {
         };
         let found = sensitivities(&windows, self.decoder, seed, &mut tick)?;
         for member in members {
-            let at = LinearKind::ALL.iter().position(|kind| *kind == member.kind);
-            member.sensitivity = found[member.block][at.unwrap_or(0)];
+            member.sensitivity = found[member.block][&member.kind];
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use halfbyte_checkpoint::{
 };
 use halfbyte_model::Decoder;
 use halfbyte_pack::{ConfigNotes, Format, NamedTensor, pack, packed_layout, quantization_config};
+use halfbyte_quant::Scheme;
 use serde_json::{Value, json};
 
 use crate::config::{Damp, Method, Pipeline, Propagation};
@@ -155,13 +156,7 @@ pub(crate) fn tensor_infos(
             .and_then(|module| Some((module, layout.scheme(module)?)));
         match (scheme, view.shape) {
             (Some((module, scheme)), &[out, in_]) => {
-                let packed =
-                    packed_layout(module, &scheme, [out, in_], format, layout.scale_dtype)?;
-                infos.extend(packed.into_iter().map(|t| TensorInfo {
-                    name: t.name,
-                    dtype: file_dtype(t.dtype),
-                    shape: t.shape,
-                }));
+                infos.extend(packed_infos(layout, module, &scheme, [out, in_], format)?);
             }
             _ => infos.push(TensorInfo {
                 name: name.to_owned(),
@@ -173,8 +168,25 @@ pub(crate) fn tensor_infos(
     Ok(infos)
 }
 
+/// The tensors of one packed linear.
+pub(crate) fn packed_infos(
+    layout: &Layout,
+    module: &str,
+    scheme: &Scheme,
+    shape: [usize; 2],
+    format: Format,
+) -> Result<Vec<TensorInfo>> {
+    let packed = packed_layout(module, scheme, shape, format, layout.scale_dtype)?;
+    let infos = packed.into_iter().map(|tensor| TensorInfo {
+        name: tensor.name,
+        dtype: file_dtype(tensor.dtype),
+        shape: tensor.shape,
+    });
+    Ok(infos.collect())
+}
+
 /// The block and module a packed tensor belongs to; none for tensors that are copied.
-fn packed_module<'a>(tensor: &'a str, layout: &Layout) -> Option<(usize, &'a str)> {
+pub(crate) fn packed_module<'a>(tensor: &'a str, layout: &Layout) -> Option<(usize, &'a str)> {
     let (module, part) = tensor.rsplit_once('.')?;
     if part == "bias" {
         return None;
@@ -276,7 +288,7 @@ fn notes(pipeline: &Pipeline) -> ConfigNotes {
     }
 }
 
-pub(crate) fn file_dtype(dtype: halfbyte_pack::Dtype) -> Dtype {
+fn file_dtype(dtype: halfbyte_pack::Dtype) -> Dtype {
     match dtype {
         halfbyte_pack::Dtype::F16 => Dtype::F16,
         halfbyte_pack::Dtype::BF16 => Dtype::BF16,

@@ -145,20 +145,25 @@ pub fn quantize(
     let activation_bytes = pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2;
     let shared_out = match work.budget()? {
         Some(known) => Some(known),
-        None => budget::Budgeting {
-            pipeline,
-            layout: &layout,
-            decoder: &decoder,
-            windows: &windows,
-            solver: &solver,
-            spill_folder: work.folder(),
-            activation_bytes,
+        None => {
+            let budgeting = budget::Budgeting {
+                pipeline,
+                layout: &layout,
+                decoder: &decoder,
+                windows: &windows,
+                solver: &solver,
+                spill_folder: work.folder(),
+                activation_bytes,
+            };
+            let made = budgeting.share_out(&mut clock, on_event)?;
+            if let Some(budget) = &made {
+                work.save_budget(budget)?;
+            }
+            made
         }
-        .share_out(&mut clock, on_event)?,
     };
     if let Some(budget) = &shared_out {
         layout.set_bits(budget)?;
-        work.save_budget(budget)?;
     }
     if resumed < blocks {
         let loss_weights = if solver.wants_loss_weights() {
