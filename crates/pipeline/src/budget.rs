@@ -287,7 +287,7 @@ impl Budgeting<'_> {
             let shape = linear_shape(weights.config(), *kind);
             let weight = weights.weight(&kind.module(block), shape)?;
             for coded in options {
-                let loss = prepared.loss(self.solver, *kind, &weight, &coded.scheme)?;
+                let loss = prepared.loss(self.solver, *kind, &weight, shape, &coded.scheme)?;
                 coded.kl = *sensitivity * loss;
             }
         }

@@ -1,5 +1,6 @@
 //! One linear from its statistics to its codes and its record: the only place where statistics meet a solver.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -244,12 +245,13 @@ impl<'a> Prepared<'a> {
             .with_context(|| format!("block {}, {module}", task.block))
     }
 
-    /// What solving a weight costs, `tr(Δ H Δᵀ)` over all its rows.
+    /// What solving a weight of `shape` `[out_features, in_features]` costs, `tr(Δ H Δᵀ)` over all its rows.
     pub(crate) fn loss(
         &self,
         solver: &Solver,
         kind: LinearKind,
         weight: &[f32],
+        [_, in_]: [usize; 2],
         scheme: &Scheme,
     ) -> Result<f64> {
         let mut sum = 0.0;
@@ -260,16 +262,8 @@ impl<'a> Prepared<'a> {
         } in &self.parts
         {
             let seen = stats.map(|stats| &stats.calibration);
-            let columns = seen.map_or(1, |seen| seen.in_features);
-            let picked;
-            let weight = match rows {
-                None => weight,
-                Some(rows) => {
-                    picked = pick(weight, rows, columns);
-                    &picked
-                }
-            };
-            let weight = MatRef::from_row_major_slice(weight, weight.len() / columns, columns);
+            let weight = pick(weight, *rows, in_);
+            let weight = matrix(&weight, in_);
             let solution = solver.solve(weight, seen, factor.as_ref(), kind, scheme)?;
             sum += solution.loss;
         }
@@ -293,26 +287,21 @@ impl<'a> Prepared<'a> {
             factor,
         } in &self.parts
         {
-            let all: Vec<usize>;
-            let rows = match rows {
-                None => {
-                    all = (0..out).collect();
-                    &all
-                }
-                Some(rows) => *rows,
-            };
-            order.extend(rows);
-            let weight = pick(task.weight, rows, in_);
-            let weight = MatRef::from_row_major_slice(&weight, rows.len(), in_);
+            let first = order.len();
+            match rows {
+                None => order.extend(0..out),
+                Some(rows) => order.extend(*rows),
+            }
+            let weight = pick(task.weight, *rows, in_);
+            let weight = matrix(&weight, in_);
             let seen = stats.map(|stats| &stats.calibration);
             let solution = solver.solve(weight, seen, factor.as_ref(), task.kind, &task.scheme)?;
             let rounded = match &task.unscaled {
                 None => plain_rounding(weight, &task.scheme)?,
                 Some(Unscaled { weight, scales }) => {
-                    let weight = pick(weight, rows, in_);
-                    let weight = MatRef::from_row_major_slice(&weight, rows.len(), in_);
-                    let mut rounded = plain_rounding(weight, &task.scheme)?;
-                    scales.scale(&mut rounded, rows);
+                    let weight = pick(weight, *rows, in_);
+                    let mut rounded = plain_rounding(matrix(&weight, in_), &task.scheme)?;
+                    scales.scale(&mut rounded, &order[first..]);
                     rounded
                 }
             };
@@ -368,10 +357,17 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Some rows of a weight with `columns` columns.
-fn pick(weight: &[f32], rows: &[usize], columns: usize) -> Vec<f32> {
+/// Some rows of a weight with `columns` columns, or all.
+fn pick<'a>(weight: &'a [f32], rows: Option<&[usize]>, columns: usize) -> Cow<'a, [f32]> {
     let of = |&row: &usize| &weight[row * columns..(row + 1) * columns];
-    rows.iter().flat_map(of).copied().collect()
+    match rows {
+        None => Cow::Borrowed(weight),
+        Some(rows) => rows.iter().flat_map(of).copied().collect(),
+    }
+}
+
+fn matrix(weight: &[f32], columns: usize) -> MatRef<'_, f32> {
+    MatRef::from_row_major_slice(weight, weight.len() / columns, columns)
 }
 
 /// The values that plain rounding gives, `[rows, columns]`; no statistics change them.
