@@ -5,7 +5,8 @@ use halfbyte_quant::{ActivationStats, QuantizedWeight};
 use proptest::prelude::*;
 
 use crate::oracle::{
-    Random, damped, inverse, obq, on_grid, quadratic, random_stats, random_weight, scheme,
+    Random, damped, inverse, obq, on_grid, on_threads, quadratic, random_stats, random_weight,
+    scheme,
 };
 use crate::{
     Damp, GptqOptions, Grid, RtnOptions, ScaleDtype, Solution, SolveError, factor, gptq, loss, rtn,
@@ -630,21 +631,14 @@ fn options_that_do_not_fit_say_what_to_use() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let (weight, stats) = (random_weight(150, 136, 1), random_stats(136, 500, 2));
-    let solutions: Vec<(Solution, Solution)> = [1, 2, 7]
-        .into_iter()
-        .map(|threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
-            pool.install(|| {
-                (
-                    solve(&weight, &stats, 4, 32, false, &GptqOptions::default()),
-                    solve(&weight, &stats, 4, 32, true, &GptqOptions::reference()),
-                )
-            })
+    let solutions = [1, 2, 7].map(|threads| {
+        on_threads(threads, || {
+            (
+                solve(&weight, &stats, 4, 32, false, &GptqOptions::default()),
+                solve(&weight, &stats, 4, 32, true, &GptqOptions::reference()),
+            )
         })
-        .collect();
+    });
     assert_eq!(solutions[0], solutions[1]);
     assert_eq!(solutions[0], solutions[2]);
 }

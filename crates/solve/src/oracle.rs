@@ -25,6 +25,15 @@ impl Random {
     }
 }
 
+/// What `work` gives on a pool of so many threads.
+pub(crate) fn on_threads<T: Send>(threads: usize, work: impl Fn() -> T + Send) -> T {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .unwrap();
+    pool.install(work)
+}
+
 pub(crate) fn scheme(bits: u8, group: i64, sym: bool) -> Scheme {
     Scheme::new(bits, GroupSize::from_i64(group).unwrap(), sym).unwrap()
 }

@@ -121,11 +121,21 @@ fn shape_of(shape: &Value) -> Vec<usize> {
     numbers(shape).into_iter().map(|n| n as usize).collect()
 }
 
-fn gptq_weight(v: &Value, group_size: i64) -> QuantizedWeight {
-    weight_of(v, group_size, v["sym"].as_bool().unwrap())
+/// The tensors that gptq and awq share, from a vector; `zeros` is where it has the zero points' words.
+fn words_and_scales(v: &Value, zeros: &str, scales_shape: &[usize]) -> [NamedTensor; 3] {
+    let words = |name: &str, shape: &str, key: &str| {
+        tensor(name, Dtype::I32, &shape_of(&v[shape]), words_of(&v[key]))
+    };
+    let scales = halves_of(&v["scales_f16_bits_group_by_out"]);
+    [
+        words("m.qweight", "qweight_shape", "qweight_i32"),
+        words("m.qzeros", "qzeros_shape", zeros),
+        tensor("m.scales", Dtype::F16, scales_shape, scales),
+    ]
 }
 
-fn weight_of(v: &Value, group_size: i64, sym: bool) -> QuantizedWeight {
+fn weight_of(v: &Value, sym: bool) -> QuantizedWeight {
+    let group_size = v["group_size"].as_i64().unwrap();
     let bytes = |key: &str| numbers(&v[key]).into_iter().map(|n| n as u8).collect();
     QuantizedWeight::new(
         scheme(v["bits"].as_u64().unwrap() as u8, group_size, sym),
@@ -141,33 +151,15 @@ fn weight_of(v: &Value, group_size: i64, sym: bool) -> QuantizedWeight {
 fn gptq_tensors_equal_the_vectors_byte_for_byte_and_read_back() {
     for name in GPTQ_VECTORS {
         let v = vector(name);
-        let weight = gptq_weight(&v, v["group_size"].as_i64().unwrap());
+        let weight = weight_of(&v, v["sym"].as_bool().unwrap());
         for (format, zeros) in [
             (Format::Gptq, "qzeros_v1_i32"),
             (Format::GptqV2, "qzeros_v2_i32"),
         ] {
-            let shape = |key: &str| shape_of(&v[key]);
-            let wanted = [
-                tensor(
-                    "m.qweight",
-                    Dtype::I32,
-                    &shape("qweight_shape"),
-                    words_of(&v["qweight_i32"]),
-                ),
-                tensor(
-                    "m.qzeros",
-                    Dtype::I32,
-                    &shape("qzeros_shape"),
-                    words_of(&v[zeros]),
-                ),
-                tensor(
-                    "m.scales",
-                    Dtype::F16,
-                    &shape("scales_shape"),
-                    halves_of(&v["scales_f16_bits_group_by_out"]),
-                ),
-                tensor("m.g_idx", Dtype::I32, &[64], words_of(&v["g_idx"])),
-            ];
+            let [qweight, qzeros, scales] =
+                words_and_scales(&v, zeros, &shape_of(&v["scales_shape"]));
+            let g_idx = tensor("m.g_idx", Dtype::I32, &[64], words_of(&v["g_idx"]));
+            let wanted = [qweight, qzeros, scales, g_idx];
             if weight.scheme().sym() || format == Format::GptqV2 {
                 assert_eq!(packed(&weight, format), wanted, "{name} as {format}");
             } else {
@@ -258,28 +250,8 @@ fn compressed_tensors_equal_the_vectors_byte_for_byte_and_read_back() {
 #[test]
 fn awq_tensors_equal_the_vector_byte_for_byte_and_read_back() {
     let v = vector(AWQ_VECTOR);
-    let weight = weight_of(&v, v["group_size"].as_i64().unwrap(), false);
-    let shape = |key: &str| shape_of(&v[key]);
-    let wanted = [
-        tensor(
-            "m.qweight",
-            Dtype::I32,
-            &shape("qweight_shape"),
-            words_of(&v["qweight_i32"]),
-        ),
-        tensor(
-            "m.qzeros",
-            Dtype::I32,
-            &shape("qzeros_shape"),
-            words_of(&v["qzeros_i32"]),
-        ),
-        tensor(
-            "m.scales",
-            Dtype::F16,
-            &[4, 32],
-            halves_of(&v["scales_f16_bits_group_by_out"]),
-        ),
-    ];
+    let weight = weight_of(&v, false);
+    let wanted = words_and_scales(&v, "qzeros_i32", &[4, 32]);
     assert_eq!(packed(&weight, Format::Awq), wanted);
     let read = unpack("m", find(&wanted), Format::Awq, &weight.scheme());
     assert_eq!(read, Ok(weight));

@@ -5,7 +5,7 @@ use halfbyte_quant::{ActivationStats, Scheme};
 use proptest::prelude::*;
 
 use super::*;
-use crate::oracle::{Random, quadratic, random_stats, random_weight, scheme};
+use crate::oracle::{Random, on_threads, quadratic, random_stats, random_weight, scheme};
 use crate::{GptqOptions, Grid, RtnOptions, ScaleDtype, factor, gptq, loss, rtn, rtn_clipped};
 
 /// Statistics in which a few channels are loud, which is what AWQ is for.
@@ -836,27 +836,20 @@ fn what_does_not_fit_is_refused_and_named() {
 fn any_number_of_threads_finds_the_same_bits() {
     let (stats, weight) = (loud_stats(72, 1), random_weight(70, 72, 2));
     let s = scheme(4, 24, false);
-    let found: Vec<(Found, Clip)> = [1, 3]
-        .into_iter()
-        .map(|threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
-            pool.install(|| {
-                let members = [member(&weight, s, &stats)];
-                let group = Group {
-                    members: &members,
-                    mean_abs: &stats.mean_abs,
-                    tie: None,
-                };
-                (
-                    search(&group, &AwqOptions::default()).unwrap(),
-                    search_clip(weight.as_ref(), &stats, &s, &RtnOptions::default()).unwrap(),
-                )
-            })
+    let found = [1, 3].map(|threads| {
+        on_threads(threads, || {
+            let members = [member(&weight, s, &stats)];
+            let group = Group {
+                members: &members,
+                mean_abs: &stats.mean_abs,
+                tie: None,
+            };
+            (
+                search(&group, &AwqOptions::default()).unwrap(),
+                search_clip(weight.as_ref(), &stats, &s, &RtnOptions::default()).unwrap(),
+            )
         })
-        .collect();
+    });
     assert_eq!(found[0], found[1]);
 }
 
