@@ -6,7 +6,7 @@
 //! panel. Costs `beam` times the greedy pass.
 
 use crate::grid::nearest;
-use crate::kernel::{LANES, Lane, PANEL, accumulate, multiversion};
+use crate::kernel::{LANES, Lane, PANEL, multiversion, panel_targets, pull_error};
 use crate::strip::{Coded, Panels};
 
 /// Where lanes take their past from.
@@ -69,11 +69,7 @@ multiversion! {
         for start in (0..places.len()).step_by(PANEL) {
             let rows = n.panel(start / PANEL);
             let panel = &places[start..(start + PANEL).min(places.len())];
-            let mut targets = [Lane::ZERO; PANEL];
-            for (target, &(position, _)) in targets.iter_mut().zip(panel) {
-                *target = w[position];
-            }
-            accumulate(&mut targets, &errors[..start], &rows[..start]);
+            let mut targets = panel_targets(w, panel, &errors[..start], &rows[..start]);
             let mut past: Map = std::array::from_fn(|l| l);
             for (c, &(position, group)) in panel.iter().enumerate() {
                 let (scale, zero) = (&coded.scale[group].0, &coded.zero[group].0);
@@ -100,12 +96,7 @@ multiversion! {
                 for l in 0..LANES {
                     error.0[l] = codes.0[l].mul_add(-coded.scale[group].0[l], w[position].0[l]);
                 }
-                for next in c + 1..PANEL {
-                    for l in 0..LANES {
-                        targets[next].0[l] =
-                            error.0[l].mul_add(rows[start + c][next], targets[next].0[l]);
-                    }
-                }
+                pull_error(&mut targets, c, &error, &rows[start + c]);
                 errors[start + c] = error;
             }
             for (error, &(position, _)) in errors[..start].iter_mut().zip(places) {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::beam;
 use crate::factor::{Factor, Triangle};
 use crate::grid::{GridSpec, group_grid, nearest};
-use crate::kernel::{LANES, Lane, PANEL, accumulate, multiversion};
+use crate::kernel::{LANES, Lane, PANEL, multiversion, panel_targets, pull_error};
 use crate::measure::strip_sums;
 use crate::reference::push;
 use crate::refine::refine;
@@ -224,11 +224,7 @@ multiversion! {
         for start in (0..places.len()).step_by(PANEL) {
             let rows = n.panel(start / PANEL);
             let panel = &places[start..(start + PANEL).min(places.len())];
-            let mut targets = [Lane::ZERO; PANEL];
-            for (target, &(position, _)) in targets.iter_mut().zip(panel) {
-                *target = w[position];
-            }
-            accumulate(&mut targets, &errors[..start], &rows[..start]);
+            let mut targets = panel_targets(w, panel, &errors[..start], &rows[..start]);
             for (c, &(position, group)) in panel.iter().enumerate() {
                 let (scale, zero) = (&coded.scale[group].0, &coded.zero[group].0);
                 let inverse = &inverse_scale[group].0;
@@ -240,12 +236,7 @@ multiversion! {
                     let miss = v[l].mul_add(-scale[l], targets[c].0[l]);
                     loss.0[l] = (pivots[start + c] * miss).mul_add(miss, loss.0[l]);
                 }
-                for next in c + 1..PANEL {
-                    let factor = rows[start + c][next];
-                    for l in 0..LANES {
-                        targets[next].0[l] = error.0[l].mul_add(factor, targets[next].0[l]);
-                    }
-                }
+                pull_error(&mut targets, c, &error, &rows[start + c]);
                 errors[start + c] = error;
             }
         }

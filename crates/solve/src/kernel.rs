@@ -96,6 +96,33 @@ pub(crate) fn accumulate(acc: &mut [Lane; PANEL], e: &[Lane], panel: &[[f32; PAN
     accumulate_portable(acc, e, panel);
 }
 
+/// What the columns of a panel aim at when all before it are coded: `w_k + Σ_i e_i N_ik`, `rows` being those of `N`.
+/// `places` are the columns' positions and groups.
+#[inline(always)]
+pub(crate) fn panel_targets(
+    w: &[Lane],
+    places: &[(usize, usize)],
+    errors: &[Lane],
+    rows: &[[f32; PANEL]],
+) -> [Lane; PANEL] {
+    let mut targets = [Lane::ZERO; PANEL];
+    for (target, &(position, _)) in targets.iter_mut().zip(places) {
+        *target = w[position];
+    }
+    accumulate(&mut targets, errors, rows);
+    targets
+}
+
+/// Adds the error of a panel's column `c` to what the columns behind it aim at; `row` is the column's of `N`.
+#[inline(always)]
+pub(crate) fn pull_error(targets: &mut [Lane; PANEL], c: usize, error: &Lane, row: &[f32; PANEL]) {
+    for (target, &factor) in targets.iter_mut().zip(row).skip(c + 1) {
+        for l in 0..LANES {
+            target.0[l] = error.0[l].mul_add(factor, target.0[l]);
+        }
+    }
+}
+
 fn accumulate_portable(acc: &mut [Lane; PANEL], e: &[Lane], panel: &[[f32; PANEL]]) {
     for (e, row) in e.iter().zip(panel) {
         for (acc, &factor) in acc.iter_mut().zip(row) {
