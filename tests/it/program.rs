@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use halfbyte_checkpoint::ModelFolder;
 use halfbyte_model::{LinearKind, Weights, linear_shape};
+use halfbyte_quant::{Codebook, Coding, QuantizedWeight};
 use halfbyte_report::{RunRecord, read_run};
 
 pub(crate) fn root() -> PathBuf {
@@ -57,6 +58,12 @@ pub(crate) fn succeed(command: &mut Command) -> Output {
         output.status
     );
     output
+}
+
+/// A linear's codes, scales and zero points.
+fn grid(weights: &Weights, module: &str, shape: [usize; 2]) -> QuantizedWeight {
+    let weight = weights.quantized(module, shape).unwrap();
+    weight.into_grid().unwrap()
 }
 
 /// Everything the solver decided, without the times.
@@ -165,10 +172,7 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
     for block in 0..6 {
         for kind in LinearKind::ALL {
             let (module, shape) = (kind.module(block), linear_shape(with.config(), kind));
-            let (a, b) = (
-                with.quantized(&module, shape).unwrap(),
-                without.quantized(&module, shape).unwrap(),
-            );
+            let (a, b) = (grid(&with, &module, shape), grid(&without, &module, shape));
             assert_eq!(a.codes(), b.codes(), "{module}");
             moved += usize::from(a.scales() != b.scales());
         }
@@ -435,6 +439,160 @@ fn methods_that_read_no_text_run_without_any() {
     succeed(&mut small_run(out.path(), &more));
     let kl = read_run(out.path()).unwrap().evaluation.unwrap().kl_mean;
     assert!(kl < 1e-3, "KL {kl}");
+}
+
+#[test]
+fn codebooks_are_written_as_bitsandbytes_has_them_and_read_back() {
+    let exports = "export=[{format: bitsandbytes}]";
+    for (method, codebook, double_quant) in [
+        ("nf4", Codebook::Nf4, true),
+        ("nf4", Codebook::Nf4, false),
+        ("fp4", Codebook::Fp4, true),
+    ] {
+        let out = tempfile::tempdir().unwrap();
+        let (method_set, nested) = (
+            format!("method={method}"),
+            format!("quant.double_quant={double_quant}"),
+        );
+        let ruled =
+            "rules=[{match: '*.1.mlp.up_proj', group_size: 128}, {match: '*.2.*', skip: true}]";
+        let sets = [method_set.as_str(), &nested, exports, ruled];
+        let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+        succeed(&mut small_run(out.path(), &more));
+        let run = read_run(out.path()).unwrap();
+        let kl = run.evaluation.unwrap().kl_mean;
+        assert!(kl > 0.0 && kl < 0.05, "{method}: KL {kl}");
+
+        let weights = Weights::new(ModelFolder::open(out.path()).unwrap()).unwrap();
+        for block in 0..6 {
+            for kind in LinearKind::ALL {
+                let (module, shape) = (kind.module(block), linear_shape(weights.config(), kind));
+                let Some(coding) = weights.coding(&module).unwrap() else {
+                    assert_eq!(block, 2, "{module}");
+                    continue;
+                };
+                let Coding::Codebook(scheme) = coding else {
+                    panic!("{module} is on a grid")
+                };
+                let block_size = if module.ends_with("1.mlp.up_proj") {
+                    128
+                } else {
+                    64
+                };
+                assert_eq!((scheme.codebook, scheme.block_size), (codebook, block_size));
+                assert_eq!(scheme.double_quant, double_quant);
+                let record = run.linears.iter().find(|l| l.linear == module).unwrap();
+                assert_eq!(record.bits_per_weight, coding.bits_per_weight(shape));
+                assert!(record.relative_loss < 1.5 * record.relative_loss_rtn);
+            }
+        }
+        let config = std::fs::read_to_string(out.path().join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let skipped = &config["quantization_config"]["llm_int8_skip_modules"];
+        assert_eq!(skipped.as_array().unwrap().len(), 8, "{skipped}");
+
+        let inspection = succeed(halfbyte().arg("inspect").arg(out.path()).arg("--json"));
+        let inspection: serde_json::Value = serde_json::from_slice(&inspection.stdout).unwrap();
+        assert_eq!(inspection["format"], "bitsandbytes");
+        assert_eq!(inspection["parameters"], 5_770_496);
+    }
+}
+
+#[test]
+fn a_run_of_codebooks_goes_on_from_its_blocks() {
+    let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let sets = ["method=nf4", "export=[{format: bitsandbytes}]"];
+    let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+    succeed(&mut small_run(whole.path(), &more));
+    // a folder in the place of the last file written stops the run after its blocks
+    let config = broken.path().join("config.json");
+    std::fs::create_dir_all(config.join("in the way")).unwrap();
+    let output = small_run(broken.path(), &more).output().unwrap();
+    assert!(!output.status.success());
+    std::fs::remove_dir_all(&config).unwrap();
+    succeed(&mut small_run(broken.path(), &more));
+    let run = read_run(broken.path()).unwrap();
+    assert_eq!(run.summary.blocks_resumed, 6);
+    assert_eq!(decisions(&run), decisions(&read_run(whole.path()).unwrap()));
+    let file =
+        |out: &tempfile::TempDir| std::fs::read(out.path().join("model.safetensors")).unwrap();
+    assert!(file(&whole) == file(&broken), "the files differ");
+}
+
+#[test]
+fn one_scale_for_a_whole_weight_is_the_same_in_every_format() {
+    let out = tempfile::tempdir().unwrap();
+    let sets = [
+        "method=absmax",
+        "quant={bits: 8, group_size: 0}",
+        "rules=[{match: '*.v_proj', group_size: 64}]",
+        "export=[{format: int-quantized}, {format: compressed-tensors}, {format: gptq}]",
+    ];
+    let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+    succeed(&mut small_run(out.path(), &more));
+    let run = read_run(out.path()).unwrap();
+    assert!(run.evaluation.unwrap().kl_mean < 1e-3);
+    let open =
+        |format: &str| Weights::new(ModelFolder::open(&out.path().join(format)).unwrap()).unwrap();
+    let formats = ["int-quantized", "compressed-tensors", "gptq"].map(open);
+    for record in &run.linears {
+        let shape = [record.out_features, record.in_features];
+        let [first, others @ ..] = &formats;
+        let weight = grid(first, &record.linear, shape);
+        for other in others {
+            assert_eq!(grid(other, &record.linear, shape), weight);
+        }
+        let one = weight.scales().iter().all(|s| *s == weight.scales()[0]);
+        assert_eq!(one, !record.linear.ends_with("v_proj"), "{}", record.linear);
+        assert_eq!(record.group_size, if one { 0 } else { 64 });
+    }
+}
+
+#[test]
+fn a_run_says_what_llm_int8_would_keep_if_asked() {
+    let records = |sets: &[&str]| {
+        let out = tempfile::tempdir().unwrap();
+        let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+        let output = succeed(&mut small_run(out.path(), &more));
+        let told = String::from_utf8(output.stdout).unwrap();
+        let linears = read_run(out.path()).unwrap().linears;
+        assert_eq!(
+            told.contains("LLM.int8()"),
+            linears[0].int8_outlier_columns.is_some()
+        );
+        linears
+    };
+    let linears = records(&["method=rtn", "report.llm_int8=true"]);
+    let mut kept = 0;
+    for linear in &linears {
+        let columns = linear.int8_outlier_columns.as_ref().unwrap();
+        let width = linear.in_features as f64;
+        assert!(columns.is_sorted() && columns.iter().all(|&c| c < linear.in_features));
+        let bits = 8.0 + 8.0 * columns.len() as f64 / width + 32.0 / width;
+        assert!((linear.int8_bits_per_weight.unwrap() - bits).abs() < 1e-12);
+        let (whole, split) = (
+            linear.int8_relative_loss.unwrap(),
+            linear.int8_relative_loss_split.unwrap(),
+        );
+        assert!(
+            whole > 0.0 && split <= whole,
+            "{}: {whole} {split}",
+            linear.linear
+        );
+        assert_eq!(columns.is_empty(), split == whole, "{}", linear.linear);
+        kept += columns.len();
+    }
+    assert!(kept > 0, "no column of the model reaches 6");
+    // v is solved by other statistics than those of its input in the default recipe, q is not
+    let default = records(&["report.llm_int8=true"]);
+    let columns = |linears: &[halfbyte_report::LinearRecord], name: &str| {
+        let of = |l: &halfbyte_report::LinearRecord| l.int8_outlier_columns.clone().unwrap();
+        let named = linears.iter().filter(|l| l.linear.ends_with(name));
+        named.map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(columns(&default, "v_proj"), columns(&default, "q_proj"));
+    let unasked = records(&["method=rtn"]);
+    assert!(unasked.iter().all(|l| l.int8_outlier_columns.is_none()));
 }
 
 #[test]

@@ -9,12 +9,13 @@ const PANEL: usize = 192;
 /// Tokens one product takes: what it reads again and again then stays in the second-level cache.
 const TOKENS: usize = 256;
 
-/// Sums `x xᵀ` and `|x|` over tokens.
+/// Sums `x xᵀ` and `|x|` over tokens, and keeps the largest `|x|`.
 #[derive(Debug)]
 pub struct Accumulator {
     /// Lower triangle of the sum, column-major; what lies above is not kept up.
     sum: Mat<f32>,
     abs: Vec<f64>,
+    max_abs: Vec<f32>,
     n_tokens: u64,
     weight: f64,
 }
@@ -25,6 +26,7 @@ impl Accumulator {
         Self {
             sum: Mat::zeros(features, features),
             abs: vec![0.0; features],
+            max_abs: vec![0.0; features],
             n_tokens: 0,
             weight: 0.0,
         }
@@ -33,6 +35,11 @@ impl Accumulator {
     /// Tokens seen.
     pub fn n_tokens(&self) -> u64 {
         self.n_tokens
+    }
+
+    /// Largest `|x|` a channel over all tokens added, `[features]`.
+    pub fn max_abs(&self) -> &[f32] {
+        &self.max_abs
     }
 
     /// Adds tokens, `rows` `[tokens, features]` row-major. Only the lower triangle is computed, in panels of columns
@@ -138,10 +145,11 @@ impl Accumulator {
         for chunk in rows.chunks(features * 64) {
             batch.fill(0.0);
             for row in chunk.chunks_exact(features) {
-                batch
-                    .iter_mut()
-                    .zip(row)
-                    .for_each(|(sum, x)| *sum += x.abs());
+                let channels = batch.iter_mut().zip(&mut self.max_abs);
+                channels.zip(row).for_each(|((sum, most), x)| {
+                    *sum += x.abs();
+                    *most = most.max(x.abs());
+                });
             }
             self.abs
                 .iter_mut()
@@ -192,9 +200,13 @@ mod tests {
             let mut accumulator = Accumulator::new(features);
             accumulator.add(&a).unwrap();
             accumulator.add(&b).unwrap();
+            let all: Vec<f32> = a.into_iter().chain(b).collect();
+            for (i, &found) in accumulator.max_abs().iter().enumerate() {
+                let magnitudes = all.chunks(features).map(|r| r[i].abs());
+                assert_eq!(found, magnitudes.fold(0.0, f32::max));
+            }
             let stats = accumulator.finish();
             assert_eq!(stats.n_tokens, 39);
-            let all: Vec<f32> = a.into_iter().chain(b).collect();
             for i in 0..features {
                 let mean_abs: f64 = all
                     .chunks(features)

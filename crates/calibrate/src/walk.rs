@@ -18,6 +18,8 @@ pub struct StageStats {
     pub calibration: ActivationStats,
     /// On the held-out windows, if there are any: what nobody fits.
     pub holdout: Option<ActivationStats>,
+    /// Largest `|x|` a channel on the calibration windows.
+    pub max_abs: Vec<f32>,
 }
 
 /// What some linears that share an input see.
@@ -599,6 +601,7 @@ impl Sums {
     fn finish(self) -> StageStats {
         let holdout = (self.holdout.n_tokens() > 0).then(|| self.holdout.finish());
         StageStats {
+            max_abs: self.calibration.max_abs().to_vec(),
             calibration: self.calibration.finish(),
             holdout,
         }

@@ -50,13 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     writer.write("logits", &bytes(&logits))?;
     writer.finish()?;
 
-    let packed = |module: &str| {
-        decoder
-            .weights()
-            .layout()
-            .and_then(|layout| layout.scheme_for(module))
-            .is_some()
-    };
+    let packed = |module: &str| matches!(decoder.weights().coding(module), Ok(Some(_)));
     let linears: Vec<(String, [usize; 2])> = (0..config.num_hidden_layers)
         .flat_map(|block| {
             LinearKind::ALL.map(|kind| (kind.module(block), linear_shape(config, kind)))

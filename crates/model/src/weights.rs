@@ -1,7 +1,7 @@
 use burn::prelude::*;
 use halfbyte_checkpoint::{Dtype, ModelConfig, ModelFolder, TensorView};
-use halfbyte_pack::{QuantizedLayout, read_quantization_config, unpack};
-use halfbyte_quant::QuantizedWeight;
+use halfbyte_pack::{QuantizedLayout, read_quantization_config};
+use halfbyte_quant::{CodedWeight, Coding};
 
 use crate::block::Norm;
 use crate::{Linear, ModelError};
@@ -53,32 +53,37 @@ impl Weights {
         }
     }
 
+    /// How a linear is stored, if it is packed.
+    pub fn coding(&self, module: &str) -> Result<Option<Coding>, ModelError> {
+        match &self.layout {
+            Some(layout) => Ok(layout.coding_for(module, |name| self.packed(name))?),
+            None => Ok(None),
+        }
+    }
+
     /// A packed linear's codes.
-    pub fn quantized(
-        &self,
-        module: &str,
-        shape: [usize; 2],
-    ) -> Result<QuantizedWeight, ModelError> {
-        let scheme = self
-            .layout
-            .as_ref()
-            .and_then(|layout| Some((layout.format(), layout.scheme_for(module)?)));
-        let Some((format, scheme)) = scheme else {
+    pub fn quantized(&self, module: &str, shape: [usize; 2]) -> Result<CodedWeight, ModelError> {
+        let weight = match &self.layout {
+            Some(layout) => layout.unpack(module, |name| self.packed(name))?,
+            None => None,
+        };
+        let Some(weight) = weight else {
             return Err(ModelError::QuantizationConfig(format!(
                 "{module} is not among the quantized modules"
             )));
         };
-        let lookup = |name: &str| self.folder.tensor(name).ok().and_then(as_packed);
-        let weight = unpack(module, lookup, format, &scheme)?;
-        let found = [weight.out_features(), weight.in_features()];
-        if found != shape {
+        if weight.shape() != shape {
             return Err(ModelError::Shape {
                 module: module.to_owned(),
-                found,
+                found: weight.shape(),
                 wanted: shape,
             });
         }
         Ok(weight)
+    }
+
+    fn packed(&self, name: &str) -> Option<halfbyte_pack::TensorView<'_>> {
+        self.folder.tensor(name).ok().and_then(as_packed)
     }
 
     pub(crate) fn linear(

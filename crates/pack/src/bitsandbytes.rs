@@ -1,35 +1,18 @@
 //! The 4-bit layout of bitsandbytes: codebook weights as `transformers` loads them ready-made.
 //!
-//! It stands beside [`crate::Format`] rather than in it, because it holds no [`halfbyte_quant::QuantizedWeight`]: its
-//! codes are no integers on a grid, and its blocks know nothing of rows.
+//! Its configuration names neither modules nor block sizes: a linear is quantized where its own tensors say so.
 
-use halfbyte_quant::{BlockScales, Codebook, CodebookWeight, NestedScales, WeightError};
+use halfbyte_quant::{
+    BlockScales, Codebook, CodebookScheme, CodebookWeight, NestedScales, WeightError,
+};
 use serde_json::{Value, json};
 
 use crate::tensor::{read_scales, scale_bytes};
-use crate::{ConfigError, Dtype, NamedTensor, ScaleDtype, TensorLayout, TensorView};
+use crate::{ConfigError, Dtype, ScaleDtype, TensorLayout, TensorView};
 
-/// Why a codebook weight could not be packed or read.
+/// Why a codebook weight could not be read.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CodebookError {
-    /// Two codes share a byte.
-    #[error(
-        "{name}: {elements} weights, wanted an even number of them; list the module under `ignore`"
-    )]
-    Odd {
-        /// Module.
-        name: String,
-        /// Elements of the weight.
-        elements: usize,
-    },
-    /// Block sizes that readers have no kernel for.
-    #[error("{name}: blocks of {found} weights, wanted a power of two from 32 to 4096")]
-    BlockSize {
-        /// Module.
-        name: String,
-        /// Weights a block.
-        found: usize,
-    },
     /// A part is not there.
     #[error("{tensor}: missing, wanted beside the other parts of a bitsandbytes weight")]
     Missing {
@@ -84,21 +67,21 @@ pub enum CodebookError {
 
 /// The `quantization_config` object of a checkpoint of codebook weights.
 #[derive(Clone, Debug, PartialEq)]
-pub struct CodebookConfig {
+pub(crate) struct CodebookConfig {
     /// Levels of every quantized module.
-    pub codebook: Codebook,
+    pub(crate) codebook: Codebook,
     /// Whether block scales are quantized once more.
-    pub double_quant: bool,
+    pub(crate) double_quant: bool,
     /// Type the weights are turned back to before products.
-    pub compute_dtype: ScaleDtype,
+    pub(crate) compute_dtype: ScaleDtype,
     /// Linears left as they were. Readers take every other linear of the model for quantized; where this is empty
     /// they leave out the output projection by themselves.
-    pub skip: Vec<String>,
+    pub(crate) skip: Vec<String>,
 }
 
 impl CodebookConfig {
     /// The object as config.json holds it.
-    pub fn to_value(&self) -> Value {
+    pub(crate) fn to_value(&self) -> Value {
         let skip = if self.skip.is_empty() {
             Value::Null
         } else {
@@ -125,7 +108,7 @@ impl CodebookConfig {
     ///
     /// # Errors
     /// Another method, 8 bits, codes stored in words of another type than bytes, names of no codebook.
-    pub fn from_value(config: &Value) -> Result<Self, ConfigError> {
+    pub(crate) fn from_value(config: &Value) -> Result<Self, ConfigError> {
         let wrong = |key: &str, wanted| ConfigError::Key {
             key: key.to_string(),
             found: config
@@ -174,94 +157,46 @@ impl CodebookConfig {
     }
 }
 
-/// Packs the weight of the module `name` (its path, without `.weight`). With `n` weights in `B` blocks:
-///
-/// | tensor | type, shape | holds |
-/// |---|---|---|
-/// | `weight` | u8 `[n/2, 1]` | codes of the flat weight, the first of two in the high nibble |
-/// | `weight.absmax` | f32 `[B]`, or u8 `[B]` when nested | block scales |
-/// | `weight.quant_map` | f32 `[16]` | level of each code |
-/// | `weight.nested_absmax` | f32 `[ceil(B/256)]` | when nested |
-/// | `weight.nested_quant_map` | f32 `[256]` | when nested |
-/// | `weight.quant_state.bitsandbytes__nf4` (or `__fp4`) | u8 | JSON: block sizes, shape, types, offset |
-///
-/// `dtype` is the model's own type, to which readers turn the weight back: it is rounded to it after
-/// `scale * level`. The bias, if there is one, is not part of it.
-///
-/// # Errors
-/// An odd number of weights, a block size without kernels.
-pub fn pack_codebook(
-    name: &str,
-    weight: &CodebookWeight,
-    dtype: ScaleDtype,
-) -> Result<Vec<NamedTensor>, CodebookError> {
+/// The bytes of the tensors of [`tensors`], in their order.
+pub(crate) fn to_bytes(weight: &CodebookWeight, dtype: ScaleDtype) -> Vec<Vec<u8>> {
     let shape = [weight.out_features(), weight.in_features()];
-    let offset = match weight.scales() {
-        BlockScales::Float(_) => None,
-        BlockScales::Nested(nested) => Some(nested.offset),
-    };
-    let layout = codebook_layout(
-        name,
-        weight.codebook(),
-        shape,
-        weight.block_size(),
-        offset.is_some(),
-        dtype,
-    )?;
     let floats = |values: &[f32]| scale_bytes(values.iter().copied(), ScaleDtype::F32);
     let codes = weight.codes().as_chunks::<2>().0.iter();
     let mut bytes = vec![codes.map(|[high, low]| high << 4 | low).collect()];
     let levels = floats(weight.codebook().levels());
-    match weight.scales() {
-        BlockScales::Float(scales) => bytes.extend([floats(scales), levels]),
-        BlockScales::Nested(nested) => bytes.extend([
-            nested.codes.clone(),
-            levels,
-            floats(&nested.absmax),
-            floats(&nested.map),
-        ]),
-    }
-    bytes.push(state(weight.codebook(), shape, weight.block_size(), offset, dtype).into_bytes());
-    Ok(NamedTensor::fill(layout, bytes))
+    let offset = match weight.scales() {
+        BlockScales::Float(scales) => {
+            bytes.extend([floats(scales), levels]);
+            None
+        }
+        BlockScales::Nested(nested) => {
+            bytes.extend([
+                nested.codes.clone(),
+                levels,
+                floats(&nested.absmax),
+                floats(&nested.map),
+            ]);
+            Some(nested.offset)
+        }
+    };
+    bytes.push(state(&weight.scheme(), shape, offset, dtype).into_bytes());
+    bytes
 }
 
-/// What [`pack_codebook`] would make of a weight of `shape` `[out_features, in_features]`, in the same order.
-///
-/// # Errors
-/// As for packing.
-pub fn codebook_layout(
+/// Name, type and shape of the tensors of a weight of `shape` `[out_features, in_features]`.
+pub(crate) fn tensors(
     name: &str,
-    codebook: Codebook,
+    scheme: &CodebookScheme,
     shape: [usize; 2],
-    block_size: usize,
-    double_quant: bool,
     dtype: ScaleDtype,
-) -> Result<Vec<TensorLayout>, CodebookError> {
+) -> Vec<TensorLayout> {
     let elements = shape[0] * shape[1];
-    if !elements.is_multiple_of(2) {
-        return Err(CodebookError::Odd {
-            name: name.to_string(),
-            elements,
-        });
-    }
-    if !block_size.is_power_of_two() || !(32..=4096).contains(&block_size) {
-        return Err(CodebookError::BlockSize {
-            name: name.to_string(),
-            found: block_size,
-        });
-    }
-    let blocks = elements.div_ceil(block_size);
+    let blocks = elements.div_ceil(scheme.block_size);
     // as long for this offset as for any other
-    let state_bytes = state(
-        codebook,
-        shape,
-        block_size,
-        double_quant.then_some(0.0),
-        dtype,
-    )
-    .len();
+    let offset = scheme.double_quant.then_some(0.0);
+    let state_bytes = state(scheme, shape, offset, dtype).len();
     let mut parts = vec![(String::new(), Dtype::U8, vec![elements / 2, 1])];
-    if double_quant {
+    if scheme.double_quant {
         let outer = blocks.div_ceil(NestedScales::BLOCK);
         parts.extend([
             (".absmax".to_string(), Dtype::U8, vec![blocks]),
@@ -275,15 +210,16 @@ pub fn codebook_layout(
             (".quant_map".to_string(), Dtype::F32, vec![16]),
         ]);
     }
-    parts.push((state_part(codebook), Dtype::U8, vec![state_bytes]));
-    Ok(parts
+    let state_part = state_part(scheme.codebook);
+    parts.push((state_part, Dtype::U8, vec![state_bytes]));
+    parts
         .into_iter()
         .map(|(part, dtype, shape)| TensorLayout {
             name: format!("{name}.weight{part}"),
             dtype,
             shape,
         })
-        .collect())
+        .collect()
 }
 
 fn state_part(codebook: Codebook) -> String {
@@ -296,9 +232,8 @@ const LONGEST_NUMBER: usize = 24;
 /// The description as JSON, keys and spaces as the library itself writes them. Where it holds an offset, spaces follow
 /// that make up for its missing digits: a file can be laid out before its weights are known.
 fn state(
-    codebook: Codebook,
+    scheme: &CodebookScheme,
     [out_features, in_features]: [usize; 2],
-    block_size: usize,
     nested_offset: Option<f32>,
     dtype: ScaleDtype,
 ) -> String {
@@ -312,8 +247,9 @@ fn state(
         (nested, " ".repeat(padding))
     });
     format!(
-        "{{\"quant_type\": \"{}\", \"blocksize\": {block_size}, \"dtype\": \"{}\", \"shape\": [{out_features}, {in_features}]{nested}}}{padding}",
-        codebook.as_str(),
+        "{{\"quant_type\": \"{}\", \"blocksize\": {}, \"dtype\": \"{}\", \"shape\": [{out_features}, {in_features}]{nested}}}{padding}",
+        scheme.codebook.as_str(),
+        scheme.block_size,
         torch_name(dtype),
     )
 }
@@ -330,20 +266,35 @@ fn named(name: &str) -> Option<Codebook> {
     Codebook::ALL.into_iter().find(|book| book.as_str() == name)
 }
 
+/// How the weight of the module `name` is stored by its own tensors; none where none of them says so.
+pub(crate) fn scheme<'a>(
+    name: &str,
+    lookup: &dyn Fn(&str) -> Option<TensorView<'a>>,
+) -> Result<Option<CodebookScheme>, CodebookError> {
+    let parts = Parts { name, lookup };
+    let is_there = |book| lookup(&parts.tensor(&state_part(book))).is_some();
+    if !Codebook::ALL.into_iter().any(is_there) {
+        return Ok(None);
+    }
+    let (codebook, state) = parts.state()?;
+    Ok(Some(CodebookScheme {
+        codebook,
+        block_size: state.block_size,
+        double_quant: state.nested_offset.is_some(),
+    }))
+}
+
 /// Reads the weight of the module `name` (its path, without `.weight`) back from the tensors that `lookup` finds by
-/// name: the inverse of [`pack_codebook`], and a reader for other tools' files.
+/// name.
 ///
 /// # Errors
 /// Parts that are missing or disagree, levels that are not those of the codebook named, nested blocks of other than
 /// 256 scales.
-pub fn unpack_codebook<'a>(
+pub(crate) fn unpack<'a>(
     name: &str,
-    lookup: impl Fn(&str) -> Option<TensorView<'a>>,
+    lookup: &dyn Fn(&str) -> Option<TensorView<'a>>,
 ) -> Result<CodebookWeight, CodebookError> {
-    let parts = Parts {
-        name,
-        lookup: &lookup,
-    };
+    let parts = Parts { name, lookup };
     let (codebook, state) = parts.state()?;
     let elements = state.shape[0] * state.shape[1];
     let bytes = parts.bytes("", elements.div_ceil(2))?;

@@ -1,7 +1,8 @@
-use halfbyte_quant::{GroupSize, Scheme};
+use halfbyte_quant::{CodebookScheme, Coding, GroupSize, Scheme};
 use serde_json::{Map, Value, json};
 
-use crate::Format;
+use crate::bitsandbytes::CodebookConfig;
+use crate::{Format, ScaleDtype};
 
 /// What a configuration says beside the schemes.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +16,8 @@ pub struct ConfigNotes {
     pub true_sequential: bool,
     /// Whether scales were fixed before the columns were coded.
     pub static_groups: bool,
+    /// The model's own type: what bitsandbytes' readers turn weights back to before products.
+    pub dtype: ScaleDtype,
     /// Further entries of gptq's free-form `meta`; other formats have no room for them.
     pub meta: Map<String, Value>,
 }
@@ -30,22 +33,55 @@ const FUSED: [(&[&str], &str); 2] = [
 
 /// The `quantization_config` object of config.json, and of [`Format::config_file`] where there is one.
 ///
-/// `modules` are all linears of the model in its own order, each with its scheme or `None` where it stays as it was
+/// `modules` are all linears of the model in its own order, each with how it is stored or `None` where it stays as it was
 /// (lm_head too, if it has a weight); `ignore` names further modules to list as untouched (a tied lm_head).
 /// Mixed schemes become gptq's `dynamic` map or compressed-tensors' config groups, by exact module names. awq's config
 /// has room for one scheme only: it is the one most modules have, and [`Format::supports_together`] refuses the others.
 pub fn quantization_config(
     format: Format,
-    modules: &[(String, Option<Scheme>)],
+    modules: &[(String, Option<Coding>)],
     ignore: &[String],
     notes: &ConfigNotes,
 ) -> Value {
+    let grids: Vec<(String, Option<Scheme>)> = modules
+        .iter()
+        .map(|(name, coding)| (name.clone(), coding.and_then(|coding| coding.grid())))
+        .collect();
     match format {
-        Format::Gptq | Format::GptqV2 => gptq(format, modules, ignore, notes),
-        Format::CompressedTensors => compressed_tensors("pack-quantized", modules, ignore),
-        Format::IntQuantized => compressed_tensors("int-quantized", modules, ignore),
-        Format::Awq => awq(modules, ignore),
+        Format::Gptq | Format::GptqV2 => gptq(format, &grids, ignore, notes),
+        Format::CompressedTensors => compressed_tensors("pack-quantized", &grids, ignore),
+        Format::IntQuantized => compressed_tensors("int-quantized", &grids, ignore),
+        Format::Awq => awq(&grids, ignore),
+        Format::Bitsandbytes => bitsandbytes(modules, ignore, notes),
     }
+}
+
+/// One codebook for all, which [`Format::supports_together`] sees to. Block sizes stand with the weights.
+fn bitsandbytes(
+    modules: &[(String, Option<Coding>)],
+    ignore: &[String],
+    notes: &ConfigNotes,
+) -> Value {
+    let codebook = modules.iter().find_map(|(_, coding)| match coding {
+        Some(Coding::Codebook(scheme)) => Some(*scheme),
+        _ => None,
+    });
+    let Some(CodebookScheme {
+        codebook,
+        double_quant,
+        ..
+    }) = codebook
+    else {
+        return Value::Null;
+    };
+    let skip = untouched(modules, ignore);
+    CodebookConfig {
+        codebook,
+        double_quant,
+        compute_dtype: notes.dtype,
+        skip: skip.into_iter().map(String::from).collect(),
+    }
+    .to_value()
 }
 
 fn gptq(
@@ -146,7 +182,7 @@ fn compressed_tensors(
         let targets = if uniform { vec!["Linear"] } else { names };
         let (strategy, group_size) = match scheme.group_size() {
             GroupSize::Columns(n) => ("group", json!(n)),
-            GroupSize::Channel => ("channel", Value::Null),
+            GroupSize::Channel | GroupSize::Tensor => ("channel", Value::Null),
         };
         groups.insert(
             format!("group_{index}"),
@@ -197,11 +233,11 @@ fn awq(modules: &[(String, Option<Scheme>)], ignore: &[String]) -> Value {
 }
 
 /// Modules that stay as they were, each once.
-fn untouched<'a>(modules: &'a [(String, Option<Scheme>)], ignore: &'a [String]) -> Vec<&'a str> {
+fn untouched<'a, C>(modules: &'a [(String, Option<C>)], ignore: &'a [String]) -> Vec<&'a str> {
     let mut untouched: Vec<&str> = Vec::new();
     let unquantized = modules
         .iter()
-        .filter(|(_, scheme)| scheme.is_none())
+        .filter(|(_, coding)| coding.is_none())
         .map(|(name, _)| name);
     for name in unquantized.chain(ignore) {
         if !untouched.contains(&name.as_str()) {

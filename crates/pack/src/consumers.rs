@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use halfbyte_quant::Scheme;
+use halfbyte_quant::{Coding, Scheme};
 
 use crate::Format;
 use Evidence::{Ran, Read};
@@ -52,11 +52,14 @@ pub enum Evidence {
     None,
 }
 
-/// Who loads checkpoints of `format` coded by `scheme`: one row a consumer, in a fixed order.
+/// Who loads checkpoints of `format` stored by `coding`: one row a consumer, in a fixed order.
 ///
 /// Rows speak of whole groups. A ragged last group, which only the gptq formats hold, is refused by vLLM and SGLang
 /// and was not tried elsewhere.
-pub fn consumers(format: Format, scheme: &Scheme) -> Vec<(Consumer, Verdict, Evidence)> {
+pub fn consumers(format: Format, coding: &Coding) -> Vec<(Consumer, Verdict, Evidence)> {
+    let Coding::Grid(scheme) = coding else {
+        return codebook_consumers();
+    };
     TABLE
         .iter()
         .map(|(consumer, rules)| {
@@ -71,8 +74,8 @@ pub fn consumers(format: Format, scheme: &Scheme) -> Vec<(Consumer, Verdict, Evi
         .collect()
 }
 
-/// Who loads codebook weights in bitsandbytes' 4-bit layout ([`crate::pack_codebook`]), in the same order.
-pub fn codebook_consumers() -> Vec<(Consumer, Verdict, Evidence)> {
+/// Who loads codebook weights in bitsandbytes' 4-bit layout, in the same order.
+fn codebook_consumers() -> Vec<(Consumer, Verdict, Evidence)> {
     let removed = Refuses("bitsandbytes was removed from it");
     let none = Refuses("no loader for bitsandbytes");
     let verdicts = [
@@ -230,7 +233,7 @@ mod tests {
 
     fn verdicts(format: Format, bits: u8, group: i64, sym: bool) -> Vec<(&'static str, Verdict)> {
         let scheme = Scheme::new(bits, GroupSize::from_i64(group).unwrap(), sym).unwrap();
-        let rows = consumers(format, &scheme).into_iter();
+        let rows = consumers(format, &scheme.into()).into_iter();
         rows.map(|(consumer, verdict, _)| (consumer.name, verdict))
             .collect()
     }
@@ -297,7 +300,7 @@ mod tests {
                 for (group, sym) in [(-1, true), (32, false), (64, true), (48, false)] {
                     let scheme =
                         Scheme::new(bits, GroupSize::from_i64(group).unwrap(), sym).unwrap();
-                    for (consumer, verdict, evidence) in consumers(format, &scheme) {
+                    for (consumer, verdict, evidence) in consumers(format, &scheme.into()) {
                         assert_eq!(
                             verdict == NotChecked,
                             evidence == Evidence::None,

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use halfbyte_quant::{GroupSize, Scheme};
+use halfbyte_quant::{Codebook, CodebookScheme, Coding, GroupSize, Scheme};
 
 use crate::ScaleDtype;
 use crate::config::is_head;
@@ -21,11 +21,15 @@ pub enum Format {
     Awq,
     /// compressed-tensors, `int-quantized`: symmetric 8 bits, a byte each.
     IntQuantized,
+    /// bitsandbytes' 4 bits: NF4 and FP4.
+    Bitsandbytes,
 }
 
 /// A spelling that is not a format we know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("format {0} is not known; use gptq, gptq_v2, awq, compressed-tensors or int-quantized")]
+#[error(
+    "format {0} is not known; use gptq, gptq_v2, awq, compressed-tensors, int-quantized or bitsandbytes"
+)]
 pub struct UnknownFormat(pub String);
 
 /// Why a format cannot hold a weight.
@@ -40,6 +44,39 @@ pub enum Refusal {
         bits: u8,
         /// Widths and formats that would do.
         known: &'static str,
+    },
+    /// Levels of a codebook are no whole numbers.
+    #[error("{format} holds whole numbers on a grid and not {codebook}; use bitsandbytes")]
+    Codebook {
+        /// Where it was to go.
+        format: Format,
+        /// The codebook's name.
+        codebook: &'static str,
+    },
+    /// bitsandbytes' 4 bits are codebooks.
+    #[error("bitsandbytes holds nf4 and fp4 only; use compressed-tensors")]
+    Grid,
+    /// Block sizes that bitsandbytes has kernels for.
+    #[error("bitsandbytes has no blocks of {found} weights; use a power of two from 32 to 4096")]
+    BlockSize {
+        /// Weights a block.
+        found: usize,
+    },
+    /// Two codes of bitsandbytes share a byte.
+    #[error(
+        "bitsandbytes needs an even number of weights and {found} is odd; list the module under `ignore`"
+    )]
+    Odd {
+        /// Elements of the weight.
+        found: usize,
+    },
+    /// bitsandbytes' config says one codebook for all modules.
+    #[error(
+        "bitsandbytes has one codebook for all modules, nested scales or not: {module} differs from those before it"
+    )]
+    MixedCodebooks {
+        /// First module that differs.
+        module: String,
     },
     /// GPTQ v1 with free zero points: readers disagree about it, and it cannot hold a zero point of 0.
     #[error(
@@ -120,12 +157,13 @@ pub enum Refusal {
 
 impl Format {
     /// Every format, in the order in which they are listed to users.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::CompressedTensors,
         Self::Gptq,
         Self::GptqV2,
         Self::Awq,
         Self::IntQuantized,
+        Self::Bitsandbytes,
     ];
 
     /// The field's spelling.
@@ -136,10 +174,11 @@ impl Format {
             Self::CompressedTensors => "compressed-tensors",
             Self::Awq => "awq",
             Self::IntQuantized => "int-quantized",
+            Self::Bitsandbytes => "bitsandbytes",
         }
     }
 
-    /// Whether the format can hold a weight of `shape` `[out_features, in_features]` coded by `scheme`.
+    /// Whether the format can hold a weight of `shape` `[out_features, in_features]` stored by `coding`.
     ///
     /// | | bits | zero points | shape | group |
     /// |---|---|---|---|---|
@@ -148,9 +187,22 @@ impl Format {
     /// | compressed-tensors | 2 to 6, 8 | any | any | must divide in_features |
     /// | awq | 4 | any, symmetric ones are written out | out_features a multiple of 8 | must divide in_features |
     /// | int-quantized | 8 | symmetric only | any | must divide in_features |
+    /// | bitsandbytes | nf4, fp4 | none | an even number of weights | a power of two from 32 to 4096, over rows |
     ///
     /// What a format demands of all modules together is asked by [`Self::supports_together`].
-    pub fn supports(
+    pub fn supports(self, coding: &Coding, shape: [usize; 2]) -> Result<(), Refusal> {
+        match (self, coding) {
+            (Self::Bitsandbytes, Coding::Codebook(scheme)) => holds_codebook(scheme, shape),
+            (Self::Bitsandbytes, Coding::Grid(_)) => Err(Refusal::Grid),
+            (_, Coding::Codebook(scheme)) => Err(Refusal::Codebook {
+                format: self,
+                codebook: scheme.codebook.as_str(),
+            }),
+            (_, Coding::Grid(scheme)) => self.holds_grid(scheme, shape),
+        }
+    }
+
+    fn holds_grid(
         self,
         scheme: &Scheme,
         [out_features, in_features]: [usize; 2],
@@ -199,45 +251,20 @@ impl Format {
                 crate::int8::supports(scheme)?;
                 self.whole_groups(scheme, in_features)
             }
+            Self::Bitsandbytes => Err(Refusal::Grid),
         }
     }
 
     /// Whether one checkpoint of the format can hold all of `modules`, given as to [`crate::quantization_config`]: each
-    /// linear with its scheme, or `None` where it stays as it was. the others mix schemes freely; awq
-    /// knows one group size, no quantized output projection, and names untouched modules by parts of their names.
-    pub fn supports_together(self, modules: &[(String, Option<Scheme>)]) -> Result<(), Refusal> {
-        if self != Self::Awq {
-            return Ok(());
+    /// linear with how it is stored, or `None` where it stays as it was. awq knows one group size, no quantized output
+    /// projection, and names untouched modules by parts of their names; bitsandbytes knows one codebook; the others mix
+    /// schemes freely.
+    pub fn supports_together(self, modules: &[(String, Option<Coding>)]) -> Result<(), Refusal> {
+        match self {
+            Self::Awq => awq_together(modules),
+            Self::Bitsandbytes => codebooks_together(modules),
+            _ => Ok(()),
         }
-        let quantized = || {
-            let modules = modules.iter();
-            modules.filter_map(|(name, scheme)| Some((name, scheme.as_ref()?)))
-        };
-        let wanted = quantized().next().map(|(_, scheme)| scheme.group_size());
-        for (name, scheme) in quantized() {
-            if is_head(name) {
-                return Err(Refusal::Head {
-                    module: name.clone(),
-                });
-            }
-            let found = scheme.group_size();
-            if let Some(wanted) = wanted.filter(|&wanted| wanted != found) {
-                return Err(Refusal::MixedGroups {
-                    module: name.clone(),
-                    found,
-                    wanted,
-                });
-            }
-        }
-        for (untouched, _) in modules.iter().filter(|(_, scheme)| scheme.is_none()) {
-            if let Some((module, _)) = quantized().find(|(name, _)| name.contains(untouched)) {
-                return Err(Refusal::NamePart {
-                    untouched: untouched.clone(),
-                    module: module.clone(),
-                });
-            }
-        }
-        Ok(())
     }
 
     /// Whether scales below zero may be written.
@@ -257,7 +284,8 @@ impl Format {
             | Self::GptqV2
             | Self::CompressedTensors
             | Self::Awq
-            | Self::IntQuantized => false,
+            | Self::IntQuantized
+            | Self::Bitsandbytes => false,
         }
     }
 
@@ -267,6 +295,7 @@ impl Format {
         match self {
             Self::Gptq | Self::GptqV2 | Self::Awq => ScaleDtype::F16,
             Self::CompressedTensors | Self::IntQuantized => model,
+            Self::Bitsandbytes => ScaleDtype::F32,
         }
     }
 
@@ -274,7 +303,7 @@ impl Format {
     pub fn config_file(self) -> Option<&'static str> {
         match self {
             Self::Gptq | Self::GptqV2 => Some("quantize_config.json"),
-            Self::CompressedTensors | Self::Awq | Self::IntQuantized => None,
+            Self::CompressedTensors | Self::Awq | Self::IntQuantized | Self::Bitsandbytes => None,
         }
     }
 
@@ -291,6 +320,66 @@ impl Format {
             _ => Ok(()),
         }
     }
+}
+
+fn awq_together(modules: &[(String, Option<Coding>)]) -> Result<(), Refusal> {
+    let quantized = || {
+        let modules = modules.iter();
+        modules.filter_map(|(name, coding)| Some((name, coding.as_ref()?.grid()?)))
+    };
+    let wanted = quantized().next().map(|(_, scheme)| scheme.group_size());
+    for (name, scheme) in quantized() {
+        if is_head(name) {
+            return Err(Refusal::Head {
+                module: name.clone(),
+            });
+        }
+        let found = scheme.group_size();
+        if let Some(wanted) = wanted.filter(|&wanted| wanted != found) {
+            return Err(Refusal::MixedGroups {
+                module: name.clone(),
+                found,
+                wanted,
+            });
+        }
+    }
+    for (untouched, _) in modules.iter().filter(|(_, coding)| coding.is_none()) {
+        if let Some((module, _)) = quantized().find(|(name, _)| name.contains(untouched)) {
+            return Err(Refusal::NamePart {
+                untouched: untouched.clone(),
+                module: module.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn holds_codebook(scheme: &CodebookScheme, shape: [usize; 2]) -> Result<(), Refusal> {
+    let found = scheme.block_size;
+    if !found.is_power_of_two() || !(32..=4096).contains(&found) {
+        return Err(Refusal::BlockSize { found });
+    }
+    let elements = shape[0] * shape[1];
+    if !elements.is_multiple_of(2) {
+        return Err(Refusal::Odd { found: elements });
+    }
+    Ok(())
+}
+
+fn codebooks_together(modules: &[(String, Option<Coding>)]) -> Result<(), Refusal> {
+    let mut first: Option<(Codebook, bool)> = None;
+    for (module, coding) in modules {
+        let Some(Coding::Codebook(scheme)) = coding else {
+            continue;
+        };
+        let found = (scheme.codebook, scheme.double_quant);
+        if *first.get_or_insert(found) != found {
+            return Err(Refusal::MixedCodebooks {
+                module: module.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Display for Format {
@@ -310,7 +399,6 @@ impl FromStr for Format {
     }
 }
 
-/// compressed-tensors' rule on groups, whatever the codes are packed into.
 /// Group sizes that divide the row, those that kernels like (multiples of 16), and -1.
 fn offered_groups(in_features: usize) -> String {
     let mut offered: Vec<String> = (16..=1024.min(in_features))
@@ -331,7 +419,10 @@ mod tests {
 
     fn refusal(format: Format, bits: u8, group: i64, sym: bool, shape: [usize; 2]) -> String {
         let scheme = Scheme::new(bits, GroupSize::from_i64(group).unwrap(), sym).unwrap();
-        format.supports(&scheme, shape).unwrap_err().to_string()
+        format
+            .supports(&scheme.into(), shape)
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
@@ -341,7 +432,7 @@ mod tests {
         }
         assert_eq!(
             "GPTQ".parse::<Format>().unwrap_err().to_string(),
-            "format GPTQ is not known; use gptq, gptq_v2, awq, compressed-tensors or int-quantized"
+            "format GPTQ is not known; use gptq, gptq_v2, awq, compressed-tensors, int-quantized or bitsandbytes"
         );
     }
 
@@ -386,7 +477,7 @@ mod tests {
         let module = |name: &str, group: Option<(i64, bool)>| {
             let scheme =
                 |(group, sym)| Scheme::new(4, GroupSize::from_i64(group).unwrap(), sym).unwrap();
-            (name.to_string(), group.map(scheme))
+            (name.to_string(), group.map(scheme).map(Coding::from))
         };
         let refusal = |modules: &[_]| {
             assert_eq!(Format::Gptq.supports_together(modules), Ok(()));
@@ -415,11 +506,54 @@ mod tests {
     }
 
     #[test]
+    fn bitsandbytes_takes_codebooks_alone_and_one_of_them() {
+        let coding = |codebook, block_size| {
+            Coding::Codebook(CodebookScheme {
+                codebook,
+                block_size,
+                double_quant: true,
+            })
+        };
+        let nf4 = coding(Codebook::Nf4, 64);
+        let bnb = |coding, shape| Format::Bitsandbytes.supports(&coding, shape);
+        assert_eq!(bnb(nf4, [3, 6]), Ok(()));
+        assert_eq!(
+            bnb(coding(Codebook::Fp4, 48), [64, 64]),
+            Err(Refusal::BlockSize { found: 48 })
+        );
+        assert_eq!(bnb(nf4, [3, 3]), Err(Refusal::Odd { found: 9 }));
+        assert_eq!(
+            refusal(Format::Bitsandbytes, 4, 64, true, [64, 64]),
+            "bitsandbytes holds nf4 and fp4 only; use compressed-tensors"
+        );
+        assert_eq!(
+            Format::Gptq
+                .supports(&nf4, [64, 64])
+                .unwrap_err()
+                .to_string(),
+            "gptq holds whole numbers on a grid and not nf4; use bitsandbytes"
+        );
+        let together = |second| {
+            let modules = [("a".to_string(), Some(nf4)), ("b".to_string(), second)];
+            Format::Bitsandbytes.supports_together(&modules)
+        };
+        assert_eq!(together(None), Ok(()));
+        assert_eq!(together(Some(coding(Codebook::Nf4, 128))), Ok(()));
+        assert_eq!(
+            together(Some(coding(Codebook::Fp4, 64))),
+            Err(Refusal::MixedCodebooks { module: "b".into() })
+        );
+    }
+
+    #[test]
     fn gptq_takes_a_ragged_last_group_and_compressed_tensors_any_width() {
         let scheme = |group| Scheme::new(4, GroupSize::from_i64(group).unwrap(), true).unwrap();
-        assert_eq!(Format::Gptq.supports(&scheme(128), [64, 576]), Ok(()));
         assert_eq!(
-            Format::CompressedTensors.supports(&scheme(-1), [3, 20]),
+            Format::Gptq.supports(&scheme(128).into(), [64, 576]),
+            Ok(())
+        );
+        assert_eq!(
+            Format::CompressedTensors.supports(&scheme(-1).into(), [3, 20]),
             Ok(())
         );
     }

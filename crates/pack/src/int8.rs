@@ -54,7 +54,15 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::{NamedTensor, ScaleDtype, TensorView, pack, unpack};
+    use crate::{NamedTensor, ScaleDtype, TensorView, UnpackError, pack};
+
+    fn unpack<'a>(
+        lookup: impl Fn(&str) -> Option<TensorView<'a>>,
+        scheme: Scheme,
+    ) -> Result<QuantizedWeight, UnpackError> {
+        let weight = crate::unpack("m", lookup, Format::IntQuantized, &scheme.into())?;
+        Ok(weight.into_grid().unwrap())
+    }
 
     fn channel(bits: u8, sym: bool) -> Scheme {
         Scheme::new(bits, GroupSize::Channel, sym).unwrap()
@@ -101,12 +109,12 @@ mod tests {
                     .collect(),
             },
         ];
-        let weight = unpack("m", find(&theirs), Format::IntQuantized, &channel(8, true)).unwrap();
+        let weight = unpack(find(&theirs), channel(8, true)).unwrap();
         for (index, value) in weight.dequantize().into_iter().enumerate() {
             let scale = half::f16::from_bits(scales[index / 16] as u16).to_f32();
             assert_eq!(value, whole[index] as f32 * scale);
         }
-        let ours = pack("m", &weight, Format::IntQuantized, ScaleDtype::F16).unwrap();
+        let ours = pack("m", &weight.into(), Format::IntQuantized, ScaleDtype::F16).unwrap();
         assert_eq!(ours, theirs);
     }
 
@@ -122,7 +130,9 @@ mod tests {
                 "int-quantized holds symmetric weights only; use compressed-tensors",
             ),
         ] {
-            let refusal = Format::IntQuantized.supports(&scheme, [8, 16]).unwrap_err();
+            let refusal = Format::IntQuantized
+                .supports(&scheme.into(), [8, 16])
+                .unwrap_err();
             assert_eq!(refusal.to_string(), wanted);
         }
     }
@@ -144,7 +154,7 @@ mod tests {
                     bytes: 0.5f32.to_le_bytes().to_vec(),
                 },
             ];
-            unpack("m", find(&tensors), Format::IntQuantized, &channel(4, true))
+            unpack(find(&tensors), channel(4, true))
         };
         assert_eq!(
             read([-8, 0, 1, 7]).unwrap().dequantize(),
@@ -172,8 +182,8 @@ mod tests {
                 Vec::new(),
             )
             .unwrap();
-            let tensors = pack("m", &weight, Format::IntQuantized, ScaleDtype::BF16).unwrap();
-            let back = unpack("m", find(&tensors), Format::IntQuantized, &channel(8, true));
+            let tensors = pack("m", &weight.clone().into(), Format::IntQuantized, ScaleDtype::BF16).unwrap();
+            let back = unpack(find(&tensors), channel(8, true));
             prop_assert_eq!(back.unwrap(), weight);
         }
     }

@@ -1,11 +1,12 @@
-use halfbyte_quant::{GroupSize, Scheme, SchemeError};
+use halfbyte_quant::{CodedWeight, Coding, GroupSize, Scheme, SchemeError};
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use crate::Format;
+use crate::bitsandbytes::{self, CodebookConfig};
 use crate::config::is_head;
+use crate::{Format, TensorView, UnpackError, unpack};
 
-/// What a checkpoint's configuration says: its format, and the scheme of every module.
+/// What a checkpoint's configuration says: its format, and the scheme of every module where the format has it there.
 #[derive(Clone, Debug)]
 pub struct QuantizedLayout {
     format: Format,
@@ -67,8 +68,41 @@ impl QuantizedLayout {
         self.format
     }
 
-    /// The scheme of the linear `module` (its path, without `.weight`), or `None` where it is not quantized.
-    pub fn scheme_for(&self, module: &str) -> Option<Scheme> {
+    /// How the linear `module` (its path, without `.weight`) is stored, or `None` where it is not quantized. `lookup`
+    /// finds tensors by name: bitsandbytes' configuration leaves the answer to them.
+    ///
+    /// # Errors
+    /// Tensors that say what cannot be read.
+    pub fn coding_for<'a>(
+        &self,
+        module: &str,
+        lookup: impl Fn(&str) -> Option<TensorView<'a>>,
+    ) -> Result<Option<Coding>, UnpackError> {
+        match self.format {
+            Format::Bitsandbytes => {
+                Ok(bitsandbytes::scheme(module, &lookup)?.map(Coding::Codebook))
+            }
+            _ => Ok(self.scheme_for(module).map(Coding::Grid)),
+        }
+    }
+
+    /// The weight of the linear `module`, or `None` where it is not quantized.
+    ///
+    /// # Errors
+    /// As [`unpack`].
+    pub fn unpack<'a>(
+        &self,
+        module: &str,
+        lookup: impl Fn(&str) -> Option<TensorView<'a>>,
+    ) -> Result<Option<CodedWeight>, UnpackError> {
+        match self.coding_for(module, &lookup)? {
+            Some(coding) => unpack(module, lookup, self.format, &coding).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The scheme of the linear `module` by the configuration alone.
+    pub(crate) fn scheme_for(&self, module: &str) -> Option<Scheme> {
         self.rules
             .iter()
             .find(|(matcher, _)| matcher.matches(module))
@@ -94,12 +128,19 @@ impl Matcher {
 }
 
 /// Reads the `quantization_config` object of config.json, or the whole of quantize_config.json: ours, and those of
-/// the other tools that write gptq, compressed-tensors or awq.
+/// the other tools that write gptq, compressed-tensors, awq or bitsandbytes' 4 bits.
 pub fn read_quantization_config(config: &Value) -> Result<QuantizedLayout, ConfigError> {
     match config.get("quant_method").and_then(Value::as_str) {
         Some("gptq") => gptq(config),
         Some("compressed-tensors") => compressed_tensors(config),
         Some("awq") => awq(config),
+        Some("bitsandbytes") => {
+            CodebookConfig::from_value(config)?;
+            Ok(QuantizedLayout {
+                format: Format::Bitsandbytes,
+                rules: Vec::new(),
+            })
+        }
         // The quantize_config.json of older tools has no method.
         None if config.get("bits").is_some() && config.get("desc_act").is_some() => gptq(config),
         // Nor has the quant_config.json of llm-awq.
@@ -109,7 +150,7 @@ pub fn read_quantization_config(config: &Value) -> Result<QuantizedLayout, Confi
         _ => Err(wrong(
             config,
             "quant_method",
-            "\"gptq\", \"compressed-tensors\" or \"awq\"",
+            "\"gptq\", \"compressed-tensors\", \"awq\" or \"bitsandbytes\"",
         )),
     }
 }

@@ -1,4 +1,4 @@
-//! What comes in: codes, scales and zero points. What goes out: the tensors and the configuration of a checkpoint
+//! What comes in: codes, scales and zero points, or codes of a codebook. What goes out: the tensors and the configuration of a checkpoint
 //! format, and the way back.
 //!
 //! One bitstream serves every format: code `n` of a run occupies bits `[n * bits, (n + 1) * bits)` of little-endian
@@ -19,11 +19,9 @@ mod pack;
 mod tensor;
 mod unpack;
 
-pub use bitsandbytes::{
-    CodebookConfig, CodebookError, codebook_layout, pack_codebook, unpack_codebook,
-};
+pub use bitsandbytes::CodebookError;
 pub use config::{ConfigNotes, quantization_config};
-pub use consumers::{Consumer, Evidence, Verdict, codebook_consumers, consumers};
+pub use consumers::{Consumer, Evidence, Verdict, consumers};
 pub use format::{Format, Refusal, UnknownFormat};
 pub use layout::{ConfigError, QuantizedLayout, read_quantization_config};
 pub use pack::{PackError, pack, packed_layout};

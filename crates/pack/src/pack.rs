@@ -1,8 +1,8 @@
-use halfbyte_quant::{QuantizedWeight, Scheme};
+use halfbyte_quant::{CodedWeight, Coding, QuantizedWeight, Scheme};
 
 use crate::bits::{pack_rows, to_awq_order, to_bytes, transpose, words};
 use crate::tensor::scale_bytes;
-use crate::{Dtype, Format, NamedTensor, Refusal, ScaleDtype, TensorLayout, int8};
+use crate::{Dtype, Format, NamedTensor, Refusal, ScaleDtype, TensorLayout, bitsandbytes, int8};
 
 /// Why a weight was not packed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -46,7 +46,19 @@ pub enum PackError {
 /// | awq | `qweight` `[I, O/8]`, `qzeros` `[G, O/8]`, `scales` `[G, O]` f16 |
 /// | int-quantized | `weight` i8 `[O, I]`, `weight_scale` `[O, G]` |
 ///
-/// `scale_dtype` is the model's own type, of which compressed-tensors' scales are; gptq's and awq's are f16 whatever it says.
+/// and for bitsandbytes, with `B` blocks:
+///
+/// | tensor | type, shape | holds |
+/// |---|---|---|
+/// | `weight` | u8 `[O*I/2, 1]` | codes of the flat weight, the first of two in the high nibble |
+/// | `weight.absmax` | f32 `[B]`, or u8 `[B]` when nested | block scales |
+/// | `weight.quant_map` | f32 `[16]` | level of each code |
+/// | `weight.nested_absmax` | f32 `[ceil(B/256)]` | when nested |
+/// | `weight.nested_quant_map` | f32 `[256]` | when nested |
+/// | `weight.quant_state.bitsandbytes__nf4` (or `__fp4`) | u8 | JSON: block sizes, shape, types, offset |
+///
+/// `scale_dtype` is the model's own type, of which compressed-tensors' scales are, and to which bitsandbytes' readers
+/// round `scale * level`; gptq's and awq's scales are f16 whatever it says.
 /// The bias, if there is one, is not part of it: copy it through.
 ///
 /// Fails when the format cannot hold the scheme or shape, and when a scale is not representable in its storage type:
@@ -54,15 +66,27 @@ pub enum PackError {
 /// [`Format::allows_negative_scales`].
 pub fn pack(
     name: &str,
-    weight: &QuantizedWeight,
+    weight: &CodedWeight,
     format: Format,
     scale_dtype: ScaleDtype,
 ) -> Result<Vec<NamedTensor>, PackError> {
-    let shape = [weight.out_features(), weight.in_features()];
-    let layout = packed_layout(name, &weight.scheme(), shape, format, scale_dtype)?;
+    let layout = packed_layout(name, &weight.coding(), weight.shape(), format, scale_dtype)?;
+    let bytes = match weight {
+        CodedWeight::Codebook(weight) => bitsandbytes::to_bytes(weight, scale_dtype),
+        CodedWeight::Grid(weight) => grid_bytes(name, weight, format, scale_dtype)?,
+    };
+    Ok(NamedTensor::fill(layout, bytes))
+}
+
+fn grid_bytes(
+    name: &str,
+    weight: &QuantizedWeight,
+    format: Format,
+    scale_dtype: ScaleDtype,
+) -> Result<Vec<Vec<u8>>, PackError> {
     let scale_dtype = format.scale_dtype(scale_dtype);
     check_scales(name, weight, scale_dtype)?;
-    let bytes = match format {
+    Ok(match format {
         Format::Gptq => gptq(weight, 1),
         Format::GptqV2 => gptq(weight, 0),
         Format::CompressedTensors => compressed_tensors(weight, scale_dtype),
@@ -71,24 +95,37 @@ pub fn pack(
             int8::to_bytes(weight),
             scale_bytes(weight.scales().iter().copied(), scale_dtype),
         ],
-    };
-    Ok(NamedTensor::fill(layout, bytes))
+        Format::Bitsandbytes => unreachable!("`supports` refuses it"),
+    })
 }
 
 /// What [`pack`] would make of a weight of `shape` `[out_features, in_features]`, in the same order.
 pub fn packed_layout(
     name: &str,
-    scheme: &Scheme,
+    coding: &Coding,
     shape: [usize; 2],
     format: Format,
     scale_dtype: ScaleDtype,
 ) -> Result<Vec<TensorLayout>, PackError> {
     format
-        .supports(scheme, shape)
+        .supports(coding, shape)
         .map_err(|refusal| PackError::Refused {
             name: name.to_string(),
             refusal,
         })?;
+    Ok(match coding {
+        Coding::Codebook(scheme) => bitsandbytes::tensors(name, scheme, shape, scale_dtype),
+        Coding::Grid(scheme) => grid_tensors(name, scheme, shape, format, scale_dtype),
+    })
+}
+
+fn grid_tensors(
+    name: &str,
+    scheme: &Scheme,
+    shape: [usize; 2],
+    format: Format,
+    scale_dtype: ScaleDtype,
+) -> Vec<TensorLayout> {
     let [out_features, in_features] = shape;
     let (groups, bits) = (scheme.n_groups(in_features), scheme.bits());
     let scales = Dtype::from(format.scale_dtype(scale_dtype));
@@ -132,15 +169,16 @@ pub fn packed_layout(
                 ("scales", scales, vec![groups, out_features]),
             ]
         }
+        Format::Bitsandbytes => unreachable!("`supports` refuses it"),
     };
-    Ok(tensors
+    tensors
         .into_iter()
         .map(|(part, dtype, shape)| TensorLayout {
             name: format!("{name}.{part}"),
             dtype,
             shape,
         })
-        .collect())
+        .collect()
 }
 
 fn check_scales(name: &str, weight: &QuantizedWeight, dtype: ScaleDtype) -> Result<(), PackError> {

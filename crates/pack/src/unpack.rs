@@ -1,8 +1,8 @@
-use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme, WeightError};
+use halfbyte_quant::{CodedWeight, Coding, GroupSize, QuantizedWeight, Scheme, WeightError};
 
 use crate::bits::{from_awq_order, from_bytes, transpose, unpack_rows, words};
 use crate::tensor::read_scales;
-use crate::{Dtype, Format, TensorView, int8};
+use crate::{CodebookError, Dtype, Format, TensorView, bitsandbytes, int8};
 
 /// Why tensors could not be read as a quantized weight.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -127,32 +127,39 @@ pub enum UnpackError {
         /// Which part, and why.
         source: WeightError,
     },
+    /// The parts do not make a codebook weight.
+    #[error(transparent)]
+    Codebook(#[from] CodebookError),
 }
 
 /// Reads the weight of the module `name` (its path, without `.weight`) back from the tensors that `lookup` finds by
 /// name: the inverse of [`crate::pack`], and a reader for other tools' files.
 ///
-/// `scheme` is what the checkpoint's config says of the module ([`crate::QuantizedLayout::scheme_for`]). gptq v1 may be
+/// `coding` is what the checkpoint says of the module ([`crate::QuantizedLayout::coding_for`]). gptq v1 may be
 /// asymmetric here; a `g_idx` may be absent but must not sort the columns. A symmetric weight packed as awq comes back
 /// asymmetric, with its middle code as zero points, since that is what the config says of it.
 pub fn unpack<'a>(
     name: &str,
     lookup: impl Fn(&str) -> Option<TensorView<'a>>,
     format: Format,
-    scheme: &Scheme,
-) -> Result<QuantizedWeight, UnpackError> {
+    coding: &Coding,
+) -> Result<CodedWeight, UnpackError> {
     let parts = Parts {
         name,
         format,
         lookup: &lookup,
     };
-    match format {
-        Format::Gptq => gptq(&parts, scheme, 1),
-        Format::GptqV2 => gptq(&parts, scheme, 0),
-        Format::CompressedTensors => compressed_tensors(&parts, scheme),
-        Format::Awq => awq(&parts, scheme),
-        Format::IntQuantized => int_quantized(&parts, scheme),
-    }
+    let weight = match (format, coding) {
+        (Format::Bitsandbytes, _) | (_, Coding::Codebook(_)) => {
+            return Ok(bitsandbytes::unpack(name, &lookup)?.into());
+        }
+        (Format::Gptq, Coding::Grid(scheme)) => gptq(&parts, scheme, 1),
+        (Format::GptqV2, Coding::Grid(scheme)) => gptq(&parts, scheme, 0),
+        (Format::CompressedTensors, Coding::Grid(scheme)) => compressed_tensors(&parts, scheme),
+        (Format::Awq, Coding::Grid(scheme)) => awq(&parts, scheme),
+        (Format::IntQuantized, Coding::Grid(scheme)) => int_quantized(&parts, scheme),
+    };
+    weight.map(CodedWeight::Grid)
 }
 
 /// The tensors of one module.

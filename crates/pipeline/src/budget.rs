@@ -139,7 +139,7 @@ impl Budgeting<'_> {
                 .layout
                 .formats
                 .iter()
-                .find_map(|(format, _)| format.supports(&scheme, shape).err());
+                .find_map(|(format, _)| format.supports(&scheme.into(), shape).err());
             match refusal {
                 None => widths.push(bits),
                 Some(refusal) if asked => {
@@ -162,7 +162,7 @@ impl Budgeting<'_> {
 
     fn packed_bytes(&self, module: &str, scheme: &Scheme, shape: [usize; 2]) -> Result<f64> {
         let (format, _) = self.layout.formats[0];
-        let infos = export::packed_infos(self.layout, module, scheme, shape, format)?;
+        let infos = export::packed_infos(self.layout, module, &(*scheme).into(), shape, format)?;
         Ok(infos.iter().map(TensorInfo::bytes).sum::<u64>() as f64)
     }
 

@@ -10,7 +10,7 @@ use halfbyte_checkpoint::{
 };
 use halfbyte_model::Decoder;
 use halfbyte_pack::{ConfigNotes, Format, NamedTensor, pack, packed_layout, quantization_config};
-use halfbyte_quant::Scheme;
+use halfbyte_quant::Coding;
 use serde_json::{Value, json};
 
 use crate::config::{Damp, Method, Pipeline, Propagation};
@@ -125,7 +125,8 @@ fn export_one(
     } else {
         Vec::new()
     };
-    let quantization = quantization_config(format, &layout.modules, &ignored, &notes(pipeline));
+    let quantization =
+        quantization_config(format, &layout.modules, &ignored, &notes(pipeline, layout));
     let mut config = source.raw_config().clone();
     if let Some(file) = format.config_file() {
         write_json(&folder.join(file), &quantization)?;
@@ -151,12 +152,12 @@ pub(crate) fn tensor_infos(
     let mut infos = Vec::new();
     for name in source.names() {
         let view = source.tensor(name)?;
-        let scheme = name
+        let coding = name
             .strip_suffix(".weight")
-            .and_then(|module| Some((module, layout.scheme(module)?)));
-        match (scheme, view.shape) {
-            (Some((module, scheme)), &[out, in_]) => {
-                infos.extend(packed_infos(layout, module, &scheme, [out, in_], format)?);
+            .and_then(|module| Some((module, layout.coding(module)?)));
+        match (coding, view.shape) {
+            (Some((module, coding)), &[out, in_]) => {
+                infos.extend(packed_infos(layout, module, &coding, [out, in_], format)?);
             }
             _ => infos.push(TensorInfo {
                 name: name.to_owned(),
@@ -172,11 +173,11 @@ pub(crate) fn tensor_infos(
 pub(crate) fn packed_infos(
     layout: &Layout,
     module: &str,
-    scheme: &Scheme,
+    coding: &Coding,
     shape: [usize; 2],
     format: Format,
 ) -> Result<Vec<TensorInfo>> {
-    let packed = packed_layout(module, scheme, shape, format, layout.scale_dtype)?;
+    let packed = packed_layout(module, coding, shape, format, layout.scale_dtype)?;
     let infos = packed.into_iter().map(|tensor| TensorInfo {
         name: tensor.name,
         dtype: file_dtype(tensor.dtype),
@@ -187,12 +188,17 @@ pub(crate) fn packed_infos(
 
 /// The block and module a packed tensor belongs to; none for tensors that are copied.
 pub(crate) fn packed_module<'a>(tensor: &'a str, layout: &Layout) -> Option<(usize, &'a str)> {
-    let (module, part) = tensor.rsplit_once('.')?;
-    if part == "bias" {
+    let module = module_of(tensor, |module| layout.coding(module).is_some())?;
+    Some((block_of(module)?, module))
+}
+
+/// The module one of whose packed parts a tensor is, among those that are packed; biases are none.
+pub(crate) fn module_of(tensor: &str, is_packed: impl Fn(&str) -> bool) -> Option<&str> {
+    if tensor.ends_with(".bias") {
         return None;
     }
-    layout.scheme(module)?;
-    Some((block_of(module)?, module))
+    let mut modules = tensor.rmatch_indices('.').map(|(at, _)| &tensor[..at]);
+    modules.find(|module| is_packed(module))
 }
 
 /// The block a tensor or module belongs to.
@@ -269,7 +275,7 @@ impl Blocks<'_> {
     }
 }
 
-fn notes(pipeline: &Pipeline) -> ConfigNotes {
+fn notes(pipeline: &Pipeline, layout: &Layout) -> ConfigNotes {
     let meta = json!({
         "method": pipeline.method.to_string(),
         "recipe": pipeline.recipe.to_string(),
@@ -284,6 +290,7 @@ fn notes(pipeline: &Pipeline) -> ConfigNotes {
         },
         true_sequential: pipeline.propagation == Propagation::Sequential,
         static_groups: pipeline.quant.static_groups,
+        dtype: layout.scale_dtype,
         meta: meta.as_object().cloned().unwrap_or_default(),
     }
 }

@@ -1,11 +1,15 @@
 //! What a model folder holds, tensor by tensor.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use anyhow::Result;
-use halfbyte_pack::{QuantizedLayout, consumers, read_quantization_config};
+use halfbyte_model::{LinearKind, Weights, linear_shape};
+use halfbyte_pack::consumers;
+use halfbyte_quant::{Coding, GroupSize};
 use serde::Serialize;
 
+use crate::export::module_of;
 use crate::open::open_model;
 
 /// A model folder's contents.
@@ -44,28 +48,51 @@ pub struct TensorLine {
 
 /// Lists a model folder, a hub id or `embedded:tiny`.
 pub fn inspect(model: &str) -> Result<Inspection> {
-    let folder = open_model(model, None, &mut |_| ())?;
-    let config = folder.config();
-    let layout: Option<QuantizedLayout> = config
-        .quantization_config
-        .as_ref()
-        .map(read_quantization_config)
-        .transpose()?;
+    let weights = Weights::new(open_model(model, None, &mut |_| ())?)?;
+    let (folder, config) = (weights.folder(), weights.config());
     let mut inspection = Inspection {
         model: folder.place(),
         model_type: config.row().model_type.to_owned(),
         parameters: 0,
         bytes: 0,
-        format: layout.as_ref().map(|l| l.format().to_string()),
+        format: weights.layout().map(|layout| layout.format().to_string()),
         schemes: Vec::new(),
         consumers: Vec::new(),
         tensors: Vec::new(),
     };
+    let mut packed: HashSet<String> = HashSet::new();
+    for block in 0..config.num_hidden_layers {
+        for kind in LinearKind::ALL {
+            let module = kind.module(block);
+            let (Some(layout), Some(coding)) = (weights.layout(), weights.coding(&module)?) else {
+                continue;
+            };
+            let [out, in_] = linear_shape(config, kind);
+            inspection.parameters += (out * in_) as u64;
+            packed.insert(module);
+            let words = describe(&coding);
+            match inspection
+                .schemes
+                .iter_mut()
+                .find(|(known, _)| *known == words)
+            {
+                Some((_, count)) => *count += 1,
+                None => {
+                    inspection.schemes.push((words, 1));
+                    let verdicts = consumers(layout.format(), &coding);
+                    let lines = verdicts
+                        .into_iter()
+                        .map(|(c, verdict, _)| (c.name.to_owned(), verdict.to_string()));
+                    inspection.consumers.extend(lines);
+                }
+            }
+        }
+    }
     for name in folder.names() {
         let view = folder.tensor(name)?;
         let elements: u64 = view.shape.iter().map(|&n| n as u64).product();
-        let packed = layout.is_some() && PACKED_PARTS.iter().any(|part| name.ends_with(part));
-        inspection.parameters += if packed { 0 } else { elements };
+        let is_part = module_of(name, |module| packed.contains(module)).is_some();
+        inspection.parameters += if is_part { 0 } else { elements };
         inspection.bytes += view.bytes.len() as u64;
         inspection.tensors.push(TensorLine {
             name: name.to_owned(),
@@ -74,52 +101,32 @@ pub fn inspect(model: &str) -> Result<Inspection> {
             bytes: view.bytes.len() as u64,
         });
     }
-    if let Some(layout) = &layout {
-        for block in 0..config.num_hidden_layers {
-            for kind in halfbyte_model::LinearKind::ALL {
-                let Some(scheme) = layout.scheme_for(&kind.module(block)) else {
-                    continue;
-                };
-                let [out, in_] = halfbyte_model::linear_shape(config, kind);
-                inspection.parameters += (out * in_) as u64;
-                let words = describe(&scheme);
-                match inspection
-                    .schemes
-                    .iter_mut()
-                    .find(|(known, _)| *known == words)
-                {
-                    Some((_, count)) => *count += 1,
-                    None => {
-                        inspection.schemes.push((words, 1));
-                        let verdicts = consumers(layout.format(), &scheme);
-                        let lines = verdicts
-                            .into_iter()
-                            .map(|(c, verdict, _)| (c.name.to_owned(), verdict.to_string()));
-                        inspection.consumers.extend(lines);
-                    }
-                }
-            }
-        }
-    }
     Ok(inspection)
 }
 
-/// What a packed linear's tensors end in.
-const PACKED_PARTS: [&str; 8] = [
-    ".qweight",
-    ".qzeros",
-    ".scales",
-    ".g_idx",
-    ".weight_packed",
-    ".weight_scale",
-    ".weight_zero_point",
-    ".weight_shape",
-];
-
-/// A scheme in words.
-pub(crate) fn describe(scheme: &halfbyte_quant::Scheme) -> String {
-    let sym = if scheme.sym() { "sym" } else { "asym" };
-    format!("{}-bit group {} {sym}", scheme.bits(), scheme.group_size())
+/// How a weight is stored, in words.
+pub(crate) fn describe(coding: &Coding) -> String {
+    match coding {
+        Coding::Grid(scheme) => {
+            let sym = if scheme.sym() { "sym" } else { "asym" };
+            match scheme.group_size() {
+                GroupSize::Tensor => format!("{}-bit, one scale, {sym}", scheme.bits()),
+                group_size => format!("{}-bit group {group_size} {sym}", scheme.bits()),
+            }
+        }
+        Coding::Codebook(scheme) => {
+            let nested = if scheme.double_quant {
+                ", double quantization"
+            } else {
+                ""
+            };
+            format!(
+                "{} in blocks of {}{nested}",
+                scheme.codebook.as_str(),
+                scheme.block_size
+            )
+        }
+    }
 }
 
 impl fmt::Display for Inspection {

@@ -5,6 +5,7 @@ use std::fmt;
 use anyhow::Result;
 use halfbyte_model::{LinearKind, linear_shape};
 use halfbyte_pack::consumers;
+use halfbyte_quant::Coding;
 use serde::Serialize;
 
 use crate::config::Pipeline;
@@ -104,13 +105,19 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
     let (mut bits, mut weights) = (0.0, 0.0);
     for block in 0..config.num_hidden_layers {
         for kind in LinearKind::ALL {
-            let scheme = layout.scheme(&kind.module(block));
+            let module = kind.module(block);
             let [out_features, in_features] = linear_shape(config, kind);
-            if let Some(scheme) = scheme {
-                bits += scheme.bits_per_weight(in_features) * (out_features * in_features) as f64;
-                weights += (out_features * in_features) as f64;
+            if let Some(coding) = layout.coding(&module) {
+                let elements = (out_features * in_features) as f64;
+                bits += coding.bits_per_weight([out_features, in_features]) * elements;
+                weights += elements;
             }
-            let words = scheme.map_or("kept".to_owned(), |s| describe(&s));
+            let words = match (layout.coding(&module), layout.scheme(&module)) {
+                // as asked: a scale for the whole weight is held once a row
+                (Some(Coding::Grid(_)), Some(scheme)) => describe(&Coding::Grid(scheme)),
+                (Some(coding), _) => describe(&coding),
+                (None, _) => "kept".to_owned(),
+            };
             match linears
                 .iter_mut()
                 .find(|l| l.linear == kind.short() && l.scheme == words)
@@ -133,8 +140,8 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
     let mut exports: Vec<PlannedExport> = Vec::new();
     for (format, place) in &layout.formats {
         let mut loads: Vec<(String, String)> = Vec::new();
-        for scheme in layout.modules.iter().filter_map(|(_, scheme)| *scheme) {
-            for (consumer, verdict, _) in consumers(*format, &scheme) {
+        for coding in layout.modules.iter().filter_map(|(_, coding)| *coding) {
+            for (consumer, verdict, _) in consumers(*format, &coding) {
                 let line = (consumer.name.to_owned(), verdict.to_string());
                 if !loads.contains(&line) {
                     loads.push(line);

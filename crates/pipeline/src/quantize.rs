@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use halfbyte_calibrate::{LinearStats, LossWeightOptions, LossWeights, Walk, WalkOptions};
 use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
 use halfbyte_pack::{Format, ScaleDtype};
-use halfbyte_quant::Scheme;
+use halfbyte_quant::{Coding, Scheme};
 use halfbyte_report::{BudgetRecord, LinearRecord, RunRecord};
 
 use crate::config::{Device, Pipeline, Propagation, SignedScales, Treatment};
@@ -133,7 +133,7 @@ pub fn quantize(
         linears: layout
             .modules
             .iter()
-            .filter(|(_, scheme)| scheme.is_some())
+            .filter(|(_, coding)| coding.is_some())
             .count(),
         tokens: windows.report.tokens_calibration as u64,
     });
@@ -163,7 +163,7 @@ pub fn quantize(
         }
     };
     if let Some(budget) = &shared_out {
-        layout.set_bits(budget)?;
+        layout.set_bits(pipeline, budget)?;
     }
     if resumed < blocks {
         let loss_weights = if solver.wants_loss_weights() {
@@ -218,6 +218,7 @@ pub fn quantize(
                 clock: &mut clock,
                 on_event,
                 scaling: scaling.as_ref(),
+                attention_peaks: Vec::new(),
                 floats: Vec::new(),
                 solved: Vec::new(),
                 replaced: Vec::new(),
@@ -346,10 +347,10 @@ pub(crate) const MIXED_WINDOWS: usize = 16;
 pub(crate) struct Layout {
     /// Formats and their folders.
     pub(crate) formats: Vec<(Format, PathBuf)>,
-    /// All linears in the model's order, lm_head last where it has a weight of its own, with their schemes.
-    pub(crate) modules: Vec<(String, Option<Scheme>)>,
-    /// The same by name.
-    schemes: HashMap<String, Scheme>,
+    /// All linears in the model's order, lm_head last where it has a weight of its own, as checkpoints hold them.
+    pub(crate) modules: Vec<(String, Option<Coding>)>,
+    /// What the quantized ones are solved by, and how they are held.
+    schemes: HashMap<String, (Scheme, Coding)>,
     /// Type of the tensors that stay, and of compressed-tensors' scales.
     pub(crate) scale_dtype: ScaleDtype,
 }
@@ -386,25 +387,26 @@ impl Layout {
             .map(|(format, folder)| (Format::from(format), folder))
             .collect();
         let mut modules = Vec::new();
+        let mut schemes = HashMap::new();
         for block in 0..config.num_hidden_layers {
             for kind in LinearKind::ALL {
                 let module = kind.module(block);
-                let scheme = match pipeline.treatment(&module) {
-                    Treatment::Keep => None,
-                    Treatment::Quantize(scheme) => Some(scheme),
+                let Treatment::Quantize(scheme) = pipeline.treatment(&module) else {
+                    modules.push((module, None));
+                    continue;
                 };
-                if let Some(scheme) = scheme {
-                    let shape = halfbyte_model::linear_shape(config, kind);
-                    for (format, _) in &formats {
-                        format.supports(&scheme, shape).map_err(|refusal| {
-                            user_error(
-                                format!("{module}: {refusal}"),
-                                "change quant or add a rule for this linear",
-                            )
-                        })?;
-                    }
+                let coding = pipeline.coding(scheme);
+                let shape = halfbyte_model::linear_shape(config, kind);
+                for (format, _) in &formats {
+                    format.supports(&coding, shape).map_err(|refusal| {
+                        user_error(
+                            format!("{module}: {refusal}"),
+                            "change quant or add a rule for this linear",
+                        )
+                    })?;
                 }
-                modules.push((module, scheme));
+                schemes.insert(module.clone(), (scheme, coding));
+                modules.push((module, Some(coding)));
             }
         }
         if own_head {
@@ -416,7 +418,7 @@ impl Layout {
             }
             modules.push(("lm_head".to_owned(), None));
         }
-        if modules.iter().all(|(_, scheme)| scheme.is_none()) {
+        if schemes.is_empty() {
             return Err(user_error(
                 "nothing is left to quantize",
                 "loosen `ignore` and the rules that skip",
@@ -435,10 +437,6 @@ impl Layout {
             Some("float32") => ScaleDtype::F32,
             _ => ScaleDtype::BF16,
         };
-        let schemes = modules
-            .iter()
-            .filter_map(|(module, scheme)| Some((module.clone(), (*scheme)?)))
-            .collect();
         Ok(Self {
             formats,
             modules,
@@ -448,21 +446,27 @@ impl Layout {
     }
 
     /// Gives every linear the width that a budget chose for it.
-    fn set_bits(&mut self, budget: &BudgetRecord) -> Result<()> {
+    fn set_bits(&mut self, pipeline: &Pipeline, budget: &BudgetRecord) -> Result<()> {
         for chosen in &budget.linears {
-            if let Some(scheme) = self.schemes.get_mut(&chosen.linear) {
+            if let Some((scheme, coding)) = self.schemes.get_mut(&chosen.linear) {
                 *scheme = Scheme::new(chosen.bits, scheme.group_size(), scheme.sym())?;
+                *coding = pipeline.coding(*scheme);
             }
         }
-        for (module, scheme) in &mut self.modules {
-            *scheme = self.schemes.get(module).copied();
+        for (module, coding) in &mut self.modules {
+            *coding = self.schemes.get(module).map(|(_, coding)| *coding);
         }
         Ok(())
     }
 
-    /// The scheme of a linear, if it is quantized.
+    /// The scheme a linear is solved by, if it is quantized.
     pub(crate) fn scheme(&self, module: &str) -> Option<Scheme> {
-        self.schemes.get(module).copied()
+        self.schemes.get(module).map(|(scheme, _)| *scheme)
+    }
+
+    /// How checkpoints hold a linear that is quantized.
+    pub(crate) fn coding(&self, module: &str) -> Option<Coding> {
+        self.schemes.get(module).map(|(_, coding)| *coding)
     }
 }
 
@@ -475,6 +479,8 @@ struct BlockRun<'a> {
     clock: &'a mut Clock,
     on_event: &'a mut dyn FnMut(Event),
     scaling: Option<&'a Scaling>,
+    /// Largest magnitudes of the input of q, k and v, which v's mixed statistics are not of.
+    attention_peaks: Vec<f32>,
     /// The linears that are not solved yet, where their channels were scaled.
     floats: Vec<(LinearKind, Scaled)>,
     solved: Vec<Solved>,
@@ -517,6 +523,7 @@ impl BlockRun<'_> {
         let stats = self.walk(walk, "attention input", |walk, tick| {
             walk.attention_input(&block, tick)
         })?;
+        self.attention_peaks = stats[0].parts[0].stats.max_abs.clone();
         self.solve(decoder, &mut block, &[LinearKind::Q, LinearKind::K], &stats)?;
         let mixed = self.walk(walk, "attention", |walk, tick| {
             walk.attention_mixed(&block, tick)
@@ -646,6 +653,8 @@ impl BlockRun<'_> {
                 scales: &scaled.scales,
             }),
             bytes_before: dense.bytes.len() as u64,
+            llm_int8: self.pipeline.report.llm_int8,
+            peaks: (kind == LinearKind::V).then_some(&self.attention_peaks),
         };
         let (solved, record) = self.clock.time("solve", || prepared.solve(solver, &task))?;
         prepared.count_once();

@@ -7,12 +7,13 @@ use anyhow::{Context, Result};
 use faer::MatRef;
 use halfbyte_calibrate::{LinearStats, StageStats};
 use halfbyte_model::LinearKind;
-use halfbyte_quant::{ActivationStats, GroupSize, Scheme};
+use halfbyte_quant::{ActivationStats, Codebook, CodedWeight, GroupSize, Scheme};
 use halfbyte_report::{HessianKind, LinearRecord};
 use halfbyte_solve::awq::search_clip;
 use halfbyte_solve::{
-    Factor, GptqOptions, Granularity, HqqOptions, RtnOptions, ScaleDtype, Solution, absmax,
-    dense_loss, factor, gptq, hqq, loss, rtn, rtn_clipped,
+    ChannelPeaks, CodebookOptions, Factor, GptqOptions, Granularity, HqqOptions, OutlierSplit,
+    RtnOptions, ScaleDtype, Solution, absmax, codebook, dense_loss, factor, gptq, hqq, loss,
+    outlier_split, rtn, rtn_clipped,
 };
 use rayon::prelude::*;
 
@@ -23,6 +24,9 @@ use crate::work::Solved;
 /// Bits up to which the best recipe keeps several partial solutions a row, and how many.
 const WIDE_BITS: u8 = 3;
 const BEAM: usize = 4;
+/// Magnitude from which on LLM.int8() takes an input column for an outlier (Dettmers et al., arXiv 2208.07339,
+/// section 3).
+const OUTLIER: f32 = 6.0;
 
 /// A method with its options, settled once a run.
 #[derive(Clone, Debug)]
@@ -48,6 +52,8 @@ pub(crate) enum Solver {
     Hqq(HqqOptions),
     /// 8 bits by the largest magnitude.
     Absmax,
+    /// The levels of a codebook; block sizes are the schemes' groups.
+    Codebook(CodebookOptions),
 }
 
 impl Solver {
@@ -81,6 +87,8 @@ impl Solver {
             },
             (Method::Hqq, _) => Self::Hqq(HqqOptions::default()),
             (Method::Absmax, _) => Self::Absmax,
+            (Method::Nf4, recipe) => Self::codebook(Codebook::Nf4, recipe, quant.double_quant),
+            (Method::Fp4, recipe) => Self::codebook(Codebook::Fp4, recipe, quant.double_quant),
             (Method::Gptq | Method::AwqGptq, recipe) => {
                 let reference = recipe == Recipe::Reference;
                 let base = if reference {
@@ -105,7 +113,19 @@ impl Solver {
         }
     }
 
-    /// Solves some rows of a linear.
+    fn codebook(codebook: Codebook, recipe: Recipe, double_quant: bool) -> Self {
+        let base = match recipe {
+            Recipe::Reference => CodebookOptions::reference(),
+            _ => CodebookOptions::default(),
+        };
+        Self::Codebook(CodebookOptions {
+            codebook,
+            double_quant,
+            ..base
+        })
+    }
+
+    /// Solves some rows of a linear on a grid.
     fn solve(
         &self,
         weight: MatRef<'_, f32>,
@@ -133,11 +153,13 @@ impl Solver {
             (Self::Hqq(options), _) => hqq(weight, seen, scheme, options)?,
             (Self::Absmax, _) => {
                 let granularity = match scheme.group_size() {
+                    GroupSize::Tensor => Granularity::Tensor,
                     GroupSize::Channel => Granularity::Channel,
                     GroupSize::Columns(columns) => Granularity::Group(columns),
                 };
                 absmax(weight, seen, granularity, ScaleDtype::Portable)?
             }
+            (Self::Codebook(_), _) => unreachable!("codebooks are solved apart from grids"),
         })
     }
 
@@ -168,6 +190,10 @@ pub(crate) struct Task<'a> {
     pub(crate) unscaled: Option<Unscaled<'a>>,
     /// Bytes of the weight in the source.
     pub(crate) bytes_before: u64,
+    /// Whether to say what LLM.int8() would keep.
+    pub(crate) llm_int8: bool,
+    /// Largest magnitudes of the linear's input, where its statistics are not of that input itself.
+    pub(crate) peaks: Option<&'a Vec<f32>>,
 }
 
 /// What a scaled weight was: `weight = columns * unscaled / rows`.
@@ -241,8 +267,16 @@ impl<'a> Prepared<'a> {
     /// Solves one linear and measures it, and plain rounding beside it, on both texts.
     pub(crate) fn solve(&self, solver: &Solver, task: &Task<'_>) -> Result<(Solved, LinearRecord)> {
         let module = task.kind.module(task.block);
-        self.solve_parts(solver, task, &module)
-            .with_context(|| format!("block {}, {module}", task.block))
+        let start = Instant::now();
+        let place = || format!("block {}, {module}", task.block);
+        let outcome = match solver {
+            Solver::Codebook(options) => solve_codebook(options, task),
+            _ => self.solve_parts(solver, task),
+        };
+        let outcome = outcome.with_context(place)?;
+        let record = self.record(task, &module, &outcome, start.elapsed().as_secs_f64());
+        let weight = outcome.weight;
+        Ok((Solved { module, weight }, record))
     }
 
     /// What solving a weight of `shape` `[out_features, in_features]` costs, `tr(Δ H Δᵀ)` over all its rows.
@@ -270,15 +304,9 @@ impl<'a> Prepared<'a> {
         Ok(sum)
     }
 
-    fn solve_parts(
-        &self,
-        solver: &Solver,
-        task: &Task<'_>,
-        module: &str,
-    ) -> Result<(Solved, LinearRecord)> {
-        let start = Instant::now();
+    fn solve_parts(&self, solver: &Solver, task: &Task<'_>) -> Result<Outcome> {
         let [out, in_] = task.shape;
-        let mut solutions = Vec::new();
+        let (mut solutions, mut splits) = (Vec::new(), Vec::new());
         let (mut plain, mut heldout, mut plain_heldout) = (Vec::new(), Vec::new(), Vec::new());
         let mut order: Vec<usize> = Vec::with_capacity(out);
         for Part {
@@ -310,51 +338,150 @@ impl<'a> Prepared<'a> {
                 heldout.push(loss(weight, &solution.weight, held)?);
                 plain_heldout.push(dense_loss(weight, &rounded, Some(held))?);
             }
+            if let Some(stats) = stats.filter(|_| task.llm_int8) {
+                let peaks = ChannelPeaks::Measured(task.peaks.unwrap_or(&stats.max_abs));
+                splits.push(outlier_split(weight, &stats.calibration, peaks, OUTLIER)?);
+            }
             solutions.push(solution);
         }
+        let solution = Solution::stack(solutions)?;
+        Ok(Outcome {
+            weight: solution.weight.scatter_rows(&order)?.into(),
+            relative_loss: solution.relative_loss,
+            relative_loss_heldout: together(&heldout),
+            relative_loss_rtn: together(&plain).unwrap_or(0.0),
+            relative_loss_rtn_heldout: together(&plain_heldout),
+            sqnr_db: solution.sqnr_db,
+            cosine: solution.cosine,
+            damp_asked: solution.damp_asked,
+            damp_used: solution.damp_used,
+            dead_columns: solution.dead_columns,
+            condition: solution.condition,
+            clipped_share: solution.clipped_share,
+            int8: llm_int8(&splits),
+            warnings: solution.warnings,
+        })
+    }
+
+    fn record(
+        &self,
+        task: &Task<'_>,
+        module: &str,
+        outcome: &Outcome,
+        seconds: f64,
+    ) -> LinearRecord {
         let tokens = self
             .parts
             .iter()
             .map(|part| part.stats.map_or(0, |stats| stats.calibration.n_tokens))
             .min()
             .unwrap_or(0);
-        let solution = Solution::stack(solutions)?;
-        let record = LinearRecord {
+        let [out_features, in_features] = task.shape;
+        let int8 = outcome.int8.as_ref();
+        LinearRecord {
             block: task.block,
             linear: module.to_owned(),
-            out_features: out,
-            in_features: in_,
+            out_features,
+            in_features,
             bits: task.scheme.bits(),
             group_size: task.scheme.group_size().as_i64(),
             sym: task.scheme.sym(),
             method: task.method.to_string(),
-            bits_per_weight: task.scheme.bits_per_weight(in_),
+            bits_per_weight: outcome.weight.coding().bits_per_weight(task.shape),
             tokens,
-            relative_loss: solution.relative_loss,
-            relative_loss_heldout: together(&heldout),
-            relative_loss_rtn: together(&plain).unwrap_or(0.0),
-            relative_loss_rtn_heldout: together(&plain_heldout),
-            sqnr_db: solution.sqnr_db.is_finite().then_some(solution.sqnr_db),
-            cosine: Some(solution.cosine),
-            damp_asked: Some(solution.damp_asked),
-            damp_used: solution.damp_used,
-            dead_columns: solution.dead_columns,
-            condition: Some(solution.condition),
-            clipped_share: solution.clipped_share,
-            seconds: start.elapsed().as_secs_f64() + self.seconds,
-            warnings: solution.warnings.clone(),
+            relative_loss: outcome.relative_loss,
+            relative_loss_heldout: outcome.relative_loss_heldout,
+            relative_loss_rtn: outcome.relative_loss_rtn,
+            relative_loss_rtn_heldout: outcome.relative_loss_rtn_heldout,
+            sqnr_db: outcome.sqnr_db.is_finite().then_some(outcome.sqnr_db),
+            cosine: Some(outcome.cosine),
+            damp_asked: Some(outcome.damp_asked),
+            damp_used: outcome.damp_used,
+            dead_columns: outcome.dead_columns,
+            condition: Some(outcome.condition),
+            clipped_share: outcome.clipped_share,
+            seconds: seconds + self.seconds,
+            warnings: outcome.warnings.clone(),
             bytes_before: task.bytes_before,
-            bytes_after: solution.weight.packed_bytes(),
+            bytes_after: outcome.weight.packed_bytes(),
             hessian: self.hessian,
-        };
-        Ok((
-            Solved {
-                module: module.to_owned(),
-                weight: solution.weight.scatter_rows(&order)?,
-            },
-            record,
-        ))
+            int8_outlier_columns: int8.map(|int8| int8.columns.clone()),
+            int8_bits_per_weight: int8.map(|int8| int8.bits_per_weight),
+            int8_relative_loss: int8.map(|int8| int8.relative_loss),
+            int8_relative_loss_split: int8.map(|int8| int8.relative_loss_split),
+        }
     }
+}
+
+/// A solved linear and its figures, as in [`LinearRecord`].
+struct Outcome {
+    weight: CodedWeight,
+    relative_loss: f64,
+    relative_loss_heldout: Option<f64>,
+    relative_loss_rtn: f64,
+    relative_loss_rtn_heldout: Option<f64>,
+    sqnr_db: f64,
+    cosine: f64,
+    damp_asked: f64,
+    damp_used: f64,
+    dead_columns: usize,
+    condition: f64,
+    clipped_share: f64,
+    int8: Option<Int8>,
+    warnings: Vec<String>,
+}
+
+/// What LLM.int8() would make of a linear.
+struct Int8 {
+    columns: Vec<usize>,
+    bits_per_weight: f64,
+    relative_loss: f64,
+    relative_loss_split: f64,
+}
+
+/// Row parts together; none where there are none. The parts see one input, so their columns are the same.
+fn llm_int8(parts: &[OutlierSplit]) -> Option<Int8> {
+    let first = parts.first()?;
+    let whole: Vec<_> = parts.iter().map(|part| part.loss_whole).collect();
+    let signal = signal(&whole);
+    let relative = |of: &dyn Fn(&OutlierSplit) -> f64| {
+        let sum: f64 = parts.iter().map(of).sum();
+        if signal > 0.0 { sum / signal } else { 0.0 }
+    };
+    Some(Int8 {
+        columns: first.channels.clone(),
+        bits_per_weight: first.bits_per_weight,
+        relative_loss: relative(&|part| part.loss_whole.absolute + part.input_noise_whole),
+        relative_loss_split: relative(&|part| part.loss_split.absolute + part.input_noise_split),
+    })
+}
+
+/// Rounds a whole linear to a codebook, without statistics.
+fn solve_codebook(options: &CodebookOptions, task: &Task<'_>) -> Result<Outcome> {
+    let [out, in_] = task.shape;
+    let weight = MatRef::from_row_major_slice(task.weight, out, in_);
+    let options = CodebookOptions {
+        block_size: task.scheme.group_len(usize::MAX),
+        ..options.clone()
+    };
+    let solution = codebook(weight, None, &options)?;
+    let rounded = plain_rounding(weight, &task.scheme)?;
+    Ok(Outcome {
+        weight: solution.weight.into(),
+        relative_loss: solution.loss.relative,
+        relative_loss_heldout: None,
+        relative_loss_rtn: dense_loss(weight, &rounded, None)?.relative,
+        relative_loss_rtn_heldout: None,
+        sqnr_db: solution.sqnr_db,
+        cosine: solution.cosine,
+        damp_asked: 0.0,
+        damp_used: 0.0,
+        dead_columns: 0,
+        condition: 1.0,
+        clipped_share: solution.clipped_share,
+        int8: None,
+        warnings: Vec::new(),
+    })
 }
 
 /// Some rows of a weight with `columns` columns, or all.
@@ -408,10 +535,15 @@ fn together(parts: &[halfbyte_solve::Loss]) -> Option<f64> {
         return None;
     }
     let loss: f64 = parts.iter().map(|p| p.absolute).sum();
-    let signal: f64 = parts
+    let signal = signal(parts);
+    Some(if signal > 0.0 { loss / signal } else { 0.0 })
+}
+
+/// `tr(W H Wᵀ)` of row parts together.
+fn signal(parts: &[halfbyte_solve::Loss]) -> f64 {
+    parts
         .iter()
         .filter(|p| p.relative > 0.0)
         .map(|p| p.absolute / p.relative)
-        .sum();
-    Some(if signal > 0.0 { loss / signal } else { 0.0 })
+        .sum()
 }

@@ -63,7 +63,8 @@ pub(crate) fn tune(
             let kind = LinearKind::ALL
                 .into_iter()
                 .find(|kind| kind.module(index) == module);
-            if let Some(kind) = kind {
+            // only grids are tuned: methods with codebooks read no text, and tuning is refused for them
+            if let (Some(kind), Some(weight)) = (kind, weight.into_grid()) {
                 linears.push((kind, weight));
             }
         }
@@ -109,7 +110,7 @@ pub(crate) fn tune(
         );
         let linears = block.linears.into_iter().map(|(kind, weight)| Solved {
             module: kind.module(index),
-            weight,
+            weight: weight.into(),
         });
         solved.push(linears.collect());
     }

@@ -10,6 +10,7 @@
 //! disk may be slow, so it is saved only as often as costs a twentieth of the time; blocks solved since are solved
 //! again. Where the folder is another run's, its state goes first, then the run starts over and says so.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,7 +20,10 @@ use halfbyte_checkpoint::{
     Dtype, SafetensorsWriter, TensorInfo, create_folder, remove_partial_files, write_file,
     write_json,
 };
-use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme};
+use halfbyte_quant::{
+    BlockScales, Codebook, CodebookWeight, CodedWeight, GroupSize, NestedScales, QuantizedWeight,
+    Scheme,
+};
 use halfbyte_report::{BudgetRecord, LinearRecord, TuneRecord};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
@@ -44,7 +48,7 @@ const WORK_PER_SAVE: u32 = 20;
 pub(crate) struct Solved {
     /// Module path, such as `model.layers.3.mlp.up_proj`.
     pub(crate) module: String,
-    pub(crate) weight: QuantizedWeight,
+    pub(crate) weight: CodedWeight,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,10 +76,23 @@ struct BlockFile {
 #[derive(Serialize, Deserialize)]
 struct Entry {
     module: String,
-    bits: u8,
-    group_size: i64,
-    sym: bool,
     shape: [usize; 2],
+    coding: CodingEntry,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum CodingEntry {
+    Grid {
+        bits: u8,
+        group_size: i64,
+        sym: bool,
+    },
+    Codebook {
+        codebook: String,
+        block_size: usize,
+        double_quant: bool,
+    },
 }
 
 impl Work {
@@ -192,10 +209,19 @@ impl Work {
         write_solved(&self.file("block", block, "safetensors"), solved, replaced)?;
         let linears = solved.iter().map(|s| Entry {
             module: s.module.clone(),
-            bits: s.weight.scheme().bits(),
-            group_size: s.weight.scheme().group_size().as_i64(),
-            sym: s.weight.scheme().sym(),
-            shape: [s.weight.out_features(), s.weight.in_features()],
+            shape: s.weight.shape(),
+            coding: match &s.weight {
+                CodedWeight::Grid(weight) => CodingEntry::Grid {
+                    bits: weight.scheme().bits(),
+                    group_size: weight.scheme().group_size().as_i64(),
+                    sym: weight.scheme().sym(),
+                },
+                CodedWeight::Codebook(weight) => CodingEntry::Codebook {
+                    codebook: weight.codebook().as_str().to_owned(),
+                    block_size: weight.block_size(),
+                    double_quant: weight.scheme().double_quant,
+                },
+            },
         });
         write_json(
             &self.file("block", block, "json"),
@@ -302,22 +328,9 @@ impl Work {
         };
         let tensors = SafeTensors::deserialize(&bytes).with_context(place)?;
         let read = |entry: &Entry| -> Result<Solved> {
-            let part = |name: &str| tensors.tensor(&format!("{}.{name}", entry.module));
-            let scheme = Scheme::new(
-                entry.bits,
-                GroupSize::from_i64(entry.group_size)?,
-                entry.sym,
-            )?;
-            let weight = QuantizedWeight::new(
-                scheme,
-                entry.shape,
-                part("codes")?.data().to_vec(),
-                floats(part("scales")?.data()),
-                part("zeros")?.data().to_vec(),
-            )?;
             Ok(Solved {
                 module: entry.module.clone(),
-                weight,
+                weight: read_weight(&tensors, entry)?,
             })
         };
         self.block_file(block)?
@@ -358,46 +371,172 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     words.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
+/// A linear's weight from its parts.
+fn read_weight(tensors: &SafeTensors<'_>, entry: &Entry) -> Result<CodedWeight> {
+    let part = |name: &str| -> Result<&[u8]> {
+        Ok(tensors.tensor(&format!("{}.{name}", entry.module))?.data())
+    };
+    let codes = part("codes")?.to_vec();
+    Ok(match &entry.coding {
+        CodingEntry::Grid {
+            bits,
+            group_size,
+            sym,
+        } => {
+            let scheme = Scheme::new(*bits, GroupSize::from_i64(*group_size)?, *sym)?;
+            let (scales, zeros) = (floats(part("scales")?), part("zeros")?.to_vec());
+            QuantizedWeight::new(scheme, entry.shape, codes, scales, zeros)?.into()
+        }
+        CodingEntry::Codebook {
+            codebook,
+            block_size,
+            double_quant,
+        } => {
+            let mut books = Codebook::ALL.into_iter();
+            let codebook = books
+                .find(|book| book.as_str() == codebook)
+                .with_context(|| format!("codebook {codebook}"))?;
+            let scales = if *double_quant {
+                let offset = floats(part("offset")?);
+                BlockScales::Nested(NestedScales {
+                    codes: part("scale_codes")?.to_vec(),
+                    map: floats(part("map")?),
+                    absmax: floats(part("scales")?),
+                    offset: *offset.first().context("offset")?,
+                })
+            } else {
+                BlockScales::Float(floats(part("scales")?))
+            };
+            CodebookWeight::new(codebook, entry.shape, *block_size, codes, scales)?.into()
+        }
+    })
+}
+
 fn write_solved(path: &Path, solved: &[Solved], replaced: &[(String, Vec<f32>)]) -> Result<()> {
-    let mut infos: Vec<TensorInfo> = solved.iter().flat_map(tensors).collect();
+    let parts: Vec<Part> = solved.iter().flat_map(parts).collect();
+    let mut infos: Vec<TensorInfo> = parts
+        .iter()
+        .map(|part| TensorInfo {
+            name: part.name.clone(),
+            dtype: part.dtype,
+            shape: part.shape.clone(),
+        })
+        .collect();
     infos.extend(replaced.iter().map(|(name, values)| TensorInfo {
         name: name.clone(),
         dtype: Dtype::F32,
         shape: vec![values.len()],
     }));
     let mut writer = SafetensorsWriter::create(path, &infos)?;
-    for Solved { module, weight } in solved {
-        writer.write(&format!("{module}.codes"), weight.codes())?;
-        let scales: Vec<u8> = weight
-            .scales()
-            .iter()
-            .flat_map(|s| s.to_le_bytes())
-            .collect();
-        writer.write(&format!("{module}.scales"), &scales)?;
-        writer.write(&format!("{module}.zeros"), weight.zeros())?;
+    for part in &parts {
+        writer.write(&part.name, &part.bytes)?;
     }
     for (name, values) in replaced {
-        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        writer.write(name, &bytes)?;
+        writer.write(name, &float_bytes(values))?;
     }
     Ok(writer.finish()?)
 }
 
-fn tensors(solved: &Solved) -> [TensorInfo; 3] {
-    let weight = &solved.weight;
-    let groups = vec![weight.out_features(), weight.n_groups()];
-    let info = |part: &str, dtype, shape| TensorInfo {
-        name: format!("{}.{part}", solved.module),
-        dtype,
+/// A tensor of a linear, as [`read_weight`] wants it.
+struct Part<'a> {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Cow<'a, [u8]>,
+}
+
+fn parts(solved: &Solved) -> Vec<Part<'_>> {
+    let name = |part: &str| format!("{}.{part}", solved.module);
+    let bytes = |part, shape, bytes| Part {
+        name: name(part),
+        dtype: Dtype::U8,
         shape,
+        bytes: Cow::Borrowed(bytes),
     };
-    [
-        info(
-            "codes",
-            Dtype::U8,
-            vec![weight.out_features(), weight.in_features()],
-        ),
-        info("scales", Dtype::F32, groups.clone()),
-        info("zeros", Dtype::U8, groups),
-    ]
+    let floats = |part, shape, values| Part {
+        name: name(part),
+        dtype: Dtype::F32,
+        shape,
+        bytes: Cow::Owned(float_bytes(values)),
+    };
+    let shape = solved.weight.shape().to_vec();
+    match &solved.weight {
+        CodedWeight::Grid(weight) => {
+            let groups = vec![weight.out_features(), weight.n_groups()];
+            vec![
+                bytes("codes", shape, weight.codes()),
+                floats("scales", groups.clone(), weight.scales()),
+                bytes("zeros", groups, weight.zeros()),
+            ]
+        }
+        CodedWeight::Codebook(weight) => {
+            let mut parts = vec![bytes("codes", shape, weight.codes())];
+            match weight.scales() {
+                BlockScales::Float(scales) => {
+                    parts.push(floats("scales", vec![scales.len()], scales));
+                }
+                BlockScales::Nested(nested) => parts.extend([
+                    floats("scales", vec![nested.absmax.len()], &nested.absmax),
+                    bytes("scale_codes", vec![nested.codes.len()], &nested.codes),
+                    floats("map", vec![nested.map.len()], &nested.map),
+                    floats("offset", vec![1], &[nested.offset]),
+                ]),
+            }
+            parts
+        }
+    }
+}
+
+fn float_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use halfbyte_quant::dynamic_map;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_weight_comes_back_as_it_was_saved() {
+        let codes: Vec<u8> = (0..96).map(|i| i % 16).collect();
+        let codebook = |codebook, scales| {
+            CodebookWeight::new(codebook, [2, 48], 32, codes.clone(), scales).unwrap()
+        };
+        let nested = NestedScales {
+            codes: vec![3, 200, 255],
+            map: dynamic_map().to_vec(),
+            absmax: vec![0.7],
+            offset: -0.1,
+        };
+        let scheme = Scheme::new(4, GroupSize::Columns(16), false).unwrap();
+        let scales = vec![0.5, 0.25, 1.0, 2.0, 0.125, 0.75];
+        let grid =
+            QuantizedWeight::new(scheme, [2, 48], codes.clone(), scales, vec![7; 6]).unwrap();
+        let weights: Vec<CodedWeight> = vec![
+            grid.into(),
+            codebook(Codebook::Nf4, BlockScales::Float(vec![0.5, 0.1, 3.0])).into(),
+            codebook(Codebook::Fp4, BlockScales::Nested(nested)).into(),
+        ];
+        let solved: Vec<Solved> = weights
+            .into_iter()
+            .enumerate()
+            .map(|(index, weight)| Solved {
+                module: format!("model.layers.0.linear{index}"),
+                weight,
+            })
+            .collect();
+        let out = tempfile::tempdir().unwrap();
+        let (mut work, done, _) = Work::open(out.path(), "run".to_owned(), false).unwrap();
+        assert_eq!(done, 0);
+        work.save(0, &solved, &[], &[], None).unwrap();
+        let (work, done, _) = Work::open(out.path(), "run".to_owned(), false).unwrap();
+        assert_eq!(done, 1);
+        let loaded = work.load(0).unwrap();
+        assert_eq!(loaded.len(), solved.len());
+        for (loaded, solved) in loaded.iter().zip(&solved) {
+            assert_eq!(loaded.module, solved.module);
+            assert_eq!(loaded.weight, solved.weight);
+        }
+    }
 }

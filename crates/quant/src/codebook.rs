@@ -1,4 +1,4 @@
-use crate::WeightError;
+use crate::{CodebookScheme, WeightError};
 
 /// Sixteen fixed levels from −1 to 1, which a block of weights shares after it is divided by its largest magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -299,13 +299,18 @@ impl CodebookWeight {
             .collect()
     }
 
+    /// Codebook, block size and how scales are stored.
+    pub fn scheme(&self) -> CodebookScheme {
+        CodebookScheme {
+            codebook: self.codebook,
+            block_size: self.block_size,
+            double_quant: matches!(self.scales, BlockScales::Nested(_)),
+        }
+    }
+
     /// Bytes codes and scales take once packed, without the maps that every weight of a codebook repeats.
     pub fn packed_bytes(&self) -> u64 {
-        let scales = match &self.scales {
-            BlockScales::Float(scales) => 4 * scales.len(),
-            BlockScales::Nested(nested) => nested.codes.len() + 4 * nested.absmax.len() + 4,
-        };
-        (self.codes.len().div_ceil(2) + scales) as u64
+        self.scheme().packed_bytes(self.codes.len())
     }
 }
 

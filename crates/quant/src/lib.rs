@@ -7,11 +7,13 @@
 //! Weights are always `[out_features, in_features]`, row-major, as in checkpoints and papers.
 
 mod codebook;
+mod coding;
 mod scheme;
 mod stats;
 mod weight;
 
 pub use codebook::{BlockScales, Codebook, CodebookWeight, NestedScales, dynamic_map};
+pub use coding::{CodebookScheme, CodedWeight, Coding};
 pub use scheme::{GroupSize, Scheme, SchemeError};
 pub use stats::ActivationStats;
 pub use weight::{QuantizedWeight, WeightError};

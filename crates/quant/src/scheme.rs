@@ -1,12 +1,15 @@
 use std::fmt;
 
-/// Columns that share one scale: `Columns(n)`, or the whole row (`group_size: -1` in every tool's files).
+/// Weights that share one scale: `Columns(n)`, the whole row (`group_size: -1` in every tool's files), or all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GroupSize {
     /// Contiguous groups of this many input features; the last one may be shorter.
     Columns(usize),
     /// One group a row, written -1.
     Channel,
+    /// One scale for the whole weight, written 0 in pipeline files (as AutoRound has it). Checkpoints hold it as a
+    /// channel's, the scale once a row, as every reader wants it: they never come out with this.
+    Tensor,
 }
 
 impl GroupSize {
@@ -19,11 +22,12 @@ impl GroupSize {
         }
     }
 
-    /// The field's spelling: -1 for a channel.
+    /// The field's spelling: -1 for a channel; 0 for the whole weight.
     pub fn as_i64(self) -> i64 {
         match self {
             Self::Columns(n) => n as i64,
             Self::Channel => -1,
+            Self::Tensor => 0,
         }
     }
 }
@@ -88,6 +92,18 @@ impl Scheme {
         self.sym
     }
 
+    /// The scheme as checkpoints hold it: one scale for the whole weight stands there once a row.
+    pub fn stored(&self) -> Self {
+        let group_size = match self.group_size {
+            GroupSize::Tensor => GroupSize::Channel,
+            stored => stored,
+        };
+        Self {
+            group_size,
+            ..*self
+        }
+    }
+
     /// Largest code, `2^bits - 1`.
     pub fn max_code(&self) -> u8 {
         ((1u16 << self.bits) - 1) as u8
@@ -102,7 +118,7 @@ impl Scheme {
     pub fn group_len(&self, in_features: usize) -> usize {
         match self.group_size {
             GroupSize::Columns(n) => n.min(in_features.max(1)),
-            GroupSize::Channel => in_features.max(1),
+            GroupSize::Channel | GroupSize::Tensor => in_features.max(1),
         }
     }
 

@@ -106,7 +106,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
 }
 
 /// Columns of linears.csv: the fields of [`LinearRecord`] in their order.
-const COLUMNS: [&str; 26] = [
+const COLUMNS: [&str; 30] = [
     "block",
     "linear",
     "out_features",
@@ -133,6 +133,10 @@ const COLUMNS: [&str; 26] = [
     "bytes_before",
     "bytes_after",
     "hessian",
+    "int8_outlier_columns",
+    "int8_bits_per_weight",
+    "int8_relative_loss",
+    "int8_relative_loss_split",
 ];
 
 fn linears_csv(linears: &[LinearRecord]) -> io::Result<Vec<u8>> {
@@ -145,7 +149,7 @@ fn linears_csv(linears: &[LinearRecord]) -> io::Result<Vec<u8>> {
 }
 
 /// A cell is empty where a value is not known.
-fn cells(linear: &LinearRecord) -> [String; 26] {
+fn cells(linear: &LinearRecord) -> [String; 30] {
     let maybe = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     [
         linear.block.to_string(),
@@ -174,6 +178,16 @@ fn cells(linear: &LinearRecord) -> [String; 26] {
         linear.bytes_before.to_string(),
         linear.bytes_after.to_string(),
         linear.hessian.as_str().to_string(),
+        linear
+            .int8_outlier_columns
+            .as_ref()
+            .map_or_else(String::new, |columns| {
+                let columns: Vec<String> = columns.iter().map(ToString::to_string).collect();
+                columns.join(" ")
+            }),
+        maybe(linear.int8_bits_per_weight),
+        maybe(linear.int8_relative_loss),
+        maybe(linear.int8_relative_loss_split),
     ]
 }
 
@@ -211,7 +225,7 @@ mod tests {
         ));
         assert_eq!(
             lines[1],
-            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input"
+            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001"
         );
         assert_eq!(lines.len(), 1 + run().linears.len());
         assert!(lines[4].contains(",\"damping raised, Cholesky failed twice; 3 dead columns\","));

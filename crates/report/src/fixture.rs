@@ -110,5 +110,9 @@ fn linear(block: usize, linear: &str, loss: f64, heldout: f64) -> LinearRecord {
         bytes_before: 8192,
         bytes_after: 2304,
         hessian: HessianKind::Input,
+        int8_outlier_columns: Some(vec![3, 17]),
+        int8_bits_per_weight: Some(8.75),
+        int8_relative_loss: Some(0.003),
+        int8_relative_loss_split: Some(0.001),
     }
 }

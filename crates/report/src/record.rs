@@ -158,6 +158,21 @@ pub struct LinearRecord {
     pub bytes_after: u64,
     /// Which second moment it was solved by.
     pub hessian: HessianKind,
+    /// Input columns that reach 6 on a calibration token: those that LLM.int8() would keep in 16 bits (Dettmers et al.,
+    /// arXiv 2208.07339, section 3). It judges every batch by itself and so keeps no more of one. None where it was not
+    /// asked for; so for the next three.
+    #[serde(default)]
+    pub int8_outlier_columns: Option<Vec<usize>>,
+    /// Stored bits per weight of that split: 8, or 16 in the columns kept, and a 32-bit scale a row.
+    #[serde(default)]
+    pub int8_bits_per_weight: Option<f64>,
+    /// Loss on the calibration text were all columns in 8 bits, weights a scale a row and inputs a scale a token; of the
+    /// inputs' part an upper bound.
+    #[serde(default)]
+    pub int8_relative_loss: Option<f64>,
+    /// The same with those columns kept.
+    #[serde(default)]
+    pub int8_relative_loss_split: Option<f64>,
 }
 
 /// Bits shared out among the linears. KL divergences are in nats a token, predicted as sensitivity times loss from the

@@ -60,6 +60,8 @@ pub struct CodebookSolution {
     pub sqnr_db: f64,
     /// Cosine between outputs before and after.
     pub cosine: f64,
+    /// Share of weights farther than half a step outside the levels of their block.
+    pub clipped_share: f64,
 }
 
 /// Scales tried by a search, as fractions of the largest magnitude.
@@ -120,7 +122,9 @@ pub fn codebook(
     let shape = [weight.nrows(), columns];
     let coded = CodebookWeight::new(book, shape, block, codes, scales)?;
     let sums = value_sums(weight, &coded.dequantize(), stats);
+    let clipped = clipped(&w, &coded);
     Ok(CodebookSolution {
+        clipped_share: clipped as f64 / w.len().max(1) as f64,
         weight: coded,
         loss: Loss {
             absolute: sums.loss,
@@ -139,6 +143,22 @@ fn code(w: f32, scale: f32, book: Codebook) -> u8 {
     } else {
         book.nearest(w / scale)
     }
+}
+
+/// Weights beyond the outermost levels of their block by more than half the gap to the next ones.
+fn clipped(w: &[f32], coded: &CodebookWeight) -> usize {
+    let mut levels = *coded.codebook().levels();
+    levels.sort_by(f32::total_cmp);
+    let low = levels[0] - 0.5 * (levels[1] - levels[0]);
+    let high = levels[15] + 0.5 * (levels[15] - levels[14]);
+    w.chunks(coded.block_size())
+        .zip(coded.scale_values())
+        .map(|(w, scale)| {
+            // a scale of 0 puts every weight but 0 outside
+            let outside = |&&w: &&f32| w != 0.0 && !(low..=high).contains(&(w / scale));
+            w.iter().filter(outside).count()
+        })
+        .sum()
 }
 
 fn largest(w: &[f32]) -> f32 {
@@ -376,6 +396,32 @@ mod tests {
                 assert_eq!(solved.loss.absolute, 0.0);
             }
         }
+    }
+
+    #[test]
+    fn only_a_narrowed_scale_leaves_weights_outside() {
+        let weight = random_weight(7, 64, 5);
+        let of = |grid| {
+            let options = CodebookOptions {
+                grid,
+                double_quant: false,
+                ..CodebookOptions::default()
+            };
+            codebook(weight.as_ref(), None, &options).unwrap()
+        };
+        assert_eq!(of(Grid::MinMax).clipped_share, 0.0);
+        let searched = of(Grid::Search);
+        let (low, high) = (
+            -1.0 - (1.0 - 0.696_192_8) / 2.0,
+            1.0 + (1.0 - 0.722_956_84) / 2.0,
+        );
+        let naive = row_major(weight.as_ref())
+            .chunks(64)
+            .zip(searched.weight.scale_values())
+            .flat_map(|(w, s)| w.iter().map(move |w| w / s))
+            .filter(|x| !(low..=high).contains(x))
+            .count();
+        assert_eq!(searched.clipped_share, naive as f64 / (7.0 * 64.0));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The byte vectors in `tests/vectors/bnb_4bit.json`, made by the library itself, and random weights there and back.
 
-use halfbyte_quant::dynamic_map;
+use halfbyte_quant::{Coding, dynamic_map};
 use proptest::prelude::*;
 
 use super::*;
+use crate::{Format, NamedTensor, PackError, pack, packed_layout};
 
 fn vector() -> Value {
     let path = concat!(
@@ -80,6 +81,13 @@ fn find<'a>(tensors: &'a [NamedTensor]) -> impl Fn(&str) -> Option<TensorView<'a
     }
 }
 
+fn pack_codebook(
+    weight: &CodebookWeight,
+    dtype: ScaleDtype,
+) -> Result<Vec<NamedTensor>, PackError> {
+    pack("m", &weight.clone().into(), Format::Bitsandbytes, dtype)
+}
+
 #[test]
 fn the_librarys_tensors_are_read_and_written_byte_for_byte() {
     let vector = vector();
@@ -87,9 +95,9 @@ fn the_librarys_tensors_are_read_and_written_byte_for_byte() {
         for kind in ["plain", "dq"] {
             let case = &vector[format!("{}_{kind}", book.as_str())];
             let theirs = tensors_of(case, book);
-            let weight = unpack_codebook("m", find(&theirs)).unwrap();
+            let weight = unpack("m", &find(&theirs)).unwrap();
             assert_eq!((weight.out_features(), weight.in_features()), (8, 128));
-            let mut ours = pack_codebook("m", &weight, ScaleDtype::F16).unwrap();
+            let mut ours = pack_codebook(&weight, ScaleDtype::F16).unwrap();
             // but for the spaces that follow our JSON
             let state = ours.last_mut().unwrap();
             state.bytes.truncate(state.bytes.trim_ascii_end().len());
@@ -136,28 +144,26 @@ fn what_readers_cannot_hold_is_refused() {
     )
     .unwrap();
     assert_eq!(
-        pack_codebook("m", &odd, ScaleDtype::F16)
+        pack_codebook(&odd, ScaleDtype::F16)
             .unwrap_err()
             .to_string(),
-        "m: 9 weights, wanted an even number of them; list the module under `ignore`"
+        "m: bitsandbytes needs an even number of weights and 9 is odd; list the module under `ignore`"
     );
     assert_eq!(
-        pack_codebook("m", &small(48), ScaleDtype::F16)
+        pack_codebook(&small(48), ScaleDtype::F16)
             .unwrap_err()
             .to_string(),
-        "m: blocks of 48 weights, wanted a power of two from 32 to 4096"
+        "m: bitsandbytes has no blocks of 48 weights; use a power of two from 32 to 4096"
     );
 }
 
 #[test]
 fn damaged_files_are_refused_with_the_tensor_at_fault() {
-    let sound = pack_codebook("m", &small(64), ScaleDtype::BF16).unwrap();
+    let sound = pack_codebook(&small(64), ScaleDtype::BF16).unwrap();
     let broken = |change: &dyn Fn(&mut Vec<NamedTensor>)| {
         let mut tensors = sound.clone();
         change(&mut tensors);
-        unpack_codebook("m", find(&tensors))
-            .unwrap_err()
-            .to_string()
+        unpack("m", &find(&tensors)).unwrap_err().to_string()
     };
     assert_eq!(
         broken(&|t| drop(t.remove(1))),
@@ -237,15 +243,15 @@ fn any_weight() -> impl Strategy<Value = CodebookWeight> {
 proptest! {
     #[test]
     fn what_is_packed_is_read_back_and_fits_the_plan(weight in any_weight()) {
-        let tensors = pack_codebook("m", &weight, ScaleDtype::BF16).unwrap();
-        prop_assert_eq!(&unpack_codebook("m", find(&tensors)).unwrap(), &weight);
-        let nested = matches!(weight.scales(), BlockScales::Nested(_));
-        let plan = codebook_layout(
+        let tensors = pack_codebook(&weight, ScaleDtype::BF16).unwrap();
+        prop_assert_eq!(&unpack("m", &find(&tensors)).unwrap(), &weight);
+        let scheme = weight.scheme();
+        prop_assert_eq!(super::scheme("m", &find(&tensors)), Ok(Some(scheme)));
+        let plan = packed_layout(
             "m",
-            weight.codebook(),
+            &Coding::Codebook(scheme),
             [weight.out_features(), weight.in_features()],
-            weight.block_size(),
-            nested,
+            Format::Bitsandbytes,
             ScaleDtype::BF16,
         )
         .unwrap();

@@ -1,9 +1,10 @@
 //! Configurations written and read back, and those that other tools write.
 
+use halfbyte_quant::{Codebook, CodebookScheme};
 use serde_json::json;
 
 use super::*;
-use crate::{ConfigNotes, quantization_config};
+use crate::{ConfigNotes, ScaleDtype};
 
 fn scheme(bits: u8, group_size: i64, sym: bool) -> Scheme {
     Scheme::new(bits, GroupSize::from_i64(group_size).unwrap(), sym).unwrap()
@@ -15,8 +16,21 @@ fn notes() -> ConfigNotes {
         damp_percent: None,
         true_sequential: true,
         static_groups: true,
+        dtype: ScaleDtype::BF16,
         meta: Map::new(),
     }
+}
+
+fn quantization_config(
+    format: Format,
+    modules: &[(String, Option<Scheme>)],
+    ignore: &[String],
+    notes: &ConfigNotes,
+) -> Value {
+    let coded =
+        |(name, scheme): &(String, Option<Scheme>)| (name.clone(), scheme.map(Coding::Grid));
+    let modules: Vec<_> = modules.iter().map(coded).collect();
+    crate::quantization_config(format, &modules, ignore, notes)
 }
 
 /// Two blocks of three linears: all alike but for what `change` says.
@@ -303,11 +317,11 @@ fn what_cannot_be_read_is_named() {
     let error = |config: Value| read_quantization_config(&config).unwrap_err().to_string();
     assert_eq!(
         error(json!({"quant_method": "aqlm"})),
-        "quantization_config.quant_method: \"aqlm\", wanted \"gptq\", \"compressed-tensors\" or \"awq\""
+        "quantization_config.quant_method: \"aqlm\", wanted \"gptq\", \"compressed-tensors\", \"awq\" or \"bitsandbytes\""
     );
     assert_eq!(
         error(json!({})),
-        "quantization_config.quant_method: missing, wanted \"gptq\", \"compressed-tensors\" or \"awq\""
+        "quantization_config.quant_method: missing, wanted \"gptq\", \"compressed-tensors\", \"awq\" or \"bitsandbytes\""
     );
     assert_eq!(
         error(
@@ -372,4 +386,30 @@ fn what_cannot_be_read_is_named() {
         error(int8),
         "quantization_config.format: \"float-quantized\", wanted \"pack-quantized\" or \"int-quantized\""
     );
+}
+
+#[test]
+fn the_config_of_codebooks_leaves_blocks_to_the_tensors() {
+    let nf4 = Coding::Codebook(CodebookScheme {
+        codebook: Codebook::Nf4,
+        block_size: 64,
+        double_quant: true,
+    });
+    let modules = [
+        ("model.layers.0.mlp.up_proj".to_string(), Some(nf4)),
+        ("model.layers.0.mlp.down_proj".to_string(), None),
+    ];
+    let ignore = ["lm_head".to_string()];
+    let config = crate::quantization_config(Format::Bitsandbytes, &modules, &ignore, &notes());
+    assert_eq!(config["bnb_4bit_quant_type"], "nf4");
+    assert_eq!(config["bnb_4bit_use_double_quant"], true);
+    assert_eq!(config["bnb_4bit_compute_dtype"], "bfloat16");
+    assert_eq!(
+        config["llm_int8_skip_modules"],
+        json!(["model.layers.0.mlp.down_proj", "lm_head"])
+    );
+    let layout = read_quantization_config(&config).unwrap();
+    assert_eq!(layout.format(), Format::Bitsandbytes);
+    let nothing = layout.coding_for("model.layers.0.mlp.up_proj", |_| None);
+    assert_eq!(nothing, Ok(None));
 }

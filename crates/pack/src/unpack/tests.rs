@@ -7,7 +7,26 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::{NamedTensor, PackError, ScaleDtype, pack};
+use crate::{NamedTensor, PackError, ScaleDtype};
+
+fn pack(
+    name: &str,
+    weight: &QuantizedWeight,
+    format: Format,
+    scale_dtype: ScaleDtype,
+) -> Result<Vec<NamedTensor>, PackError> {
+    crate::pack(name, &weight.clone().into(), format, scale_dtype)
+}
+
+fn unpack<'a>(
+    name: &str,
+    lookup: impl Fn(&str) -> Option<TensorView<'a>>,
+    format: Format,
+    scheme: &Scheme,
+) -> Result<QuantizedWeight, UnpackError> {
+    let weight = crate::unpack(name, lookup, format, &(*scheme).into())?;
+    Ok(weight.into_grid().unwrap())
+}
 
 const GPTQ_VECTORS: [&str; 7] = [
     "gptq_b2_asym",
@@ -460,9 +479,14 @@ fn the_planned_bytes_are_the_packed_bytes() {
         (Format::Awq, 4),
     ] {
         let weight = random_weight(scheme(bits, 32, false), [32, 64], 3);
-        let planned =
-            crate::packed_layout("m", &weight.scheme(), [32, 64], format, ScaleDtype::BF16)
-                .unwrap();
+        let planned = crate::packed_layout(
+            "m",
+            &weight.scheme().into(),
+            [32, 64],
+            format,
+            ScaleDtype::BF16,
+        )
+        .unwrap();
         let made = pack("m", &weight, format, ScaleDtype::BF16).unwrap();
         assert_eq!(planned.len(), made.len());
         for (planned, made) in planned.iter().zip(&made) {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use halfbyte_quant::{GroupSize, Scheme};
+use halfbyte_quant::{Coding, GroupSize, Scheme};
 
 use super::error::Fault;
 use super::file::{
@@ -11,8 +11,8 @@ use super::file::{
 };
 use super::{
     Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate,
-    Located, Method, Model, ModelSource, Pattern, Pipeline, Quant, Recipe, Resources, Rule, Source,
-    TextSource, Treatment, Tune,
+    Located, Method, Model, ModelSource, Pattern, Pipeline, Quant, Recipe, Report, Resources, Rule,
+    SignedScales, Source, TextSource, Treatment, Tune,
 };
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
@@ -40,7 +40,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         calibration,
         method: file.method,
         recipe: file.recipe,
-        export: export(&file.export, &quant, &rules)?,
+        export: export(&file, &quant, &rules)?,
         quant,
         propagation: file.propagation,
         tune: Tune {
@@ -53,6 +53,9 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         evaluate,
         gate: Gate {
             max_kl: file.gate.max_kl,
+        },
+        report: Report {
+            llm_int8: file.report.llm_int8,
         },
         resources: Resources {
             threads: file.resources.threads,
@@ -283,6 +286,7 @@ fn quant(file: &QuantFile) -> Result<Quant, Fault> {
         static_groups: file.static_groups,
         damp_percent: file.damp_percent,
         signed_scales: file.signed_scales,
+        double_quant: file.double_quant,
     })
 }
 
@@ -339,6 +343,38 @@ fn demands_of_method(file: &PipelineFile, quant: &Quant, rules: &[Rule]) -> Resu
             "use a method that reads text, or leave `tune` out",
         ));
     }
+    if file.method.is_data_free() && quant.signed_scales == SignedScales::On {
+        return Err(Fault::new(
+            &["quant", "signed_scales"],
+            format!("{} has no negative scales", file.method),
+            "leave it out, or use rtn or gptq",
+        ));
+    }
+    if file.method.codebook().is_none() && !quant.double_quant {
+        return Err(Fault::new(
+            &["quant", "double_quant"],
+            format!(
+                "only block scales of nf4 and fp4 are quantized once more, and the method is {}",
+                file.method
+            ),
+            "leave it out",
+        ));
+    }
+    if file.report.llm_int8 && (file.method.is_data_free() || file.method.scales_channels()) {
+        return Err(Fault::new(
+            &["report", "llm_int8"],
+            format!(
+                "outliers are looked for in the inputs of the model as it is, and {} {}",
+                file.method,
+                if file.method.is_data_free() {
+                    "reads no text"
+                } else {
+                    "scales them"
+                }
+            ),
+            "use `method: gptq` or `rtn`",
+        ));
+    }
     let method = file.method;
     let schemes = rules.iter().enumerate().filter_map(|(index, rule)| {
         let Treatment::Quantize(scheme) = rule.treatment else {
@@ -359,6 +395,19 @@ fn demands_of_method(file: &PipelineFile, quant: &Quant, rules: &[Rule]) -> Resu
                 "is for symmetric weights of 8 bits",
                 "set `bits: 8` and `sym: true` there, or use rtn",
             ),
+            Method::Nf4 | Method::Fp4 if scheme.bits() != 4 || !scheme.sym() => (
+                "has codes of 4 bits and no zero points",
+                "set `bits: 4` and `sym: true` there",
+            ),
+            Method::Nf4 | Method::Fp4 if !is_block(scheme.group_size()) => (
+                "has blocks of 32, 64, 128, 256, 512 or 1024 weights",
+                "set `group_size: 64` there",
+            ),
+            Method::Absmax => continue,
+            _ if scheme.group_size() == GroupSize::Tensor => (
+                "has no single scale for a whole weight, which `group_size: 0` means",
+                "set `group_size: -1` there for one a row, or use `method: absmax`",
+            ),
             _ => continue,
         };
         return Err(Fault::new(
@@ -370,8 +419,17 @@ fn demands_of_method(file: &PipelineFile, quant: &Quant, rules: &[Rule]) -> Resu
     Ok(())
 }
 
+/// Block sizes that readers of codebooks take.
+fn is_block(group_size: GroupSize) -> bool {
+    matches!(group_size, GroupSize::Columns(n) if n >= 32 && n.is_power_of_two())
+}
+
 fn scheme(at: &[&str], bits: u8, group_size: i64, sym: bool) -> Result<Scheme, Fault> {
-    GroupSize::from_i64(group_size)
+    let group_size = match group_size {
+        0 => Ok(GroupSize::Tensor),
+        other => GroupSize::from_i64(other),
+    };
+    group_size
         .and_then(|group_size| Scheme::new(bits, group_size, sym))
         .map_err(|error| Fault::new(at, error.to_string(), "see `halfbyte schema`"))
 }
@@ -386,9 +444,9 @@ fn pattern(at: &[&str], written: &str) -> Result<Pattern, Fault> {
     })
 }
 
-fn export(file: &[ExportFile], quant: &Quant, rules: &[Rule]) -> Result<Vec<Export>, Fault> {
-    let exports: Vec<Export> = (file.iter())
-        .map(|export| Export {
+fn export(file: &PipelineFile, quant: &Quant, rules: &[Rule]) -> Result<Vec<Export>, Fault> {
+    let exports: Vec<Export> = (file.export.iter())
+        .map(|export: &ExportFile| Export {
             format: export.format,
             out: export.out.as_ref().map(PathBuf::from),
         })
@@ -411,15 +469,17 @@ fn export(file: &[ExportFile], quant: &Quant, rules: &[Rule]) -> Result<Vec<Expo
                 "give each its own, or leave `out` away",
             ));
         }
-        let quant = (vec!["quant".to_owned()], quant.scheme);
+        let whole = (vec!["quant".to_owned()], quant.scheme);
         let rules = rules.iter().enumerate().filter_map(|(i, rule)| {
             let Treatment::Quantize(scheme) = rule.treatment else {
                 return None;
             };
             Some((vec!["rules".to_owned(), i.to_string()], scheme))
         });
-        for (asked_by, scheme) in [quant].into_iter().chain(rules) {
-            if let Some((problem, hint)) = cannot_hold(export.format, scheme) {
+        for (asked_by, scheme) in [whole].into_iter().chain(rules) {
+            let coding = super::coding(file.method, quant.double_quant, scheme);
+            let friendly_shape = [32, 32 * scheme.group_len(1024)];
+            if let Some((problem, hint)) = cannot_hold(export.format, coding, friendly_shape) {
                 return Err(Fault::new(
                     &at("format"),
                     format!(
@@ -434,15 +494,20 @@ fn export(file: &[ExportFile], quant: &Quant, rules: &[Rule]) -> Result<Vec<Expo
     Ok(exports)
 }
 
-/// Why a layout cannot hold a scheme whatever the weight's shape, and what can; shapes are the plan's to check.
-fn cannot_hold(format: Format, scheme: Scheme) -> Option<(String, &'static str)> {
-    let friendly_shape = [32, 32 * scheme.group_len(1024)];
+/// Why a layout cannot hold a weight, and what can. Shapes are the plan's to check: this one fits wherever one does.
+fn cannot_hold(
+    format: Format,
+    coding: Coding,
+    shape: [usize; 2],
+) -> Option<(String, &'static str)> {
     let refusal = halfbyte_pack::Format::from(format)
-        .supports(&scheme, friendly_shape)
+        .supports(&coding, shape)
         .err()?;
     let hint = match refusal {
         halfbyte_pack::Refusal::Asymmetric => "use `format: gptq_v2`, or `sym: true`",
         halfbyte_pack::Refusal::SymmetricOnly { .. } => "set `sym: true`, or use another format",
+        halfbyte_pack::Refusal::Codebook { .. } => "write `export: [{format: bitsandbytes}]`",
+        halfbyte_pack::Refusal::Grid => "use `method: nf4` or `fp4`, or another format",
         _ => "use one of these widths, or another format alone",
     };
     Some((refusal.to_string(), hint))

@@ -121,7 +121,8 @@ pub(super) struct QuantFile {
     /// Bits a code.
     #[schemars(extend("enum" = [2, 3, 4, 5, 6, 8]))]
     pub(super) bits: u8,
-    /// Columns that share a scale: 16 to 1024, or -1 for one group a row.
+    /// Columns that share a scale: 16 to 1024, -1 for one group a row, or 0 for one scale for all (absmax). For nf4 and
+    /// fp4 the block size: weights in a row of the file, 32 to 1024 by powers of two.
     #[schemars(schema_with = "group_size_schema")]
     pub(super) group_size: i64,
     /// Whether the zero point is fixed at the middle code.
@@ -138,6 +139,8 @@ pub(super) struct QuantFile {
     #[schemars(schema_with = "signed_schema")]
     #[serde(with = "signed")]
     pub(super) signed_scales: SignedScales,
+    /// Whether nf4's and fp4's block scales are stored in 8 bits and not in 32 (QLoRA's double quantization).
+    pub(super) double_quant: bool,
 }
 
 /// Scales and norms tuned by gradient until the model's predictions are closest to the float model's.
@@ -261,6 +264,8 @@ pub(super) struct GateFile {
 pub(super) struct ReportFile {
     /// One offline page; not in this version.
     pub(super) html: bool,
+    /// What LLM.int8() would keep of every linear in 16 bits, as columns of run.json and linears.csv.
+    pub(super) llm_int8: bool,
 }
 
 /// The machine's share.
@@ -303,6 +308,7 @@ impl Default for QuantFile {
             static_groups: true,
             damp_percent: Damp::Auto,
             signed_scales: SignedScales::Auto,
+            double_quant: true,
         }
     }
 }
@@ -356,7 +362,7 @@ fn text_schema(_: &mut SchemaGenerator) -> Schema {
 }
 
 fn group_size_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"anyOf": [{"type": "integer", "minimum": 16, "maximum": 1024}, {"const": -1}]})
+    json_schema!({"anyOf": [{"type": "integer", "minimum": 16, "maximum": 1024}, {"const": -1}, {"const": 0}]})
 }
 
 fn damp_schema(_: &mut SchemaGenerator) -> Schema {

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use halfbyte_quant::Scheme;
+use halfbyte_quant::{CodebookScheme, Coding, GroupSize, Scheme};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -72,6 +72,8 @@ pub struct Pipeline {
     pub evaluate: Option<Evaluate>,
     /// What the score must reach. Set only together with `evaluate`.
     pub gate: Gate,
+    /// What is reported beside the usual.
+    pub report: Report,
     /// The machine's share.
     pub resources: Resources,
     /// What was understood other than written (other tools' spellings), for the user to read.
@@ -159,6 +161,8 @@ pub struct Quant {
     pub damp_percent: Damp,
     /// Whether scales may be negative.
     pub signed_scales: SignedScales,
+    /// Whether block scales of codebooks are quantized once more.
+    pub double_quant: bool,
 }
 
 /// Scales and norms tuned after the solves.
@@ -236,6 +240,13 @@ pub struct Gate {
     pub max_kl: Option<f64>,
 }
 
+/// What is reported beside the usual.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// What LLM.int8() would keep of every linear in 16 bits.
+    pub llm_int8: bool,
+}
+
 /// The machine's share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
@@ -302,7 +313,7 @@ impl Pipeline {
     }
 
     /// sha256, in hex, of all that decides the codes: model, calibration, method, recipe, quant, propagation, rules,
-    /// ignore, and the exported formats (they decide `signed_scales: auto`). Two runs of the same fingerprint may
+    /// ignore, the exported formats (they decide `signed_scales: auto`), and `report.llm_int8`, which decides the records. Two runs of the same fingerprint may
     /// share finished blocks, provided that the files behind the paths have not changed: that is for the caller to
     /// mix in. Folders count by their real place, so that `./model` in two places is two models. Evaluation, gate,
     /// report, resources and output folders do not count.
@@ -317,6 +328,7 @@ impl Pipeline {
             });
             let formats: BTreeSet<_> = self.export.iter().map(|e| e.format.to_string()).collect();
             sections.insert("formats".to_owned(), serde_json::json!(formats));
+            sections.insert("llm_int8".to_owned(), self.report.llm_int8.into());
             let places: Vec<_> = self.located().map(Located::real_place).collect();
             sections.insert("places".to_owned(), serde_json::json!(places));
         }
@@ -340,6 +352,11 @@ impl Pipeline {
             .map_or(Treatment::Quantize(self.quant.scheme), |rule| {
                 rule.treatment
             })
+    }
+
+    /// How checkpoints hold a linear that is quantized by this scheme.
+    pub fn coding(&self, scheme: Scheme) -> Coding {
+        coding(self.method, self.quant.double_quant, scheme)
     }
 
     /// Each export with its folder, for a run that writes into `out`.
@@ -423,6 +440,18 @@ pub fn divisors_hint(in_features: usize) -> Vec<usize> {
     }
 }
 
+/// How checkpoints hold what a method makes by a scheme; a codebook's blocks are the scheme's groups.
+fn coding(method: Method, double_quant: bool, scheme: Scheme) -> Coding {
+    match (method.codebook(), scheme.group_size()) {
+        (Some(codebook), GroupSize::Columns(block_size)) => Coding::Codebook(CodebookScheme {
+            codebook,
+            block_size,
+            double_quant,
+        }),
+        _ => Coding::Grid(scheme.stored()),
+    }
+}
+
 /// Reads a size such as `8GiB`, `500MB` or a plain count of bytes.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     check::parse_bytes(text)
@@ -459,6 +488,7 @@ impl From<&Pipeline> for PipelineFile {
             export,
             evaluate,
             gate,
+            report,
             resources,
             notices: _,
         } = pipeline;
@@ -505,7 +535,10 @@ impl From<&Pipeline> for PipelineFile {
             gate: GateFile {
                 max_kl: gate.max_kl,
             },
-            report: ReportFile::default(),
+            report: ReportFile {
+                html: false,
+                llm_int8: report.llm_int8,
+            },
             resources: ResourcesFile {
                 threads: resources.threads,
                 max_memory: resources
@@ -553,6 +586,7 @@ impl From<&Quant> for QuantFile {
             static_groups: quant.static_groups,
             damp_percent: quant.damp_percent,
             signed_scales: quant.signed_scales,
+            double_quant: quant.double_quant,
         }
     }
 }

@@ -73,6 +73,9 @@ pub(super) const SYNONYMS: &[Synonym] = &[
     order("act-order"),
     same("quant", "percdamp", "damp_percent"),
     same("quant", "dampening_frac", "damp_percent"),
+    same("quant", "bnb_4bit_use_double_quant", "double_quant"),
+    same("quant", "use_double_quant", "double_quant"),
+    same("quant", "compress_statistics", "double_quant"),
     same("rules.*", "w_bit", "bits"),
     same("rules.*", "wbits", "bits"),
     same("rules.*", "num_bits", "bits"),
@@ -103,9 +106,8 @@ pub(super) const SYNONYMS: &[Synonym] = &[
 
 #[rustfmt::skip]
 const LATER: &[Later] = &[
-    Later { path: "method", values: &["nf4", "fp4"], hint: "use rtn, gptq, awq, awq+gptq, hqq or absmax" },
     Later { path: "propagation", values: &["asymmetric"], hint: "use float or sequential" },
-    Later { path: "export.*.format", values: &["bitsandbytes", "gguf", "mlx"], hint: "use compressed-tensors, gptq, gptq_v2, awq or int-quantized" },
+    Later { path: "export.*.format", values: &["gguf", "mlx"], hint: "use compressed-tensors, gptq, gptq_v2, awq, int-quantized or bitsandbytes" },
     Later { path: "report.html", values: &["true"], hint: "leave it out; run.json and linears.csv are always written" },
     Later { path: "sweep", values: &[], hint: "leave it out and run once for each setting, with `--set quant.bits=3` and so on" },
 ];

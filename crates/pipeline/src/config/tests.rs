@@ -89,6 +89,7 @@ ignore: [lm_head, 're:.*embed']
 export: [{format: compressed-tensors, out: ct}, {format: gptq_v2}]
 evaluate: {text: eval.txt, sequence_length: 128, windows: [0, 3, 5]}
 gate: {max_kl: 0.1}
+report: {llm_int8: true}
 resources: {threads: 2, max_memory: 8GiB, device: cpu}
 "#;
     let pipeline = Pipeline::parse(text, "p.yaml", folder.path()).unwrap();
@@ -229,6 +230,7 @@ fn a_fingerprint_changes_with_what_decides_the_codes_and_with_nothing_else() {
         "export=[{format: gptq}]",
         "model.source=org/name",
         "quant.damp_percent=0.1",
+        "report.llm_int8=true",
     ] {
         assert_ne!(of(&[other]), base, "{other}");
     }
@@ -428,10 +430,6 @@ fn what_is_planned_is_answered_by_name() {
         "p.yaml:2: report.html: `true` is known, but not in this version\nhint: leave it out; run.json and linears.csv are always written",
     );
     check_error(
-        "model: {source: embedded:tiny}\nmethod: nf4\n",
-        "p.yaml:2: method: `nf4` is known, but not in this version\nhint: use rtn, gptq, awq, awq+gptq, hqq or absmax",
-    );
-    check_error(
         "model: {source: embedded:tiny}\nmethod: awq\nrecipe: best\n",
         "p.yaml:3: recipe: `best` is a recipe of gptq and awq+gptq, and the method is awq\nhint: use `method: gptq`, or `recipe: default`",
     );
@@ -445,7 +443,7 @@ fn what_is_planned_is_answered_by_name() {
     );
     check_error(
         "model: {source: embedded:tiny}\nexport: [{format: gptq},\n  {format: mlx}]\n",
-        "p.yaml:3: export.1.format: `mlx` is known, but not in this version\nhint: use compressed-tensors, gptq, gptq_v2, awq or int-quantized",
+        "p.yaml:3: export.1.format: `mlx` is known, but not in this version\nhint: use compressed-tensors, gptq, gptq_v2, awq, int-quantized or bitsandbytes",
     );
     check_error(
         "model: {source: embedded:tiny}\nquant:\n  actorder: group\n",
@@ -469,7 +467,7 @@ fn a_value_of_the_wrong_kind_says_what_is_wanted() {
     );
     check_error(
         "model: {source: embedded:tiny}\nquant: {group_size: 8}\n",
-        "p.yaml:2: quant.group_size: found 8, wanted a whole number from 16 to 1024 or -1",
+        "p.yaml:2: quant.group_size: found 8, wanted a whole number from 16 to 1024, -1 or 0",
     );
     check_error(
         "model: {source: embedded:tiny}\nquant: {sym: yes}\n",
@@ -485,7 +483,7 @@ fn a_value_of_the_wrong_kind_says_what_is_wanted() {
     );
     check_error(
         "model: {source: embedded:tiny}\nmethod: gtpq\n",
-        "p.yaml:2: method: found `gtpq`, wanted rtn, gptq, awq, awq+gptq, hqq or absmax\nhint: did you mean `gptq`?",
+        "p.yaml:2: method: found `gtpq`, wanted rtn, gptq, awq, awq+gptq, hqq, absmax, nf4 or fp4\nhint: did you mean `gptq`?",
     );
     check_error(
         "model: {source: embedded:tiny}\ncalibration:\n  num_samples: '64'\n",
@@ -636,6 +634,110 @@ fn a_method_says_what_it_cannot_do() {
     check_error(
         "model: {source: embedded:tiny}\nquant: {bits: 8, sym: false}\nexport: [{format: int-quantized}]\n",
         "p.yaml:3: export.0.format: `quant` asks for more than it holds: int-quantized holds symmetric weights only; use compressed-tensors\nhint: set `sym: true`, or use another format",
+    );
+}
+
+#[test]
+fn codebooks_say_what_does_not_go_with_them() {
+    let with = |line: &str| {
+        format!(
+            "model: {{source: embedded:tiny}}\nmethod: nf4\nexport: [{{format: bitsandbytes}}]\n{line}\n"
+        )
+    };
+    let pipeline = parse(&with(
+        "quant: {group_size: 64, use_double_quant: false}\nrules: [{match: a, group_size: 32}]",
+    ))
+    .unwrap();
+    let coding = |block_size| {
+        Coding::Codebook(CodebookScheme {
+            codebook: halfbyte_quant::Codebook::Nf4,
+            block_size,
+            double_quant: false,
+        })
+    };
+    let of = |name| match pipeline.treatment(name) {
+        Treatment::Quantize(scheme) => pipeline.coding(scheme),
+        Treatment::Keep => panic!("{name} is kept"),
+    };
+    assert_eq!((of("b"), of("a")), (coding(64), coding(32)));
+    for (line, expected) in [
+        (
+            "quant: {bits: 3}",
+            "p.yaml:2: method: `quant` asks for more than `nf4` can do: it has codes of 4 bits and no zero points\nhint: set `bits: 4` and `sym: true` there",
+        ),
+        (
+            "rules: [{match: a, sym: false}]",
+            "p.yaml:2: method: `rules.0` asks for more than `nf4` can do: it has codes of 4 bits and no zero points\nhint: set `bits: 4` and `sym: true` there",
+        ),
+        (
+            "quant: {group_size: -1}",
+            "p.yaml:2: method: `quant` asks for more than `nf4` can do: it has blocks of 32, 64, 128, 256, 512 or 1024 weights\nhint: set `group_size: 64` there",
+        ),
+        (
+            "quant: {signed_scales: true}",
+            "p.yaml:4: quant.signed_scales: nf4 has no negative scales\nhint: leave it out, or use rtn or gptq",
+        ),
+        (
+            "tune: {epochs: 1}",
+            "p.yaml:4: tune.epochs: tuning needs calibration text, and nf4 reads none\nhint: use a method that reads text, or leave `tune` out",
+        ),
+        (
+            "budget: {bits_per_weight: 4.25}",
+            "p.yaml:4: budget: what a width costs is measured on calibration text, and `method: nf4` reads none\nhint: use `method: gptq`",
+        ),
+        (
+            "recipe: best",
+            "p.yaml:4: recipe: `best` is a recipe of gptq and awq+gptq, and the method is nf4\nhint: use `method: gptq`, or `recipe: default`",
+        ),
+    ] {
+        check_error(&with(line), expected);
+    }
+    check_error(
+        "model: {source: embedded:tiny}\nmethod: fp4\n",
+        "p.yaml: export.0.format: `quant` asks for more than it holds: compressed-tensors holds whole numbers on a grid and not fp4; use bitsandbytes\nhint: write `export: [{format: bitsandbytes}]`",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nexport: [{format: bitsandbytes}]\n",
+        "p.yaml:2: export.0.format: `quant` asks for more than it holds: bitsandbytes holds nf4 and fp4 only; use compressed-tensors\nhint: use `method: nf4` or `fp4`, or another format",
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nquant: {double_quant: false}\n",
+        "p.yaml:2: quant.double_quant: only block scales of nf4 and fp4 are quantized once more, and the method is gptq\nhint: leave it out",
+    );
+}
+
+#[test]
+fn outliers_are_looked_for_where_text_is_read_and_inputs_are_not_scaled() {
+    let text = |method: &str| {
+        format!("model: {{source: embedded:tiny}}\nmethod: {method}\nreport: {{llm_int8: true}}\n")
+    };
+    assert!(parse(&text("rtn")).unwrap().report.llm_int8);
+    let expected = |found: &str| {
+        format!(
+            "p.yaml:3: report.llm_int8: outliers are looked for in the inputs of the model as it is, and {found}\nhint: use `method: gptq` or `rtn`"
+        )
+    };
+    check_error(&text("awq"), &expected("awq scales them"));
+    check_error(
+        &text("absmax\nquant: {bits: 8}"),
+        &expected("absmax reads no text").replace(":3:", ":4:"),
+    );
+}
+
+#[test]
+fn one_scale_for_a_whole_weight_is_absmaxs_alone() {
+    let text = "model: {source: embedded:tiny}\nmethod: absmax\nquant: {bits: 8, group_size: 0}\n";
+    let pipeline = parse(text).unwrap();
+    let scheme = pipeline.quant.scheme;
+    assert_eq!(scheme.group_size(), GroupSize::Tensor);
+    assert_eq!(pipeline.to_value()["quant"]["group_size"], 0);
+    assert_eq!(
+        pipeline.coding(scheme),
+        Scheme::new(8, GroupSize::Channel, true).unwrap().into()
+    );
+    check_error(
+        "model: {source: embedded:tiny}\nrules: [{match: a, group_size: 0}]\n",
+        "p.yaml: method: `rules.0` asks for more than `gptq` can do: it has no single scale for a whole weight, which `group_size: 0` means\nhint: set `group_size: -1` there for one a row, or use `method: absmax`",
     );
 }
 

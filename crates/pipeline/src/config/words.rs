@@ -1,5 +1,6 @@
 use std::fmt;
 
+use halfbyte_quant::Codebook;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +20,12 @@ pub enum Method {
     AwqGptq,
     /// HQQ, Badri and Shaji 2023: zero points from the weights alone; no calibration text is read.
     Hqq,
-    /// 8 bits by the largest magnitude of a row or group; no calibration text is read.
+    /// 8 bits by the largest magnitude of a weight, row or group; no calibration text is read.
     Absmax,
+    /// NF4, QLoRA, Dettmers et al., arXiv 2305.14314: 16 levels for normal weights; no calibration text is read.
+    Nf4,
+    /// FP4, the same with the levels of a 4-bit float; no calibration text is read.
+    Fp4,
 }
 
 /// Which form of the method.
@@ -80,6 +85,9 @@ pub enum Format {
     /// compressed-tensors, int-quantized: symmetric 8 bits, a byte each.
     #[serde(rename = "int-quantized")]
     IntQuantized,
+    /// bitsandbytes' 4 bits: nf4 and fp4.
+    #[serde(rename = "bitsandbytes")]
+    Bitsandbytes,
 }
 
 /// Where tensors live.
@@ -143,7 +151,16 @@ impl Default for Windows {
 impl Method {
     /// Whether the weights are all it looks at.
     pub fn is_data_free(self) -> bool {
-        matches!(self, Self::Hqq | Self::Absmax)
+        matches!(self, Self::Hqq | Self::Absmax | Self::Nf4 | Self::Fp4)
+    }
+
+    /// The levels it rounds to, where they are no grid.
+    pub fn codebook(self) -> Option<Codebook> {
+        match self {
+            Self::Nf4 => Some(Codebook::Nf4),
+            Self::Fp4 => Some(Codebook::Fp4),
+            _ => None,
+        }
     }
 
     /// Whether input channels are scaled, the scales folded into the layer before.
@@ -184,6 +201,7 @@ impl From<Format> for halfbyte_pack::Format {
             Format::GptqV2 => Self::GptqV2,
             Format::Awq => Self::Awq,
             Format::IntQuantized => Self::IntQuantized,
+            Format::Bitsandbytes => Self::Bitsandbytes,
         }
     }
 }
