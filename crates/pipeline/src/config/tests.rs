@@ -387,7 +387,7 @@ fn an_unknown_key_is_refused_with_the_one_meant() {
     );
     check_error(
         "model: {source: embedded:tiny}\nquant: {flavour: 1}\n",
-        "p.yaml:2: quant.flavour: unknown key\nhint: known here: bits, group_size, sym, desc_act, static_groups, damp_percent, signed_scales",
+        "p.yaml:2: quant.flavour: unknown key\nhint: known here: bits, group_size, sym, desc_act, static_groups, damp_percent, signed_scales, double_quant",
     );
     check_error(
         "model: {source: embedded:tiny}\nrules:\n  - match: a\n    bits: 4\n  - match: b\n    bit: 4\n",
