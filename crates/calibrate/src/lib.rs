@@ -8,12 +8,11 @@
 pub mod text;
 
 mod accumulate;
-mod cluster;
-mod loss_weights;
+mod row_hessians;
 mod store;
 mod walk;
 
 pub use accumulate::Accumulator;
-pub use loss_weights::{GROUPING_WINDOWS, LossWeightOptions, LossWeights, sensitivities};
+pub use row_hessians::{RowHessianOptions, RowHessians, sensitivities};
 pub use store::{Store, StoreError};
 pub use walk::{LinearStats, RowStats, StageStats, Walk, WalkError, WalkOptions};

@@ -6,7 +6,7 @@ use halfbyte_model::{Block, Decoder, LinearKind, ModelError, Stage, values};
 use halfbyte_quant::ActivationStats;
 
 use crate::text::{Window, Windows};
-use crate::{Accumulator, LossWeights, Store, StoreError};
+use crate::{Accumulator, Store, StoreError};
 
 /// Tokens one batch holds: large enough for dense products, small enough that a batch's activations stay in cache.
 const BATCH_TOKENS: usize = 2048;
@@ -49,8 +49,6 @@ pub struct WalkOptions {
     pub spill_folder: PathBuf,
     /// Calibration windows the attention-mixed statistic is taken from, evenly spaced; 0 for none at all.
     pub mixed_windows: usize,
-    /// Weights of tokens, one set for each group of output rows; without, every token counts alike.
-    pub loss_weights: Option<LossWeights>,
 }
 
 /// Why the walk stopped.
@@ -74,6 +72,16 @@ pub enum WalkError {
         /// Position in the window.
         token: usize,
     },
+    /// A gradient overflowed or was not a number.
+    #[error(
+        "the gradient at block {block} of window {window} is not finite; the model's weights overflow in this place"
+    )]
+    Gradient {
+        /// Which block.
+        block: usize,
+        /// Which window.
+        window: usize,
+    },
 }
 
 /// All calibration windows, walking through the decoder one stage at a call.
@@ -92,8 +100,6 @@ pub struct Walk {
     stream: Store,
     kept: Kept,
     bytes_in_memory: u64,
-    /// The block that is walked.
-    at: usize,
 }
 
 /// The one stage activation that is kept beside the residual stream.
@@ -127,7 +133,6 @@ impl Walk {
             stream: Store::in_memory(0, 0),
             kept: Kept::Nothing,
             bytes_in_memory: 0,
-            at: 0,
             options,
         };
         walk.stream = walk.store(tokens * hidden, "stream")?;
@@ -153,9 +158,8 @@ impl Walk {
         Ok(self.stream.read_bits(0, self.n_windows())?)
     }
 
-    /// Goes on before block `at`, from a saved residual stream.
-    pub fn restore(&mut self, at: usize, bits: &[u16]) -> Result<(), WalkError> {
-        self.at = at;
+    /// Goes on from a saved residual stream.
+    pub fn restore(&mut self, bits: &[u16]) -> Result<(), WalkError> {
         self.kept = Kept::Nothing;
         for (index, window) in bits.chunks(self.tokens * self.hidden).enumerate() {
             let values: Vec<f32> = window
@@ -183,9 +187,7 @@ impl Walk {
         block: &Block,
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
-        let stats = self.pass(block, true, tick)?;
-        self.at += 1;
-        Ok(stats)
+        self.pass(block, true, tick)
     }
 
     fn pass(
@@ -195,39 +197,41 @@ impl Walk {
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
         let width = |kind| block.linears.get(kind).in_features();
-        let mut input = self.sums(self.attention_kinds(), self.hidden);
+        let mut input = Sums::new(self.hidden);
         let mut mixed = self.mixed_sums(block);
-        let mut output = self.sums(&[LinearKind::O], width(LinearKind::O));
-        let mut mlp_input = self.sums(&[LinearKind::Gate, LinearKind::Up], self.hidden);
-        let mut mlp_output = self.sums(&[LinearKind::Down], width(LinearKind::Down));
+        let mut output = Sums::new(width(LinearKind::O));
+        let mut mlp_input = Sums::new(self.hidden);
+        let mut mlp_output = Sums::new(width(LinearKind::Down));
         for batch in self.batches() {
             let h = self.stream(&batch)?;
             let x = block.attention_input(h.clone());
             let seen = values(x.clone())?;
-            self.observe(Stage::AttentionInput, &mut input, &batch, &seen)?;
+            self.add(Stage::AttentionInput, &mut input, &batch, &seen)?;
             let (q, k) = block.query_key(x.clone());
             self.observe_mixed(block, &mut mixed, &batch, [&q, &k], &x)?;
             let a = block.attention(q, k, x);
             let seen = values(a.clone())?;
-            self.observe(Stage::AttentionOutput, &mut output, &batch, &seen)?;
+            self.add(Stage::AttentionOutput, &mut output, &batch, &seen)?;
             let h = block.attention_output(h, a);
             let x = block.mlp_input(h.clone());
             let seen = values(x.clone())?;
-            self.observe(Stage::MlpInput, &mut mlp_input, &batch, &seen)?;
+            self.add(Stage::MlpInput, &mut mlp_input, &batch, &seen)?;
             let m = block.mlp_mix(x);
             let seen = values(m.clone())?;
-            self.observe(Stage::MlpOutput, &mut mlp_output, &batch, &seen)?;
+            self.add(Stage::MlpOutput, &mut mlp_output, &batch, &seen)?;
             if into_stream {
                 let h = values(block.mlp_output(h, m))?;
                 self.stream.write(batch.start, &h)?;
             }
             tick(batch.end * self.tokens);
         }
-        let mut stats = finish(input);
+        let mut stats = vec![finish(self.attention_kinds(), input)];
         stats.extend(finish_mixed(mixed, block.head_dim()));
-        for sums in [output, mlp_input, mlp_output] {
-            stats.extend(finish(sums));
-        }
+        stats.extend([
+            finish(&[LinearKind::O], output),
+            finish(&[LinearKind::Gate, LinearKind::Up], mlp_input),
+            finish(&[LinearKind::Down], mlp_output),
+        ]);
         Ok(stats)
     }
 
@@ -237,13 +241,13 @@ impl Walk {
         block: &Block,
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
-        let mut sums = self.sums(self.attention_kinds(), self.hidden);
+        let mut sums = Sums::new(self.hidden);
         for batch in self.batches() {
             let x = block.attention_input(self.stream(&batch)?);
-            self.observe(Stage::AttentionInput, &mut sums, &batch, &values(x)?)?;
+            self.add(Stage::AttentionInput, &mut sums, &batch, &values(x)?)?;
             tick(batch.end * self.tokens);
         }
-        Ok(finish(sums))
+        Ok(vec![finish(self.attention_kinds(), sums)])
     }
 
     /// Runs q and k, and gives the statistics of `A norm1(h)` for every kv head (none when
@@ -283,7 +287,7 @@ impl Walk {
         };
         let features = heads * head_dim;
         let mut attention = self.store(self.tokens * features, "attention")?;
-        let mut sums = self.sums(&[LinearKind::O], features);
+        let mut sums = Sums::new(features);
         for batch in self.batches() {
             let x = block.attention_input(self.stream(&batch)?);
             let read = |store: &Store, heads: usize| -> Result<Tensor<4>, WalkError> {
@@ -295,12 +299,12 @@ impl Walk {
                 ))
             };
             let a = values(block.attention(read(&queries, heads)?, read(&keys, kv_heads)?, x))?;
-            self.observe(Stage::AttentionOutput, &mut sums, &batch, &a)?;
+            self.add(Stage::AttentionOutput, &mut sums, &batch, &a)?;
             attention.write(batch.start, &a)?;
             tick(batch.end * self.tokens);
         }
         self.kept = Kept::Attention(attention);
-        Ok(finish(sums))
+        Ok(vec![finish(&[LinearKind::O], sums)])
     }
 
     /// Runs o into the residual stream, and gives the statistics of `norm2(h)`.
@@ -312,12 +316,12 @@ impl Walk {
         let Kept::Attention(attention) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
             unreachable!("attention_output comes before mlp_input");
         };
-        let mut sums = self.sums(&[LinearKind::Gate, LinearKind::Up], self.hidden);
+        let mut sums = Sums::new(self.hidden);
         for batch in self.batches() {
             let a = self.tensor(attention.read(batch.start, batch.len())?, &batch);
             let h = block.attention_output(self.stream(&batch)?, a);
             self.stream.write(batch.start, &values(h.clone())?)?;
-            self.observe(
+            self.add(
                 Stage::MlpInput,
                 &mut sums,
                 &batch,
@@ -325,7 +329,7 @@ impl Walk {
             )?;
             tick(batch.end * self.tokens);
         }
-        Ok(finish(sums))
+        Ok(vec![finish(&[LinearKind::Gate, LinearKind::Up], sums)])
     }
 
     /// Runs gate and up, and gives the statistics of down's input.
@@ -336,15 +340,15 @@ impl Walk {
     ) -> Result<Vec<LinearStats>, WalkError> {
         let features = block.linears.get(LinearKind::Down).in_features();
         let mut mlp = self.store(self.tokens * features, "mlp")?;
-        let mut sums = self.sums(&[LinearKind::Down], features);
+        let mut sums = Sums::new(features);
         for batch in self.batches() {
             let m = values(block.mlp_mix(block.mlp_input(self.stream(&batch)?)))?;
-            self.observe(Stage::MlpOutput, &mut sums, &batch, &m)?;
+            self.add(Stage::MlpOutput, &mut sums, &batch, &m)?;
             mlp.write(batch.start, &m)?;
             tick(batch.end * self.tokens);
         }
         self.kept = Kept::Mlp(mlp);
-        Ok(finish(sums))
+        Ok(vec![finish(&[LinearKind::Down], sums)])
     }
 
     /// Runs down into the residual stream: the next block's input.
@@ -362,7 +366,6 @@ impl Walk {
             self.stream.write(batch.start, &values(h)?)?;
             tick(batch.end * self.tokens);
         }
-        self.at += 1;
         Ok(())
     }
 
@@ -402,42 +405,12 @@ impl Walk {
             for (head, sums) in sums.iter_mut().enumerate() {
                 let (q, k) = (one(q, head * shared, shared), one(k, head, 1));
                 let mixed = values(block.attention_mixed_input(q, k, x.clone().narrow(0, at, 1)))?;
-                for (i, rows) in mixed.chunks(self.tokens * self.hidden).enumerate() {
-                    let weight = self
-                        .options
-                        .loss_weights
-                        .is_some()
-                        .then_some(head * shared + i);
-                    self.add(
-                        Stage::AttentionMixed,
-                        sums,
-                        &(window..window + 1),
-                        rows,
-                        weight.map(|group| (LinearKind::V, group)),
-                    )?;
+                for rows in mixed.chunks(self.tokens * self.hidden) {
+                    self.add(Stage::AttentionMixed, sums, &(window..window + 1), rows)?;
                 }
             }
         }
         Ok(())
-    }
-
-    /// Empty sums for the linears of a stage: shared by all, or of each linear's row groups where tokens have weights.
-    fn sums(&self, kinds: &[LinearKind], features: usize) -> Vec<LinearSums> {
-        let Some(weights) = &self.options.loss_weights else {
-            return vec![LinearSums {
-                kinds: kinds.to_vec(),
-                parts: vec![(None, Sums::new(features))],
-            }];
-        };
-        let of = |&kind: &LinearKind| LinearSums {
-            kinds: vec![kind],
-            parts: weights
-                .rows(self.at, kind)
-                .iter()
-                .map(|rows| (Some(rows.clone()), Sums::new(features)))
-                .collect(),
-        };
-        kinds.iter().map(of).collect()
     }
 
     fn batches(&self) -> Vec<Range<usize>> {
@@ -476,23 +449,6 @@ impl Walk {
         wanted > 0 && (window >= all || wanted >= all || (window * wanted) % all < wanted)
     }
 
-    /// Adds a batch to the sums of all linears that see it.
-    fn observe(
-        &self,
-        stage: Stage,
-        linears: &mut [LinearSums],
-        batch: &Range<usize>,
-        values: &[f32],
-    ) -> Result<(), WalkError> {
-        for linear in linears {
-            for (group, (rows, sums)) in linear.parts.iter_mut().enumerate() {
-                let weights = rows.is_some().then_some((linear.kinds[0], group));
-                self.add(stage, sums, batch, values, weights)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Adds the real tokens of a batch to its windows' sums; padding is left out.
     fn add(
         &self,
@@ -500,7 +456,6 @@ impl Walk {
         sums: &mut Sums,
         batch: &Range<usize>,
         values: &[f32],
-        group: Option<(LinearKind, usize)>,
     ) -> Result<(), WalkError> {
         let per_window = values.len() / batch.len();
         let features = per_window / self.tokens;
@@ -531,43 +486,23 @@ impl Walk {
             } else {
                 &mut sums.holdout
             };
-            let values = &values[start..start + rows * features];
-            let added = match (&self.options.loss_weights, group) {
-                (Some(all), Some((kind, group))) => {
-                    let mut weights = Vec::with_capacity((end - window) * self.tokens);
-                    for w in window..end {
-                        weights.extend(all.window(self.at, kind, group, w)?);
-                    }
-                    weights.truncate(rows);
-                    sum.add_weighted(values, &weights)
-                }
-                _ => sum.add(values),
-            };
-            added.map_err(|row| not_finite(row, window))?;
+            sum.add(&values[start..start + rows * features])
+                .map_err(|row| not_finite(row, window))?;
             window = end;
         }
         Ok(())
     }
 }
 
-/// Sums that become a [`LinearStats`].
-struct LinearSums {
-    kinds: Vec<LinearKind>,
-    parts: Vec<(Option<Vec<usize>>, Sums)>,
-}
-
-fn finish(linears: Vec<LinearSums>) -> Vec<LinearStats> {
-    let part = |(rows, sums): (Option<Vec<usize>>, Sums)| RowStats {
-        rows,
-        stats: sums.finish(),
-    };
-    linears
-        .into_iter()
-        .map(|linear| LinearStats {
-            kinds: linear.kinds,
-            parts: linear.parts.into_iter().map(part).collect(),
-        })
-        .collect()
+/// The statistics of linears that share an input.
+fn finish(kinds: &[LinearKind], sums: Sums) -> LinearStats {
+    LinearStats {
+        kinds: kinds.to_vec(),
+        parts: vec![RowStats {
+            rows: None,
+            stats: sums.finish(),
+        }],
+    }
 }
 
 /// The sums of v's kv heads, each for the rows of its head; nothing where there are none.

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{Window, Windows};
-use halfbyte_calibrate::{GROUPING_WINDOWS, LinearStats, Walk, WalkOptions, sensitivities};
+use halfbyte_calibrate::{LinearStats, RowHessianOptions, Walk, WalkOptions, sensitivities};
 use halfbyte_checkpoint::TensorInfo;
 use halfbyte_model::{Decoder, LinearKind, linear_shape};
 use halfbyte_quant::Scheme;
@@ -26,6 +26,8 @@ use crate::quantize::{Layout, MIXED_WINDOWS};
 use crate::stage::{Prepared, Solver};
 use crate::usage::Clock;
 
+/// Windows the sensitivities are taken from.
+const SENSITIVITY_WINDOWS: usize = 4;
 /// All widths there are.
 const WIDTHS: [u8; 6] = [2, 3, 4, 5, 6, 8];
 
@@ -208,9 +210,13 @@ impl Budgeting<'_> {
     /// Takes the sensitivity of every linear from a few windows, evenly spaced.
     fn sense(&self, members: &mut [Member], on_event: &mut dyn FnMut(Event)) -> Result<()> {
         let all = &self.windows.calibration;
-        let count = GROUPING_WINDOWS.min(all.len());
+        let count = SENSITIVITY_WINDOWS.min(all.len());
         let windows: Vec<&Window> = (0..count).map(|i| &all[i * all.len() / count]).collect();
-        let seed = self.pipeline.calibration.seed;
+        let options = RowHessianOptions {
+            seed: self.pipeline.calibration.seed,
+            max_bytes: u64::MAX,
+            spill_folder: Some(self.spill_folder),
+        };
         let mut tick = |done, total| {
             on_event(Event::Phase {
                 block: None,
@@ -220,7 +226,7 @@ impl Budgeting<'_> {
                 unit: "blocks",
             })
         };
-        let found = sensitivities(&windows, self.decoder, seed, &mut tick)?;
+        let found = sensitivities(&windows, self.decoder, &options, &mut tick)?;
         for member in members {
             member.sensitivity = found[member.block][&member.kind];
         }
@@ -236,7 +242,6 @@ impl Budgeting<'_> {
                 true => MIXED_WINDOWS,
                 false => 0,
             },
-            loss_weights: None,
         };
         let mut walk = Walk::new(self.windows, self.decoder, options)?;
         let tokens = walk.tokens_per_window();

@@ -73,7 +73,7 @@ fn is_users(e: &(dyn Error + 'static)) -> bool {
         || e.downcast_ref().is_some_and(is_users_model)
         || e.downcast_ref().is_some_and(|e| match e {
             WalkError::Model(e) => is_users_model(e),
-            WalkError::Store(_) | WalkError::NotFinite { .. } => true,
+            WalkError::Store(_) | WalkError::NotFinite { .. } | WalkError::Gradient { .. } => true,
         })
         || e.downcast_ref().is_some_and(|e| match e {
             EvaluateError::Model(e) => is_users_model(e),

@@ -167,11 +167,13 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
     let attention = 2 * heads * pipeline.calibration.sequence_length as u64;
     let per_token = 2 * (block_weights + attention) + statistics;
     let mut operations = config.num_hidden_layers as f64 * tokens as f64 * per_token as f64;
-    // Forward and back for the weights of tokens, a Hessian a row group; and forward, again forward and back, an epoch.
+    // Forward, again forward and back, and the products of the gradients; the same without these an epoch.
     let forward = config.num_hidden_layers as f64 * tokens as f64 * (per_token - statistics) as f64;
     let solver = Solver::new(pipeline, false);
-    if solver.wants_loss_weights() {
-        operations += 4.0 * forward + 5.0 * (operations - forward);
+    if solver.wants_row_hessians() {
+        let outputs = heads * heads + kv * kv + 2 * hidden * hidden + 2 * mlp * mlp;
+        operations +=
+            4.0 * forward + config.num_hidden_layers as f64 * tokens as f64 * outputs as f64;
     }
     operations += 5.0 * epochs(pipeline) as f64 * forward;
     let mut notices = pipeline.notices.clone();

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use halfbyte_calibrate::{LinearStats, LossWeightOptions, LossWeights, Walk, WalkOptions};
+use halfbyte_calibrate::text::Window;
+use halfbyte_calibrate::{LinearStats, RowHessianOptions, RowHessians, Walk, WalkOptions};
 use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
 use halfbyte_pack::{Format, ScaleDtype};
 use halfbyte_quant::{Coding, Scheme};
@@ -16,7 +17,7 @@ use crate::error::{GateFailed, user_error};
 use crate::event::Event;
 use crate::open::{open_calibration, open_model};
 use crate::scale::{Scaled, Scaling};
-use crate::stage::{Prepared, Solver, Task, Unscaled};
+use crate::stage::{Prepared, Solver, Task, Unscaled, factor_rows};
 use crate::usage::{Clock, usage};
 use crate::work::{Solved, Work};
 use crate::{budget, evaluate, export, record, tune};
@@ -166,37 +167,36 @@ pub fn quantize(
         layout.set_bits(pipeline, budget)?;
     }
     if resumed < blocks {
-        let loss_weights = if solver.wants_loss_weights() {
-            let options = LossWeightOptions {
-                mlp_groups: MLP_GROUPS,
-                other_groups: OTHER_GROUPS,
+        let row_hessians = if solver.wants_row_hessians() {
+            let options = RowHessianOptions {
                 seed: pipeline.calibration.seed,
                 max_bytes: GRADIENT_BYTES.min(activation_bytes / 2),
+                spill_folder: Some(work.folder()),
+            };
+            let texts: Vec<&Window> = windows.calibration.iter().collect();
+            let mut tick = |done, total| {
+                on_event(Event::Phase {
+                    block: None,
+                    name: "gradients",
+                    done,
+                    total,
+                    unit: "blocks",
+                })
             };
             Some(clock.time("gradients", || {
-                LossWeights::take(&windows, &decoder, &options, &mut |done, total| {
-                    on_event(Event::Phase {
-                        block: None,
-                        name: "gradients",
-                        done,
-                        total,
-                        unit: "blocks",
-                    })
-                })
+                RowHessians::take(&texts, &decoder, &options, &mut tick)
             })?)
         } else {
             None
         };
-        let mixed_windows = match (solver.wants_mixed(), solver.wants_loss_weights()) {
-            (false, _) => 0,
-            (true, false) => MIXED_WINDOWS,
-            (true, true) => usize::MAX,
-        };
         let walk_options = WalkOptions {
-            loss_weights,
             max_bytes: activation_bytes,
             spill_folder: work.folder().to_owned(),
-            mixed_windows,
+            mixed_windows: if solver.wants_mixed() {
+                MIXED_WINDOWS
+            } else {
+                0
+            },
         };
         let mut walk = if pipeline.reads_text() {
             Some(clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?)
@@ -206,7 +206,7 @@ pub fn quantize(
         if resumed > 0
             && let Some(walk) = &mut walk
         {
-            walk.restore(resumed, &work.stream(resumed)?)?;
+            walk.restore(&work.stream(resumed)?)?;
         }
         for index in resumed..blocks {
             let started = Instant::now();
@@ -219,6 +219,7 @@ pub fn quantize(
                 on_event,
                 scaling: scaling.as_ref(),
                 attention_peaks: Vec::new(),
+                row_hessians: row_hessians.as_ref(),
                 floats: Vec::new(),
                 solved: Vec::new(),
                 replaced: Vec::new(),
@@ -332,10 +333,6 @@ pub fn quantize(
     })
 }
 
-/// Groups of output rows that share their tokens' weights in the best recipe: gate's and up's rows are felt at different
-/// tokens, the others' much less so.
-const MLP_GROUPS: usize = 8;
-const OTHER_GROUPS: usize = 4;
 /// Residual streams kept for a backward pass.
 const GRADIENT_BYTES: u64 = 128 << 20;
 
@@ -481,6 +478,7 @@ struct BlockRun<'a> {
     scaling: Option<&'a Scaling>,
     /// Largest magnitudes of the input of q, k and v, which v's mixed statistics are not of.
     attention_peaks: Vec<f32>,
+    row_hessians: Option<&'a RowHessians>,
     /// The linears that are not solved yet, where their channels were scaled.
     floats: Vec<(LinearKind, Scaled)>,
     solved: Vec<Solved>,
@@ -641,6 +639,16 @@ impl BlockRun<'_> {
         let scaled = self.floats.iter().position(|(k, _)| *k == kind);
         let scaled = scaled.map(|at| self.floats.swap_remove(at).1);
         let dense = weights.folder().tensor(&format!("{module}.weight"))?;
+        let row_factors = match self.row_hessians {
+            Some(hessians) => self.clock.time("factor", || {
+                let mut hessians = hessians.of(self.block, kind)?;
+                if let Some(scaled) = &scaled {
+                    scaled.scales.scale_row_hessians(&mut hessians);
+                }
+                hessians.iter().map(factor_rows).collect::<Result<_>>()
+            })?,
+            None => Vec::new(),
+        };
         let task = Task {
             block: self.block,
             kind,
@@ -648,6 +656,7 @@ impl BlockRun<'_> {
             shape,
             scheme,
             method: self.pipeline.method,
+            row_factors,
             unscaled: scaled.as_ref().map(|scaled| Unscaled {
                 weight: &float,
                 scales: &scaled.scales,

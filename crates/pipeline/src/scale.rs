@@ -17,6 +17,7 @@ use faer::MatRef;
 use halfbyte_calibrate::{LinearStats, RowStats};
 use halfbyte_checkpoint::rounding;
 use halfbyte_model::{Block, LinearKind, NormKind, Weights, linear_shape};
+use halfbyte_quant::ActivationStats;
 use halfbyte_solve::GptqOptions;
 use halfbyte_solve::awq::{
     AwqOptions, Found, Group, HeadTie, InnerSolver, Member, NormGain, fold_into_columns,
@@ -61,6 +62,21 @@ pub(crate) struct ChannelScales {
 }
 
 impl ChannelScales {
+    /// Turns Hessians of the unscaled rows' outputs, one after another for all rows, into those of the scaled rows'.
+    pub(crate) fn scale_row_hessians(&self, hessians: &mut [ActivationStats]) {
+        let mut first = 0;
+        for hessian in hessians {
+            let rows = hessian.in_features;
+            let scales = &self.rows[first..first + rows];
+            first += rows;
+            for (values, by_row) in hessian.hessian.chunks_exact_mut(rows).zip(scales) {
+                for (value, by_column) in values.iter_mut().zip(scales) {
+                    *value *= by_row * by_column;
+                }
+            }
+        }
+    }
+
     /// Does the same to some rows' values, `[rows, in_features]`.
     pub(crate) fn scale(&self, values: &mut [f32], rows: &[usize]) {
         for (values, &row) in values.chunks_exact_mut(self.columns.len()).zip(rows) {
@@ -372,7 +388,6 @@ mod tests {
             max_bytes: u64::MAX,
             spill_folder: spill.path().to_owned(),
             mixed_windows: 2,
-            loss_weights: None,
         };
         let mut walk = Walk::new(&windows, &decoder, options).unwrap();
         let solver = Solver::new(pipeline, false);

@@ -12,8 +12,8 @@ use halfbyte_report::{HessianKind, LinearRecord};
 use halfbyte_solve::awq::search_clip;
 use halfbyte_solve::{
     ChannelPeaks, CodebookOptions, Factor, GptqOptions, Granularity, HqqOptions, OutlierSplit,
-    RtnOptions, ScaleDtype, Solution, absmax, codebook, dense_loss, factor, gptq, hqq, loss,
-    outlier_split, rtn, rtn_clipped,
+    RtnOptions, ScaleDtype, Solution, absmax, codebook, dense_loss, factor, gptq, gptq_coupled,
+    hqq, loss, outlier_split, rtn, rtn_clipped,
 };
 use rayon::prelude::*;
 
@@ -38,7 +38,7 @@ pub(crate) enum Solver {
         options: GptqOptions,
         /// Whether v is solved by the attention-mixed Hessian.
         mixed: bool,
-        /// Whether tokens are weighted by how much the loss feels them, and codes searched wider at few bits.
+        /// Whether rows pay back each other's errors, and codes are searched wider at few bits.
         best: bool,
     },
     /// Rounding under clipped ranges; the scaling before it is [`crate::scale`]'s.
@@ -125,12 +125,13 @@ impl Solver {
         })
     }
 
-    /// Solves some rows of a linear on a grid.
+    /// Solves some rows of a linear on a grid; `row_factors` are of the Hessians of consecutive ranges of them, if of any.
     fn solve(
         &self,
         weight: MatRef<'_, f32>,
         seen: Option<&ActivationStats>,
         factor: Option<&Factor>,
+        row_factors: &[Factor],
         kind: LinearKind,
         scheme: &Scheme,
     ) -> Result<Solution> {
@@ -141,7 +142,20 @@ impl Solver {
                     beam: if wide { BEAM } else { options.beam },
                     ..options.clone()
                 };
-                gptq(weight, factor, scheme, &options)?
+                if row_factors.is_empty() {
+                    return Ok(gptq(weight, factor, scheme, &options)?);
+                }
+                let mut first = 0;
+                let ranges = row_factors.iter().map(|rows| {
+                    let range = weight.subrows(first, rows.in_features());
+                    first += rows.in_features();
+                    gptq_coupled(range, factor, rows, scheme, &options)
+                });
+                let mut solutions = ranges.collect::<Result<Vec<_>, _>>()?;
+                match solutions.len() {
+                    1 => solutions.swap_remove(0),
+                    _ => Solution::stack(solutions)?,
+                }
             }
             (Self::Gptq { .. }, None) => unreachable!("gptq was prepared with a factor"),
             (Self::Rtn(options), _) => rtn(weight, seen, scheme, options)?,
@@ -163,8 +177,8 @@ impl Solver {
         })
     }
 
-    /// Whether tokens are to be weighted by how much the loss feels them.
-    pub(crate) fn wants_loss_weights(&self) -> bool {
+    /// Whether rows are to be solved with regard to each other.
+    pub(crate) fn wants_row_hessians(&self) -> bool {
         matches!(self, Self::Gptq { best: true, .. })
     }
 
@@ -186,6 +200,8 @@ pub(crate) struct Task<'a> {
     pub(crate) scheme: Scheme,
     /// As the pipeline spells it.
     pub(crate) method: Method,
+    /// Factors of its row Hessians, one after another for all rows; none where rows are solved by themselves.
+    pub(crate) row_factors: Vec<Factor>,
     /// The weight before its channels were scaled, where they were.
     pub(crate) unscaled: Option<Unscaled<'a>>,
     /// Bytes of the weight in the source.
@@ -234,13 +250,10 @@ impl<'a> Prepared<'a> {
         let parts = factored.collect::<Result<Vec<_>>>()?;
         Ok(Self {
             parts,
-            hessian: match (
-                solver.wants_loss_weights(),
-                linears.kinds == [LinearKind::V],
-            ) {
-                (true, _) => HessianKind::LossWeighted,
-                (false, true) => HessianKind::AttentionMixed,
-                (false, false) => HessianKind::Input,
+            hessian: if linears.kinds == [LinearKind::V] {
+                HessianKind::AttentionMixed
+            } else {
+                HessianKind::Input
             },
             seconds: start.elapsed().as_secs_f64(),
         })
@@ -298,7 +311,7 @@ impl<'a> Prepared<'a> {
             let seen = stats.map(|stats| &stats.calibration);
             let weight = pick(weight, *rows, in_);
             let weight = matrix(&weight, in_);
-            let solution = solver.solve(weight, seen, factor.as_ref(), kind, scheme)?;
+            let solution = solver.solve(weight, seen, factor.as_ref(), &[], kind, scheme)?;
             sum += solution.loss;
         }
         Ok(sum)
@@ -309,6 +322,7 @@ impl<'a> Prepared<'a> {
         let (mut solutions, mut splits) = (Vec::new(), Vec::new());
         let (mut plain, mut heldout, mut plain_heldout) = (Vec::new(), Vec::new(), Vec::new());
         let mut order: Vec<usize> = Vec::with_capacity(out);
+        let mut rest = &task.row_factors[..];
         for Part {
             rows,
             stats,
@@ -323,7 +337,21 @@ impl<'a> Prepared<'a> {
             let weight = pick(task.weight, *rows, in_);
             let weight = matrix(&weight, in_);
             let seen = stats.map(|stats| &stats.calibration);
-            let solution = solver.solve(weight, seen, factor.as_ref(), task.kind, &task.scheme)?;
+            let of_rows = rest.iter().scan(0, |rows, factor| {
+                *rows += factor.in_features();
+                Some(*rows)
+            });
+            let n_factors = of_rows.take_while(|&rows| rows <= weight.nrows()).count();
+            let (row_factors, after) = rest.split_at(n_factors);
+            rest = after;
+            let solution = solver.solve(
+                weight,
+                seen,
+                factor.as_ref(),
+                row_factors,
+                task.kind,
+                &task.scheme,
+            )?;
             let rounded = match &task.unscaled {
                 None => plain_rounding(weight, &task.scheme)?,
                 Some(Unscaled { weight, scales }) => {
@@ -409,6 +437,7 @@ impl<'a> Prepared<'a> {
             int8_bits_per_weight: int8.map(|int8| int8.bits_per_weight),
             int8_relative_loss: int8.map(|int8| int8.relative_loss),
             int8_relative_loss_split: int8.map(|int8| int8.relative_loss_split),
+            row_hessian: !task.row_factors.is_empty(),
         }
     }
 }

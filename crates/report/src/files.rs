@@ -106,7 +106,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
 }
 
 /// Columns of linears.csv: the fields of [`LinearRecord`] in their order.
-const COLUMNS: [&str; 30] = [
+const COLUMNS: [&str; 31] = [
     "block",
     "linear",
     "out_features",
@@ -137,6 +137,7 @@ const COLUMNS: [&str; 30] = [
     "int8_bits_per_weight",
     "int8_relative_loss",
     "int8_relative_loss_split",
+    "row_hessian",
 ];
 
 fn linears_csv(linears: &[LinearRecord]) -> io::Result<Vec<u8>> {
@@ -149,7 +150,7 @@ fn linears_csv(linears: &[LinearRecord]) -> io::Result<Vec<u8>> {
 }
 
 /// A cell is empty where a value is not known.
-fn cells(linear: &LinearRecord) -> [String; 30] {
+fn cells(linear: &LinearRecord) -> [String; 31] {
     let maybe = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     [
         linear.block.to_string(),
@@ -188,6 +189,7 @@ fn cells(linear: &LinearRecord) -> [String; 30] {
         maybe(linear.int8_bits_per_weight),
         maybe(linear.int8_relative_loss),
         maybe(linear.int8_relative_loss_split),
+        linear.row_hessian.to_string(),
     ]
 }
 

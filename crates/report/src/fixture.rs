@@ -15,6 +15,7 @@ pub(crate) fn run() -> RunRecord {
                 "3 dead columns".into(),
             ],
             hessian: HessianKind::AttentionMixed,
+            row_hessian: true,
             ..linear(1, "mlp.down_proj", 0.001, 0.032)
         },
     ];
@@ -114,5 +115,6 @@ fn linear(block: usize, linear: &str, loss: f64, heldout: f64) -> LinearRecord {
         int8_bits_per_weight: Some(8.75),
         int8_relative_loss: Some(0.003),
         int8_relative_loss_split: Some(0.001),
+        row_hessian: false,
     }
 }

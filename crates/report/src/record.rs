@@ -78,8 +78,6 @@ pub enum HessianKind {
     Input,
     /// Of its input mixed by the attention weights, for values.
     AttentionMixed,
-    /// Of its input, tokens weighted by how much the loss feels them; values mixed as well.
-    LossWeighted,
     /// None, no text was read: losses are those of the weight itself, `H = I`.
     Identity,
 }
@@ -90,7 +88,6 @@ impl HessianKind {
         match self {
             Self::Input => "input",
             Self::AttentionMixed => "attention-mixed",
-            Self::LossWeighted => "loss-weighted",
             Self::Identity => "identity",
         }
     }
@@ -173,6 +170,10 @@ pub struct LinearRecord {
     /// The same with those columns kept.
     #[serde(default)]
     pub int8_relative_loss_split: Option<f64>,
+    /// Whether its rows paid back each other's errors, by the loss's gradient at its output. `relative_loss` does not
+    /// see what that gains: it is given up for it.
+    #[serde(default)]
+    pub row_hessian: bool,
 }
 
 /// Bits shared out among the linears. KL divergences are in nats a token, predicted as sensitivity times loss from the

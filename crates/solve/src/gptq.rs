@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use faer::MatRef;
-use halfbyte_quant::Scheme;
+use halfbyte_quant::{QuantizedWeight, Scheme};
 use rayon::prelude::*;
 
 use crate::beam;
@@ -13,6 +13,7 @@ use crate::kernel::{LANES, Lane, PANEL, multiversion, panel_targets, pull_error}
 use crate::measure::strip_sums;
 use crate::reference::push;
 use crate::refine::refine;
+use crate::solution::Sums;
 use crate::storage::Storage;
 use crate::strip::{Coded, Layout, Panels, StripResult, assemble, check_weight, gather, strips};
 use crate::{GptqOptions, Recipe, Solution, SolveError};
@@ -38,29 +39,11 @@ pub fn gptq(
         .map(|rows| {
             let w = gather(weight, rows.clone(), &problem.layout);
             let coded = problem.solve(&w);
-            let sums = strip_sums(
-                &w,
-                &coded,
-                &problem.layout,
-                rows.len(),
-                problem.spec.max_code,
-                (Some(&problem.hessian), &problem.ridge, factor.unit),
-            );
-            StripResult::new(&problem.layout, &coded, rows.len(), sums)
+            problem.result(&w, &coded, rows.len())
         })
         .collect();
-    let shape = [weight.nrows(), weight.ncols()];
-    let (quantized, sums) = assemble(scheme, shape, solved)?;
-    let mut solution = Solution::new(quantized, sums);
-    solution.damp_asked = factor.damp_asked();
-    solution.damp_used = factor.damp_used();
-    solution.dead_columns = factor.dead_columns();
-    solution.condition = factor.condition();
-    solution.warnings = factor.warnings().to_vec();
-    solution
-        .warnings
-        .extend(tiny_scales(&solution, problem.spec.storage));
-    Ok(solution)
+    let (quantized, sums) = assemble(scheme, [weight.nrows(), weight.ncols()], solved)?;
+    Ok(problem.solution(quantized, sums))
 }
 
 /// A warning when scales had to be clamped to the smallest number their type stores well.
@@ -76,7 +59,7 @@ pub(crate) fn tiny_scales(solution: &Solution, storage: Storage) -> Option<Strin
     })
 }
 
-fn check_options(factor: &Factor, options: &GptqOptions) -> Result<(), SolveError> {
+pub(crate) fn check_options(factor: &Factor, options: &GptqOptions) -> Result<(), SolveError> {
     if options.desc_act && !options.static_groups {
         return Err(SolveError::NeedsStaticGroups);
     }
@@ -168,7 +151,8 @@ impl<'a> Problem<'a> {
         }
     }
 
-    fn solve(&self, w: &[Lane]) -> Coded {
+    /// The codes nearest to a strip's rows under `H`.
+    pub(crate) fn solve(&self, w: &[Lane]) -> Coded {
         match &self.factor.triangle {
             Triangle::Push(u) => push(self, w, u),
             Triangle::Pull(n) => {
@@ -186,6 +170,26 @@ impl<'a> Problem<'a> {
                 coded
             }
         }
+    }
+
+    /// A strip's codes and what they cost against its rows `w`.
+    pub(crate) fn result(&self, w: &[Lane], coded: &Coded, rows: usize) -> StripResult {
+        let hessian = (Some(&*self.hessian), &self.ridge[..], self.factor.unit);
+        let sums = strip_sums(w, coded, &self.layout, rows, self.spec.max_code, hessian);
+        StripResult::new(&self.layout, coded, rows, sums)
+    }
+
+    /// The whole weight with what a user should hear of its solve.
+    pub(crate) fn solution(&self, quantized: QuantizedWeight, sums: Sums) -> Solution {
+        let mut solution = Solution::new(quantized, sums);
+        solution.damp_asked = self.factor.damp_asked();
+        solution.damp_used = self.factor.damp_used();
+        solution.dead_columns = self.factor.dead_columns();
+        solution.condition = self.factor.condition();
+        solution.warnings = self.factor.warnings().to_vec();
+        let tiny = tiny_scales(&solution, self.spec.storage);
+        solution.warnings.extend(tiny);
+        solution
     }
 
     /// Grids of all groups from the weights as given, each column weighted with its pivot.

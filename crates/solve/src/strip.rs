@@ -145,11 +145,11 @@ pub(crate) fn strips(rows: usize) -> Vec<std::ops::Range<usize>> {
 /// The rows of one strip, a lane a position; missing rows and padding are zero.
 pub(crate) fn gather(
     weight: MatRef<'_, f32>,
-    rows: std::ops::Range<usize>,
+    rows: impl IntoIterator<Item = usize>,
     layout: &Layout,
 ) -> Vec<Lane> {
     let mut strip = vec![Lane::ZERO; layout.padded];
-    for (lane, row) in rows.enumerate() {
+    for (lane, row) in rows.into_iter().enumerate() {
         let row = weight.row(row);
         for column in 0..layout.columns {
             strip[layout.position(column)].0[lane] = row[column];
