@@ -17,6 +17,7 @@ pub struct Accumulator {
     abs: Vec<f64>,
     max_abs: Vec<f32>,
     n_tokens: u64,
+    weight: f64,
 }
 
 impl Accumulator {
@@ -27,6 +28,7 @@ impl Accumulator {
             abs: vec![0.0; features],
             max_abs: vec![0.0; features],
             n_tokens: 0,
+            weight: 0.0,
         }
     }
 
@@ -49,7 +51,30 @@ impl Accumulator {
         self.add_abs(rows)?;
         let tokens = rows.len() / self.abs.len();
         self.add_products(rows);
+        self.weight += tokens as f64;
         self.n_tokens += tokens as u64;
+        Ok(())
+    }
+
+    /// The same with a weight of 0 or more for each token in the sum of `x xᵀ`; `|x|` is summed without.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn add_weighted(&mut self, rows: &[f32], weights: &[f32]) -> Result<(), usize> {
+        self.add_abs(rows)?;
+        let features = self.abs.len();
+        let mut scaled = vec![0.0; rows.len()];
+        scaled
+            .par_chunks_mut(features)
+            .zip(rows.par_chunks(features))
+            .zip(weights.par_iter())
+            .for_each(|((to, row), weight)| {
+                let root = weight.sqrt();
+                to.iter_mut().zip(row).for_each(|(to, x)| *to = root * x);
+            });
+        self.add_products(&scaled);
+        self.weight += weights.iter().map(|w| f64::from(*w)).sum::<f64>();
+        self.n_tokens += weights.len() as u64;
         Ok(())
     }
 
@@ -89,13 +114,13 @@ impl Accumulator {
             });
     }
 
-    /// The mean over all tokens added; `H = I` when there were none.
+    /// The mean over all tokens added, by weight; `H = I` when there were none or none had a weight.
     pub fn finish(self) -> ActivationStats {
         let features = self.abs.len();
-        if self.n_tokens == 0 {
+        if self.n_tokens == 0 || self.weight <= 0.0 {
             return ActivationStats::identity(features);
         }
-        let scale = 1.0 / self.n_tokens as f64;
+        let scale = 1.0 / self.weight;
         let mut hessian = vec![0.0; features * features];
         for column in 0..features {
             for row in column..features {
@@ -104,7 +129,8 @@ impl Accumulator {
                 hessian[column * features + row] = value;
             }
         }
-        let mean_abs = self.abs.iter().map(|a| (a * scale) as f32).collect();
+        let per_token = 1.0 / self.n_tokens as f64;
+        let mean_abs = self.abs.iter().map(|a| (a * per_token) as f32).collect();
         ActivationStats {
             in_features: features,
             hessian,
@@ -202,6 +228,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn weighted_means_match_a_naive_sum_in_f64() {
+        let (features, x) = (21, rows(40 * 21, 5));
+        let weights: Vec<f32> = rows(40, 6).iter().map(|w| 4.0 * (w + 0.5)).collect();
+        let mut accumulator = Accumulator::new(features);
+        accumulator.add_weighted(&x, &weights).unwrap();
+        let stats = accumulator.finish();
+        assert_eq!(stats.n_tokens, 40);
+        let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+        for i in 0..features {
+            for j in 0..features {
+                let sum: f64 = x
+                    .chunks(features)
+                    .zip(&weights)
+                    .map(|(r, w)| f64::from(*w) * f64::from(r[i]) * f64::from(r[j]))
+                    .sum();
+                let found = f64::from(stats.hessian[i * features + j]);
+                assert!((found - sum / total).abs() < 1e-6, "[{i}, {j}]: {found}");
+            }
+            let mean_abs = x
+                .chunks(features)
+                .map(|r| f64::from(r[i].abs()))
+                .sum::<f64>()
+                / 40.0;
+            assert!((f64::from(stats.mean_abs[i]) - mean_abs).abs() < 1e-6);
+        }
+        let mut unfelt = Accumulator::new(2);
+        unfelt.add_weighted(&[1.0, 2.0], &[0.0]).unwrap();
+        assert_eq!(unfelt.finish().hessian, [1.0, 0.0, 0.0, 1.0]);
     }
 
     #[test]

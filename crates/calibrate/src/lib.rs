@@ -8,11 +8,11 @@
 pub mod text;
 
 mod accumulate;
-mod row_hessians;
+mod output_gradients;
 mod store;
 mod walk;
 
 pub use accumulate::Accumulator;
-pub use row_hessians::{RowHessianOptions, RowHessians, sensitivities};
+pub use output_gradients::{GradientOptions, OutputGradients, sensitivities};
 pub use store::{Store, StoreError};
 pub use walk::{LinearStats, RowStats, StageStats, Walk, WalkError, WalkOptions};

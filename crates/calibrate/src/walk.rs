@@ -1,12 +1,13 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::prelude::*;
 use halfbyte_model::{Block, Decoder, LinearKind, ModelError, Stage, values};
 use halfbyte_quant::ActivationStats;
 
 use crate::text::{Window, Windows};
-use crate::{Accumulator, Store, StoreError};
+use crate::{Accumulator, OutputGradients, Store, StoreError};
 
 /// Tokens one batch holds: large enough for dense products, small enough that a batch's activations stay in cache.
 const BATCH_TOKENS: usize = 2048;
@@ -49,6 +50,8 @@ pub struct WalkOptions {
     pub spill_folder: PathBuf,
     /// Calibration windows the attention-mixed statistic is taken from, evenly spaced; 0 for none at all.
     pub mixed_windows: usize,
+    /// What the loss feels of every token; without, every token counts alike.
+    pub gradients: Option<Arc<OutputGradients>>,
 }
 
 /// Why the walk stopped.
@@ -100,6 +103,8 @@ pub struct Walk {
     stream: Store,
     kept: Kept,
     bytes_in_memory: u64,
+    /// The block that is walked.
+    at: usize,
 }
 
 /// The one stage activation that is kept beside the residual stream.
@@ -133,6 +138,7 @@ impl Walk {
             stream: Store::in_memory(0, 0),
             kept: Kept::Nothing,
             bytes_in_memory: 0,
+            at: 0,
             options,
         };
         walk.stream = walk.store(tokens * hidden, "stream")?;
@@ -158,8 +164,9 @@ impl Walk {
         Ok(self.stream.read_bits(0, self.n_windows())?)
     }
 
-    /// Goes on from a saved residual stream.
-    pub fn restore(&mut self, bits: &[u16]) -> Result<(), WalkError> {
+    /// Goes on before block `at`, from a saved residual stream.
+    pub fn restore(&mut self, at: usize, bits: &[u16]) -> Result<(), WalkError> {
+        self.at = at;
         self.kept = Kept::Nothing;
         for (index, window) in bits.chunks(self.tokens * self.hidden).enumerate() {
             let values: Vec<f32> = window
@@ -187,7 +194,9 @@ impl Walk {
         block: &Block,
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
-        self.pass(block, true, tick)
+        let stats = self.pass(block, true, tick)?;
+        self.at += 1;
+        Ok(stats)
     }
 
     fn pass(
@@ -197,41 +206,39 @@ impl Walk {
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
         let width = |kind| block.linears.get(kind).in_features();
-        let mut input = Sums::new(self.hidden);
+        let mut input = self.sums(self.attention_kinds(), self.hidden);
         let mut mixed = self.mixed_sums(block);
-        let mut output = Sums::new(width(LinearKind::O));
-        let mut mlp_input = Sums::new(self.hidden);
-        let mut mlp_output = Sums::new(width(LinearKind::Down));
+        let mut output = self.sums(&[LinearKind::O], width(LinearKind::O));
+        let mut mlp_input = self.sums(&[LinearKind::Gate, LinearKind::Up], self.hidden);
+        let mut mlp_output = self.sums(&[LinearKind::Down], width(LinearKind::Down));
         for batch in self.batches() {
             let h = self.stream(&batch)?;
             let x = block.attention_input(h.clone());
             let seen = values(x.clone())?;
-            self.add(Stage::AttentionInput, &mut input, &batch, &seen)?;
+            self.observe(Stage::AttentionInput, &mut input, &batch, &seen)?;
             let (q, k) = block.query_key(x.clone());
             self.observe_mixed(block, &mut mixed, &batch, [&q, &k], &x)?;
             let a = block.attention(q, k, x);
             let seen = values(a.clone())?;
-            self.add(Stage::AttentionOutput, &mut output, &batch, &seen)?;
+            self.observe(Stage::AttentionOutput, &mut output, &batch, &seen)?;
             let h = block.attention_output(h, a);
             let x = block.mlp_input(h.clone());
             let seen = values(x.clone())?;
-            self.add(Stage::MlpInput, &mut mlp_input, &batch, &seen)?;
+            self.observe(Stage::MlpInput, &mut mlp_input, &batch, &seen)?;
             let m = block.mlp_mix(x);
             let seen = values(m.clone())?;
-            self.add(Stage::MlpOutput, &mut mlp_output, &batch, &seen)?;
+            self.observe(Stage::MlpOutput, &mut mlp_output, &batch, &seen)?;
             if into_stream {
                 let h = values(block.mlp_output(h, m))?;
                 self.stream.write(batch.start, &h)?;
             }
             tick(batch.end * self.tokens);
         }
-        let mut stats = vec![finish(self.attention_kinds(), input)];
+        let mut stats = finish(input);
         stats.extend(finish_mixed(mixed, block.head_dim()));
-        stats.extend([
-            finish(&[LinearKind::O], output),
-            finish(&[LinearKind::Gate, LinearKind::Up], mlp_input),
-            finish(&[LinearKind::Down], mlp_output),
-        ]);
+        for sums in [output, mlp_input, mlp_output] {
+            stats.extend(finish(sums));
+        }
         Ok(stats)
     }
 
@@ -241,13 +248,13 @@ impl Walk {
         block: &Block,
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
-        let mut sums = Sums::new(self.hidden);
+        let mut sums = self.sums(self.attention_kinds(), self.hidden);
         for batch in self.batches() {
             let x = block.attention_input(self.stream(&batch)?);
-            self.add(Stage::AttentionInput, &mut sums, &batch, &values(x)?)?;
+            self.observe(Stage::AttentionInput, &mut sums, &batch, &values(x)?)?;
             tick(batch.end * self.tokens);
         }
-        Ok(vec![finish(self.attention_kinds(), sums)])
+        Ok(finish(sums))
     }
 
     /// Runs q and k, and gives the statistics of `A norm1(h)` for every kv head (none when
@@ -287,7 +294,7 @@ impl Walk {
         };
         let features = heads * head_dim;
         let mut attention = self.store(self.tokens * features, "attention")?;
-        let mut sums = Sums::new(features);
+        let mut sums = self.sums(&[LinearKind::O], features);
         for batch in self.batches() {
             let x = block.attention_input(self.stream(&batch)?);
             let read = |store: &Store, heads: usize| -> Result<Tensor<4>, WalkError> {
@@ -299,12 +306,12 @@ impl Walk {
                 ))
             };
             let a = values(block.attention(read(&queries, heads)?, read(&keys, kv_heads)?, x))?;
-            self.add(Stage::AttentionOutput, &mut sums, &batch, &a)?;
+            self.observe(Stage::AttentionOutput, &mut sums, &batch, &a)?;
             attention.write(batch.start, &a)?;
             tick(batch.end * self.tokens);
         }
         self.kept = Kept::Attention(attention);
-        Ok(vec![finish(&[LinearKind::O], sums)])
+        Ok(finish(sums))
     }
 
     /// Runs o into the residual stream, and gives the statistics of `norm2(h)`.
@@ -316,12 +323,12 @@ impl Walk {
         let Kept::Attention(attention) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
             unreachable!("attention_output comes before mlp_input");
         };
-        let mut sums = Sums::new(self.hidden);
+        let mut sums = self.sums(&[LinearKind::Gate, LinearKind::Up], self.hidden);
         for batch in self.batches() {
             let a = self.tensor(attention.read(batch.start, batch.len())?, &batch);
             let h = block.attention_output(self.stream(&batch)?, a);
             self.stream.write(batch.start, &values(h.clone())?)?;
-            self.add(
+            self.observe(
                 Stage::MlpInput,
                 &mut sums,
                 &batch,
@@ -329,7 +336,7 @@ impl Walk {
             )?;
             tick(batch.end * self.tokens);
         }
-        Ok(vec![finish(&[LinearKind::Gate, LinearKind::Up], sums)])
+        Ok(finish(sums))
     }
 
     /// Runs gate and up, and gives the statistics of down's input.
@@ -340,15 +347,15 @@ impl Walk {
     ) -> Result<Vec<LinearStats>, WalkError> {
         let features = block.linears.get(LinearKind::Down).in_features();
         let mut mlp = self.store(self.tokens * features, "mlp")?;
-        let mut sums = Sums::new(features);
+        let mut sums = self.sums(&[LinearKind::Down], features);
         for batch in self.batches() {
             let m = values(block.mlp_mix(block.mlp_input(self.stream(&batch)?)))?;
-            self.add(Stage::MlpOutput, &mut sums, &batch, &m)?;
+            self.observe(Stage::MlpOutput, &mut sums, &batch, &m)?;
             mlp.write(batch.start, &m)?;
             tick(batch.end * self.tokens);
         }
         self.kept = Kept::Mlp(mlp);
-        Ok(vec![finish(&[LinearKind::Down], sums)])
+        Ok(finish(sums))
     }
 
     /// Runs down into the residual stream: the next block's input.
@@ -366,6 +373,7 @@ impl Walk {
             self.stream.write(batch.start, &values(h)?)?;
             tick(batch.end * self.tokens);
         }
+        self.at += 1;
         Ok(())
     }
 
@@ -405,12 +413,29 @@ impl Walk {
             for (head, sums) in sums.iter_mut().enumerate() {
                 let (q, k) = (one(q, head * shared, shared), one(k, head, 1));
                 let mixed = values(block.attention_mixed_input(q, k, x.clone().narrow(0, at, 1)))?;
-                for rows in mixed.chunks(self.tokens * self.hidden) {
-                    self.add(Stage::AttentionMixed, sums, &(window..window + 1), rows)?;
+                for (i, rows) in mixed.chunks(self.tokens * self.hidden).enumerate() {
+                    let head = (LinearKind::V, head * shared + i);
+                    self.add(
+                        Stage::AttentionMixed,
+                        sums,
+                        &(window..window + 1),
+                        rows,
+                        head,
+                    )?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Empty sums for the linears of a stage: shared by all, or one each where tokens have weights.
+    fn sums(&self, kinds: &[LinearKind], features: usize) -> Vec<LinearSums> {
+        let shared = match self.options.gradients {
+            Some(_) => 1,
+            None => kinds.len(),
+        };
+        let of = |kinds: &[LinearKind]| (kinds.to_vec(), Sums::new(features));
+        kinds.chunks(shared).map(of).collect()
     }
 
     fn batches(&self) -> Vec<Range<usize>> {
@@ -449,6 +474,20 @@ impl Walk {
         wanted > 0 && (window >= all || wanted >= all || (window * wanted) % all < wanted)
     }
 
+    /// Adds a batch to the sums of all linears that see it.
+    fn observe(
+        &self,
+        stage: Stage,
+        linears: &mut [LinearSums],
+        batch: &Range<usize>,
+        values: &[f32],
+    ) -> Result<(), WalkError> {
+        for (kinds, sums) in linears {
+            self.add(stage, sums, batch, values, (kinds[0], 0))?;
+        }
+        Ok(())
+    }
+
     /// Adds the real tokens of a batch to its windows' sums; padding is left out.
     fn add(
         &self,
@@ -456,6 +495,7 @@ impl Walk {
         sums: &mut Sums,
         batch: &Range<usize>,
         values: &[f32],
+        (kind, head): (LinearKind, usize),
     ) -> Result<(), WalkError> {
         let per_window = values.len() / batch.len();
         let features = per_window / self.tokens;
@@ -486,23 +526,34 @@ impl Walk {
             } else {
                 &mut sums.holdout
             };
-            sum.add(&values[start..start + rows * features])
-                .map_err(|row| not_finite(row, window))?;
+            let values = &values[start..start + rows * features];
+            let added = match &self.options.gradients {
+                None => sum.add(values),
+                Some(gradients) => {
+                    let mut weights = gradients.weights(self.at, kind, head, window..end)?;
+                    weights.truncate(rows);
+                    sum.add_weighted(values, &weights)
+                }
+            };
+            added.map_err(|row| not_finite(row, window))?;
             window = end;
         }
         Ok(())
     }
 }
 
-/// The statistics of linears that share an input.
-fn finish(kinds: &[LinearKind], sums: Sums) -> LinearStats {
-    LinearStats {
-        kinds: kinds.to_vec(),
+/// Linears that share an input, and its sums.
+type LinearSums = (Vec<LinearKind>, Sums);
+
+fn finish(linears: Vec<LinearSums>) -> Vec<LinearStats> {
+    let of = |(kinds, sums): LinearSums| LinearStats {
+        kinds,
         parts: vec![RowStats {
             rows: None,
             stats: sums.finish(),
         }],
-    }
+    };
+    linears.into_iter().map(of).collect()
 }
 
 /// The sums of v's kv heads, each for the rows of its head; nothing where there are none.

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{Window, Windows};
-use halfbyte_calibrate::{LinearStats, RowHessianOptions, Walk, WalkOptions, sensitivities};
+use halfbyte_calibrate::{GradientOptions, LinearStats, Walk, WalkOptions, sensitivities};
 use halfbyte_checkpoint::TensorInfo;
 use halfbyte_model::{Decoder, LinearKind, linear_shape};
 use halfbyte_quant::Scheme;
@@ -212,7 +212,7 @@ impl Budgeting<'_> {
         let all = &self.windows.calibration;
         let count = SENSITIVITY_WINDOWS.min(all.len());
         let windows: Vec<&Window> = (0..count).map(|i| &all[i * all.len() / count]).collect();
-        let options = RowHessianOptions {
+        let options = GradientOptions {
             seed: self.pipeline.calibration.seed,
             max_bytes: u64::MAX,
             spill_folder: Some(self.spill_folder),
@@ -242,6 +242,7 @@ impl Budgeting<'_> {
                 true => MIXED_WINDOWS,
                 false => 0,
             },
+            gradients: None,
         };
         let mut walk = Walk::new(self.windows, self.decoder, options)?;
         let tokens = walk.tokens_per_window();

@@ -170,7 +170,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
     // Forward, again forward and back, and the products of the gradients; the same without these an epoch.
     let forward = config.num_hidden_layers as f64 * tokens as f64 * (per_token - statistics) as f64;
     let solver = Solver::new(pipeline, false);
-    if solver.wants_row_hessians() {
+    if solver.wants_gradients() {
         let outputs = heads * heads + kv * kv + 2 * hidden * hidden + 2 * mlp * mlp;
         operations +=
             4.0 * forward + config.num_hidden_layers as f64 * tokens as f64 * outputs as f64;

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::Window;
-use halfbyte_calibrate::{LinearStats, RowHessianOptions, RowHessians, Walk, WalkOptions};
+use halfbyte_calibrate::{GradientOptions, LinearStats, OutputGradients, Walk, WalkOptions};
 use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
 use halfbyte_pack::{Format, ScaleDtype};
 use halfbyte_quant::{Coding, Scheme};
@@ -167,13 +168,14 @@ pub fn quantize(
         layout.set_bits(pipeline, budget)?;
     }
     if resumed < blocks {
-        let row_hessians = if solver.wants_row_hessians() {
-            let options = RowHessianOptions {
+        let gradients = if solver.wants_gradients() {
+            let options = GradientOptions {
                 seed: pipeline.calibration.seed,
                 max_bytes: GRADIENT_BYTES.min(activation_bytes / 2),
                 spill_folder: Some(work.folder()),
             };
-            let texts: Vec<&Window> = windows.calibration.iter().collect();
+            let texts: Vec<&Window> = windows.calibration.iter().chain(&windows.holdout).collect();
+            let n_calibration = windows.calibration.len();
             let mut tick = |done, total| {
                 on_event(Event::Phase {
                     block: None,
@@ -184,7 +186,8 @@ pub fn quantize(
                 })
             };
             Some(clock.time("gradients", || {
-                RowHessians::take(&texts, &decoder, &options, &mut tick)
+                OutputGradients::take(&texts, n_calibration, &decoder, &options, &mut tick)
+                    .map(Arc::new)
             })?)
         } else {
             None
@@ -192,11 +195,12 @@ pub fn quantize(
         let walk_options = WalkOptions {
             max_bytes: activation_bytes,
             spill_folder: work.folder().to_owned(),
-            mixed_windows: if solver.wants_mixed() {
-                MIXED_WINDOWS
-            } else {
-                0
+            mixed_windows: match (solver.wants_mixed(), &gradients) {
+                (false, _) => 0,
+                (true, None) => MIXED_WINDOWS,
+                (true, Some(_)) => usize::MAX,
             },
+            gradients: gradients.clone(),
         };
         let mut walk = if pipeline.reads_text() {
             Some(clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?)
@@ -206,7 +210,7 @@ pub fn quantize(
         if resumed > 0
             && let Some(walk) = &mut walk
         {
-            walk.restore(&work.stream(resumed)?)?;
+            walk.restore(resumed, &work.stream(resumed)?)?;
         }
         for index in resumed..blocks {
             let started = Instant::now();
@@ -219,7 +223,7 @@ pub fn quantize(
                 on_event,
                 scaling: scaling.as_ref(),
                 attention_peaks: Vec::new(),
-                row_hessians: row_hessians.as_ref(),
+                gradients: gradients.as_deref(),
                 floats: Vec::new(),
                 solved: Vec::new(),
                 replaced: Vec::new(),
@@ -478,7 +482,7 @@ struct BlockRun<'a> {
     scaling: Option<&'a Scaling>,
     /// Largest magnitudes of the input of q, k and v, which v's mixed statistics are not of.
     attention_peaks: Vec<f32>,
-    row_hessians: Option<&'a RowHessians>,
+    gradients: Option<&'a OutputGradients>,
     /// The linears that are not solved yet, where their channels were scaled.
     floats: Vec<(LinearKind, Scaled)>,
     solved: Vec<Solved>,
@@ -639,9 +643,9 @@ impl BlockRun<'_> {
         let scaled = self.floats.iter().position(|(k, _)| *k == kind);
         let scaled = scaled.map(|at| self.floats.swap_remove(at).1);
         let dense = weights.folder().tensor(&format!("{module}.weight"))?;
-        let row_factors = match self.row_hessians {
-            Some(hessians) => self.clock.time("factor", || {
-                let mut hessians = hessians.of(self.block, kind)?;
+        let row_factors = match self.gradients {
+            Some(gradients) => self.clock.time("factor", || {
+                let mut hessians = gradients.row_hessians(self.block, kind)?;
                 if let Some(scaled) = &scaled {
                     scaled.scales.scale_row_hessians(&mut hessians);
                 }

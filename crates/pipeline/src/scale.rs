@@ -388,6 +388,7 @@ mod tests {
             max_bytes: u64::MAX,
             spill_folder: spill.path().to_owned(),
             mixed_windows: 2,
+            gradients: None,
         };
         let mut walk = Walk::new(&windows, &decoder, options).unwrap();
         let solver = Solver::new(pipeline, false);

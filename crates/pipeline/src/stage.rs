@@ -178,7 +178,7 @@ impl Solver {
     }
 
     /// Whether rows are to be solved with regard to each other.
-    pub(crate) fn wants_row_hessians(&self) -> bool {
+    pub(crate) fn wants_gradients(&self) -> bool {
         matches!(self, Self::Gptq { best: true, .. })
     }
 
@@ -511,6 +511,21 @@ fn solve_codebook(options: &CodebookOptions, task: &Task<'_>) -> Result<Outcome>
         int8: None,
         warnings: Vec::new(),
     })
+}
+
+/// Damping of row Hessians: they are of as many tokens as rows want, but drawn and not measured. results/LOG.md has
+/// what others give.
+const ROW_DAMP: f64 = 0.1;
+
+/// Factors a row Hessian.
+pub(crate) fn factor_rows(hessian: &ActivationStats) -> Result<Factor> {
+    let options = GptqOptions {
+        damp: halfbyte_solve::Damp::Percent(
+            std::env::var("ROW_DAMP").map_or(ROW_DAMP, |x| x.parse().unwrap_or(ROW_DAMP)),
+        ),
+        ..GptqOptions::default()
+    };
+    Ok(factor(hessian, &options)?)
 }
 
 /// Some rows of a weight with `columns` columns, or all.

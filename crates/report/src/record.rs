@@ -170,8 +170,8 @@ pub struct LinearRecord {
     /// The same with those columns kept.
     #[serde(default)]
     pub int8_relative_loss_split: Option<f64>,
-    /// Whether its rows paid back each other's errors, by the loss's gradient at its output. `relative_loss` does not
-    /// see what that gains: it is given up for it.
+    /// Whether the loss's gradient at its output had a say: tokens counted by it, and rows paid back each other's errors.
+    /// `relative_loss` is by such tokens, and does not see what rows gain: it is given up for that.
     #[serde(default)]
     pub row_hessian: bool,
 }

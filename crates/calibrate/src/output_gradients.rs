@@ -21,7 +21,7 @@ const MOST_ROWS: usize = 2048;
 
 /// How the backward pass goes.
 #[derive(Clone, Copy, Debug)]
-pub struct RowHessianOptions<'a> {
+pub struct GradientOptions<'a> {
     /// Seed of the sampled next tokens.
     pub seed: u64,
     /// Bytes of residual streams kept at once; more windows are walked together when it is larger.
@@ -30,7 +30,8 @@ pub struct RowHessianOptions<'a> {
     pub spill_folder: Option<&'a Path>,
 }
 
-/// The row Hessians of every linear: means of `g gᵀ` over tokens, `g` the loss's gradient at its output.
+/// What the loss's gradient `g` at every linear's output says: its row Hessian, the mean of `g gᵀ` over tokens, and how
+/// much each token counts.
 ///
 /// The KL divergence from the float model is, to second order, `½ δᵀ F δ` with `F = E[g gᵀ]`, `g` the gradient of
 /// `log p(y)` for a next token `y` drawn from the model's own prediction. Taking inputs and gradients for independent
@@ -38,13 +39,29 @@ pub struct RowHessianOptions<'a> {
 /// (K-FAC, Martens and Grosse, arXiv 1503.05671; for rounding, YAQA, Tseng et al., arXiv 2505.22988, section 3). For v,
 /// whose output is seen only after attention has added up tokens, `g` is the gradient at the query heads that share
 /// a kv head, and `H` the attention-mixed one.
+///
+/// They are not quite independent, so `H` counts a token by the mean over rows of `g²`, each row's brought to 1 on
+/// average over the window (GuidedQuant, arXiv 2505.07004, section 3, has such weights row by row).
 #[derive(Debug)]
-pub struct RowHessians {
+pub struct OutputGradients {
     /// Sums, lower triangles of a block's linears one after another; a block is a row.
-    store: Store,
+    hessians: Store,
     parts: Vec<Part>,
     /// Tokens added so far, by block.
     tokens: Vec<u64>,
+    /// Weights of a window's tokens for each of `weighted`; a window of a block is a row.
+    weights: Store,
+    n_windows: usize,
+    tokens_per_window: usize,
+    weighted: Vec<Weighted>,
+}
+
+/// Gradients from which weights of tokens are taken.
+#[derive(Clone, Debug)]
+struct Weighted {
+    kind: LinearKind,
+    /// Output features; for a query head those of o's input.
+    features: Range<usize>,
 }
 
 /// Rows of a linear that have one Hessian.
@@ -69,24 +86,26 @@ impl Part {
     }
 }
 
-impl RowHessians {
-    /// Runs the float model forward and back over `windows`, all of the same length. `tick` hears how many of how many
-    /// block passes are done.
+impl OutputGradients {
+    /// Runs the float model forward and back over `windows`, all of the same length; row Hessians are of the first
+    /// `n_calibration` of them. `tick` hears how many of how many block passes are done.
     ///
     /// # Errors
     /// As [`crate::Walk`], and gradients that are not finite.
     pub fn take(
         windows: &[&Window],
+        n_calibration: usize,
         decoder: &Decoder,
-        options: &RowHessianOptions<'_>,
+        options: &GradientOptions<'_>,
         tick: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, WalkError> {
-        let mut hessians = Self::empty(decoder, options.spill_folder)?;
         let tokens = windows.first().map_or(0, |w| w.ids.len());
+        let mut taken = Self::empty(decoder, [windows.len(), tokens], options.spill_folder)?;
         let pass = Pass {
             decoder,
             seed: options.seed,
             windows,
+            n_calibration,
             tokens,
             hidden: decoder.weights().config().hidden_size,
             head: decoder.head()?,
@@ -99,15 +118,19 @@ impl RowHessians {
         let mut done = 0;
         for first in (0..windows.len()).step_by(chunk) {
             let range = first..(first + chunk).min(windows.len());
-            pass.run(range, &mut hessians, &mut || {
+            pass.run(range, &mut taken, &mut || {
                 done += 1;
                 tick(done, total);
             })?;
         }
-        Ok(hessians)
+        Ok(taken)
     }
 
-    fn empty(decoder: &Decoder, spill_folder: Option<&Path>) -> Result<Self, WalkError> {
+    fn empty(
+        decoder: &Decoder,
+        [n_windows, tokens_per_window]: [usize; 2],
+        spill_folder: Option<&Path>,
+    ) -> Result<Self, WalkError> {
         let mut parts: Vec<Part> = Vec::new();
         let mut start = 0;
         for kind in LinearKind::ALL {
@@ -123,15 +146,55 @@ impl RowHessians {
             }
         }
         let blocks = decoder.n_blocks();
-        let store = match spill_folder {
+        let hessians = match spill_folder {
             Some(folder) => Store::in_file(blocks, start, &folder.join("row_hessians.spill"))?,
             None => Store::in_memory(blocks, start),
         };
+        let config = decoder.weights().config();
+        let mut weighted = Vec::new();
+        for kind in LinearKind::ALL {
+            let [out, _] = linear_shape(config, kind);
+            let (count, width) = match kind {
+                LinearKind::V => (config.num_attention_heads, config.head_dim),
+                _ => (1, out),
+            };
+            weighted.extend((0..count).map(|i| Weighted {
+                kind,
+                features: i * width..(i + 1) * width,
+            }));
+        }
+        let per_window = weighted.len() * tokens_per_window;
         Ok(Self {
-            store,
+            hessians,
             parts,
             tokens: vec![0; blocks],
+            weights: Store::in_memory(blocks * n_windows, per_window),
+            n_windows,
+            tokens_per_window,
+            weighted,
         })
+    }
+
+    /// How much the tokens of some windows count in a linear's `H`, one after another, 1 on average over each window;
+    /// for v in what query head `head` mixes, for others `head` is 0.
+    ///
+    /// # Errors
+    /// None as long as the weights lie in memory.
+    pub fn weights(
+        &self,
+        block: usize,
+        kind: LinearKind,
+        head: usize,
+        windows: Range<usize>,
+    ) -> Result<Vec<f32>, WalkError> {
+        let first = self.weighted.iter().position(|of| of.kind == kind);
+        let start = (first.unwrap_or(0) + head) * self.tokens_per_window;
+        let mut weights = Vec::with_capacity(windows.len() * self.tokens_per_window);
+        for window in windows {
+            let all = self.weights.read(block * self.n_windows + window, 1)?;
+            weights.extend_from_slice(&all[start..start + self.tokens_per_window]);
+        }
+        Ok(weights)
     }
 
     /// The row Hessians of a linear, one after another for all its rows: one for all but very many rows, for v one a kv
@@ -139,8 +202,12 @@ impl RowHessians {
     ///
     /// # Errors
     /// The file that holds them cannot be read.
-    pub fn of(&self, block: usize, kind: LinearKind) -> Result<Vec<ActivationStats>, WalkError> {
-        let all = self.store.read(block, 1)?;
+    pub fn row_hessians(
+        &self,
+        block: usize,
+        kind: LinearKind,
+    ) -> Result<Vec<ActivationStats>, WalkError> {
+        let all = self.hessians.read(block, 1)?;
         let tokens = self.tokens[block];
         let per_token = 1.0 / tokens.max(1) as f32;
         let expand = |part: &Part| {
@@ -162,7 +229,7 @@ impl RowHessians {
 
     /// Mean over a linear's rows of `g²`, summed over the query heads that share a row of v.
     fn mean_square(&self, block: usize) -> Result<BTreeMap<LinearKind, f64>, WalkError> {
-        let all = self.store.read(block, 1)?;
+        let all = self.hessians.read(block, 1)?;
         let mut sums = BTreeMap::new();
         for part in &self.parts {
             let (sum, rows) = sums.entry(part.kind).or_insert((0.0, 0));
@@ -175,8 +242,9 @@ impl RowHessians {
         Ok(sums.into_iter().map(mean).collect())
     }
 
+    /// Adds what some windows of a block gave.
     fn add(&mut self, block: usize, sums: RowSums) -> Result<(), WalkError> {
-        let mut all = self.store.read(block, 1)?;
+        let mut all = self.hessians.read(block, 1)?;
         for (part, sum) in self.parts.iter().zip(sums.of_parts) {
             let (rows, count) = (part.rows(), sum.n_tokens() as f32);
             let mean = sum.finish().hessian;
@@ -188,28 +256,28 @@ impl RowHessians {
             }
         }
         self.tokens[block] += sums.tokens;
-        Ok(self.store.write(block, &all)?)
+        Ok(self.hessians.write(block, &all)?)
     }
 }
 
 /// What a unit of each linear's loss `tr(Δ H Δᵀ)` costs in KL divergence from the float model, in nats a token: half the
-/// mean of `g²` over its rows, in the notation of [`RowHessians`]. v's loss is that by the attention-mixed Hessian, the
+/// mean of `g²` over its rows, in the notation of [`OutputGradients`]. v's loss is that by the attention-mixed Hessian, the
 /// mean over the query heads that share a kv head, so it counts as often as there are such heads.
 ///
 /// A value a linear of every block, from `windows` alone: a few are enough for means over thousands of rows. `tick` as
-/// in [`RowHessians::take`].
+/// in [`OutputGradients::take`].
 ///
 /// # Errors
-/// As [`RowHessians::take`].
+/// As [`OutputGradients::take`].
 pub fn sensitivities(
     windows: &[&Window],
     decoder: &Decoder,
-    options: &RowHessianOptions<'_>,
+    options: &GradientOptions<'_>,
     tick: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<BTreeMap<LinearKind, f64>>, WalkError> {
-    let hessians = RowHessians::take(windows, decoder, options, tick)?;
+    let gradients = OutputGradients::take(windows, windows.len(), decoder, options, tick)?;
     let half = |block: usize| {
-        let mut means = hessians.mean_square(block)?;
+        let mut means = gradients.mean_square(block)?;
         means.values_mut().for_each(|mean| *mean *= 0.5);
         Ok(means)
     };
@@ -253,30 +321,60 @@ impl RowSums {
     }
 
     /// Adds a window's gradients, the first `len` tokens of them; false when one is not finite.
-    fn add(
-        &mut self,
-        parts: &[Part],
-        gradients: &BlockGradients,
-        len: usize,
-    ) -> Result<bool, WalkError> {
+    fn add(&mut self, parts: &[Part], gradients: &Gradients, len: usize) -> bool {
         let mut finite = true;
-        for kind in LinearKind::ALL {
-            let tensor = gradients.of(kind).unwrap_or(&gradients.attention);
-            let [_, _, width] = tensor.dims();
-            let all = values(tensor.clone())?;
-            let of_kind = parts.iter().zip(&mut self.of_parts);
-            for (part, sum) in of_kind.filter(|(part, _)| part.kind == kind) {
-                for features in &part.features {
-                    let mut rows = Vec::with_capacity(len * part.rows());
-                    for token in all.chunks_exact(width).take(len) {
-                        rows.extend_from_slice(&token[features.clone()]);
-                    }
-                    finite &= sum.add(&rows).is_ok();
+        for (part, sum) in parts.iter().zip(&mut self.of_parts) {
+            let (width, all) = gradients.of(part.kind);
+            for features in &part.features {
+                let mut rows = Vec::with_capacity(len * part.rows());
+                for token in all.chunks_exact(width).take(len) {
+                    rows.extend_from_slice(&token[features.clone()]);
                 }
+                finite &= sum.add(&rows).is_ok();
             }
         }
         self.tokens += len as u64;
-        Ok(finite)
+        finite
+    }
+}
+
+/// Gradients of one window on the host, `[tokens, width]` for every linear; for v at o's input.
+struct Gradients(BTreeMap<LinearKind, (usize, Vec<f32>)>);
+
+impl Gradients {
+    fn new(gradients: &BlockGradients) -> Result<Self, WalkError> {
+        let read = |kind: LinearKind| {
+            let tensor = gradients.of(kind).unwrap_or(&gradients.attention).clone();
+            let [_, _, width] = tensor.dims();
+            Ok((kind, (width, values(tensor)?)))
+        };
+        let all = LinearKind::ALL.into_iter().map(read);
+        Ok(Self(all.collect::<Result<_, WalkError>>()?))
+    }
+
+    fn of(&self, kind: LinearKind) -> (usize, &[f32]) {
+        let (width, values) = &self.0[&kind];
+        (*width, values)
+    }
+
+    /// The mean over features of `g²`, each feature's brought to 1 on average over the first `len` tokens; 0 after them.
+    fn weights(&self, of: &Weighted, len: usize) -> Vec<f32> {
+        let (width, all) = self.of(of.kind);
+        let tokens = || all.chunks_exact(width).map(|g| &g[of.features.clone()]);
+        let mut scale = vec![0.0f32; of.features.len()];
+        for g in tokens().take(len) {
+            scale.iter_mut().zip(g).for_each(|(sum, g)| *sum += g * g);
+        }
+        let felt = scale.iter().filter(|&&sum| sum > 0.0).count();
+        for scale in &mut scale {
+            if *scale > 0.0 {
+                *scale = len as f32 / (*scale * felt as f32);
+            }
+        }
+        let weight = |g: &[f32]| g.iter().zip(&scale).map(|(g, scale)| g * g * scale).sum();
+        let mut weights: Vec<f32> = tokens().map(weight).collect();
+        weights[len..].fill(0.0);
+        weights
     }
 }
 
@@ -284,6 +382,7 @@ struct Pass<'a> {
     decoder: &'a Decoder,
     seed: u64,
     windows: &'a [&'a Window],
+    n_calibration: usize,
     tokens: usize,
     hidden: usize,
     head: Head,
@@ -294,7 +393,7 @@ impl Pass<'_> {
     fn run(
         &self,
         range: Range<usize>,
-        hessians: &mut RowHessians,
+        taken: &mut OutputGradients,
         tick: &mut dyn FnMut(),
     ) -> Result<(), WalkError> {
         let n = range.len();
@@ -308,6 +407,7 @@ impl Pass<'_> {
         let mut gradients = Vec::with_capacity(n);
         for index in 0..blocks {
             let block = self.decoder.block(index, self.tokens)?;
+            self.decoder.release_block(index);
             let last = index + 1 == blocks;
             let mut next = (!last).then(|| Store::in_memory(n, self.tokens * self.hidden));
             for at in 0..n {
@@ -323,21 +423,28 @@ impl Pass<'_> {
         for index in (0..blocks).rev() {
             let block = self.decoder.block(index, self.tokens)?;
             self.decoder.release_block(index);
-            let mut sums = RowSums::new(&hessians.parts);
+            let mut sums = RowSums::new(&taken.parts);
             for (at, gradient) in gradients.iter_mut().enumerate() {
                 let window = range.start + at;
                 let h = self.tensor(streams[index].read(at, 1)?);
                 let found = block.gradients(h, self.tensor(std::mem::take(gradient)));
-                if !sums.add(&hessians.parts, &found, self.windows[window].len)? {
+                let read = Gradients::new(&found)?;
+                let len = self.windows[window].len;
+                if window < self.n_calibration && !sums.add(&taken.parts, &read, len) {
                     return Err(WalkError::Gradient {
                         block: index,
                         window,
                     });
                 }
+                let weights = taken.weighted.iter().flat_map(|of| read.weights(of, len));
+                let weights: Vec<f32> = weights.collect();
+                taken
+                    .weights
+                    .write(index * taken.n_windows + window, &weights)?;
                 *gradient = values(found.input)?;
                 tick();
             }
-            hessians.add(index, sums)?;
+            taken.add(index, sums)?;
             streams.pop();
         }
         Ok(())
@@ -441,12 +548,12 @@ mod tests {
         let windows: Vec<&Window> = windows.iter().collect();
         let folder = tempfile::tempdir().unwrap();
         let take = |max_bytes: u64, spill_folder: Option<&Path>| {
-            let options = RowHessianOptions {
+            let options = GradientOptions {
                 seed: 1,
                 max_bytes,
                 spill_folder,
             };
-            RowHessians::take(&windows, &decoder, &options, &mut |_, _| ()).unwrap()
+            OutputGradients::take(&windows, 3, &decoder, &options, &mut |_, _| ()).unwrap()
         };
         let (whole, pieces) = (take(u64::MAX, None), take(0, Some(folder.path())));
 
@@ -455,6 +562,7 @@ mod tests {
             decoder: &decoder,
             seed: 1,
             windows: &windows,
+            n_calibration: 3,
             tokens: 24,
             hidden: decoder.weights().config().hidden_size,
             head: decoder.head().unwrap(),
@@ -485,7 +593,7 @@ mod tests {
             sum / 63.0
         };
         for found in [&whole, &pieces] {
-            let gate = &found.of(last, LinearKind::Gate).unwrap()[0];
+            let gate = &found.row_hessians(last, LinearKind::Gate).unwrap()[0];
             let scale = mean(&of_gate, 0, 0);
             for (a, b) in [(0, 0), (3, 3), (5, 40), (40, 5), (17, 90)] {
                 let wanted = mean(&of_gate, a, b);
@@ -497,7 +605,7 @@ mod tests {
             }
             let dim = block.head_dim();
             let shared = block.heads() / block.kv_heads();
-            let v = found.of(last, LinearKind::V).unwrap();
+            let v = found.row_hessians(last, LinearKind::V).unwrap();
             assert_eq!(v.len(), block.kv_heads());
             let wanted: f64 = (0..shared)
                 .map(|h| {
@@ -522,6 +630,40 @@ mod tests {
             let diagonal: f64 = (0..gate.in_features).map(|a| mean(&of_gate, a, a)).sum();
             let square = found.mean_square(last).unwrap()[&LinearKind::Gate];
             assert!((square * gate.in_features as f64 / diagonal - 1.0).abs() < 0.01);
+
+            // the second window is the fifteen tokens after the first one's 24
+            let of_window = &of_gate[24..39];
+            let norm = |row: usize| {
+                of_window
+                    .iter()
+                    .map(|g| f64::from(g[row]).powi(2))
+                    .sum::<f64>()
+            };
+            let norms: Vec<f64> = (0..gate.in_features).map(norm).collect();
+            let weights = found.weights(last, LinearKind::Gate, 0, 1..2).unwrap();
+            for (token, g) in of_window.iter().enumerate() {
+                let each = g
+                    .iter()
+                    .zip(&norms)
+                    .map(|(g, norm)| f64::from(*g).powi(2) / norm);
+                let wanted = 15.0 * each.sum::<f64>() / gate.in_features as f64;
+                let near = f64::from(weights[token]);
+                assert!(
+                    (near / wanted - 1.0).abs() < 0.01,
+                    "{token}: {near} {wanted}"
+                );
+            }
+            assert!(weights[15..].iter().all(|w| *w == 0.0), "padding is felt");
+            for head in 0..block.heads() {
+                let weights = found.weights(last, LinearKind::V, head, 0..3).unwrap();
+                for (weights, window) in weights.chunks(24).zip(&windows) {
+                    let sum: f32 = weights.iter().sum();
+                    assert!(
+                        (sum / window.len as f32 - 1.0).abs() < 0.01,
+                        "{head}: {sum}"
+                    );
+                }
+            }
         }
         drop(pieces);
         assert_eq!(
