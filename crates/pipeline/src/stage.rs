@@ -147,11 +147,15 @@ impl Solver {
                 }
                 let mut first = 0;
                 let ranges = row_factors.iter().map(|rows| {
-                    let range = weight.subrows(first, rows.in_features());
                     first += rows.in_features();
-                    gptq_coupled(range, factor, rows, scheme, &options)
+                    let start = first - rows.in_features();
+                    (weight.subrows(start, rows.in_features()), rows)
                 });
-                let mut solutions = ranges.collect::<Result<Vec<_>, _>>()?;
+                let ranges: Vec<_> = ranges.collect();
+                let solved = ranges
+                    .par_iter()
+                    .map(|(range, rows)| gptq_coupled(*range, factor, rows, scheme, &options));
+                let mut solutions = solved.collect::<Result<Vec<_>, _>>()?;
                 match solutions.len() {
                     1 => solutions.swap_remove(0),
                     _ => Solution::stack(solutions)?,
@@ -520,9 +524,7 @@ const ROW_DAMP: f64 = 0.1;
 /// Factors a row Hessian.
 pub(crate) fn factor_rows(hessian: &ActivationStats) -> Result<Factor> {
     let options = GptqOptions {
-        damp: halfbyte_solve::Damp::Percent(
-            std::env::var("ROW_DAMP").map_or(ROW_DAMP, |x| x.parse().unwrap_or(ROW_DAMP)),
-        ),
+        damp: halfbyte_solve::Damp::Percent(ROW_DAMP),
         ..GptqOptions::default()
     };
     Ok(factor(hessian, &options)?)

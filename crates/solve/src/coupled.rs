@@ -17,7 +17,7 @@ use crate::strip::{Panels, StripResult, assemble, check_weight, gather};
 use crate::{GptqOptions, Solution, SolveError};
 
 /// Rows are solved in so many waves. Those of one wave are solved side by side and do not hear of each other.
-const WAVES: usize = 16;
+const WAVES: usize = 48;
 
 /// [`gptq`](crate::gptq) under `tr(R Δ H Δᵀ)`: `factor` is of `H`, `rows` of `R`, `[out_features, out_features]`, made with
 /// the default recipe. The figures of the solution are those of `H` alone, so they compare with an ordinary solve's.
