@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Say what a model holds, tensor by tensor
     Inspect(Inspect),
+    /// Draw the page of a run again and print its summary, or compare several runs
+    Report(Report),
     /// Print the JSON Schema of the pipeline file, for editors
     Schema,
 }
@@ -95,6 +97,16 @@ pub(crate) struct Inspect {
     /// One JSON document on stdout
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// Folders that runs have written
+    #[arg(value_name = "RUN", required = true)]
+    pub(crate) runs: Vec<PathBuf>,
+    /// The page to write; where not given, one run's goes to halfbyte/report.html in its folder, and several get none
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -241,6 +253,7 @@ mod tests {
             "halfbyte run p.yaml --max-memory much",
             "halfbyte eval m",
             "halfbyte eval m --text t --windows 0",
+            "halfbyte report",
             "halfbyte frob",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();

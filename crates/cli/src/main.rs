@@ -6,6 +6,7 @@
 mod args;
 mod failure;
 mod progress;
+mod reports;
 mod results;
 
 use std::io::{self, IsTerminal, Write};
@@ -91,6 +92,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             let inspection = halfbyte_pipeline::inspect(&args.model)?;
             print_result(&inspection, Inspection::to_string, args.json)
         }
+        Command::Report(args) => print(&reports::report(&args.runs, args.out.as_deref())?),
         Command::Schema => print(&json(&Pipeline::schema())?),
     }
 }

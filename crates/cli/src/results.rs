@@ -77,6 +77,8 @@ mod tests {
             kl_max: 9.5,
             top1_agreement: 0.808,
             top1_agreement_se: 0.004,
+            stream_error: vec![],
+            worst_tokens: vec![],
         });
         assert_eq!(
             evaluation(&scored),

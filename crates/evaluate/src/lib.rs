@@ -3,10 +3,10 @@
 //! In: two decoders and windows of token ids. Out: an [`Evaluation`]. Both models are streamed block by block over
 //! all windows, and logits exist only for a few hundred tokens at a time, so evaluating takes the memory quantizing
 //! took. KL divergence tells methods apart with a fraction of the tokens perplexity needs; both come with standard
-//! errors over windows.
+//! errors over windows. The two walk side by side, which shows how far apart they are after each block.
 
 mod divergence;
 mod score;
 
 pub use divergence::{TokenScore, compare, score};
-pub use score::{Against, EvaluateError, Evaluation, evaluate};
+pub use score::{Against, EvaluateError, Evaluation, WorstToken, evaluate};

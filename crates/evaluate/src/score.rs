@@ -7,6 +7,8 @@ use crate::divergence::{TokenScore, compare, score};
 
 /// Tokens whose logits exist at once.
 const LOGIT_ROWS: usize = 128;
+/// Tokens told one by one.
+const WORST_TOKENS: usize = 20;
 
 /// A model's scores; natural logarithms, standard errors over windows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -49,6 +51,31 @@ pub struct Against {
     pub top1_agreement: f64,
     /// Standard error of `top1_agreement`.
     pub top1_agreement_se: f64,
+    /// How far the residual stream has drifted after each block: the mean over tokens of `‖h - ĥ‖² / ‖h‖²`, h the
+    /// reference's. A mean over tokens, since a few tokens of huge norm would decide a quotient of sums. Empty where
+    /// the two models are not of one shape.
+    pub stream_error: Vec<f64>,
+    /// The tokens of largest KL, largest first.
+    pub worst_tokens: Vec<WorstToken>,
+}
+
+/// A token on which the two models differ much.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct WorstToken {
+    /// Which of the windows.
+    pub window: usize,
+    /// Index in the window of the token predicted.
+    pub position: usize,
+    /// KL(float || model) of the prediction.
+    pub kl: f64,
+    /// `-ln p` of the token that stands there, by the reference.
+    pub nll_reference: f64,
+    /// The same by the model.
+    pub nll: f64,
+    /// The token the reference finds likeliest.
+    pub top_reference: usize,
+    /// The token the model finds likeliest.
+    pub top: usize,
 }
 
 /// Why nothing could be scored.
@@ -105,15 +132,26 @@ pub fn evaluate(
         done += units;
         tick(done, total);
     };
-    let judged = last_streams(model, windows, &mut step)?;
-    let reference = match reference {
-        Some(reference) => Some((reference, last_streams(reference, windows, &mut step)?)),
+    let mut judged = Streams::embed(model, windows)?;
+    let mut float = match reference {
+        Some(reference) => Some(Streams::embed(reference, windows)?),
         None => None,
     };
+    let mut stream_error = Vec::new();
+    let deepest = reference.map_or(0, Decoder::n_blocks).max(model.n_blocks());
+    for index in 0..deepest {
+        judged.advance(index, &mut step)?;
+        if let Some(float) = &mut float {
+            float.advance(index, &mut step)?;
+            if float.shape() == judged.shape() {
+                stream_error.push(float.distance(&judged));
+            }
+        }
+    }
     let mut scores = Vec::with_capacity(windows.len());
     let head = model.head()?;
-    let reference_head = match &reference {
-        Some((reference, _)) => Some(reference.head()?),
+    let reference_head = match reference {
+        Some(reference) => Some(reference.head()?),
         None => None,
     };
     let vocab = vocab(model);
@@ -121,19 +159,16 @@ pub fn evaluate(
         let mut window = Vec::with_capacity(ids.len() - 1);
         for start in (0..ids.len() - 1).step_by(LOGIT_ROWS) {
             let rows = LOGIT_ROWS.min(ids.len() - 1 - start);
-            let logits = |stream: &[f32], decoder: &Decoder, head: &halfbyte_model::Head| {
-                let hidden = decoder.weights().config().hidden_size;
-                let h = stream[start * hidden..(start + rows) * hidden].to_vec();
-                let h =
-                    Tensor::<2>::from_data(TensorData::new(h, [rows, hidden]), decoder.device());
-                values(head.forward(h))
+            let logits = |streams: &Streams<'_>, head: &halfbyte_model::Head| {
+                let hidden = streams.hidden_size();
+                let h = streams.windows[index][start * hidden..(start + rows) * hidden].to_vec();
+                let h = TensorData::new(h, [rows, hidden]);
+                values(head.forward(Tensor::<2>::from_data(h, streams.decoder.device())))
             };
             let targets = &ids[start + 1..start + 1 + rows];
-            let q = logits(&judged[index], model, &head)?;
-            let p = match (&reference, &reference_head) {
-                (Some((decoder, streams)), Some(head)) => {
-                    Some(logits(&streams[index], decoder, head)?)
-                }
+            let q = logits(&judged, &head)?;
+            let p = match (&float, &reference_head) {
+                (Some(float), Some(head)) => Some(logits(float, head)?),
                 _ => None,
             };
             if q.iter().chain(p.iter().flatten()).any(|x| !x.is_finite()) {
@@ -151,7 +186,8 @@ pub fn evaluate(
                                 nll_reference: nll,
                                 nll,
                                 kl: 0.0,
-                                same_top: true,
+                                top_reference: 0,
+                                top: 0,
                             }
                         }
                     }
@@ -162,34 +198,77 @@ pub fn evaluate(
         scores.push(window);
         step(2);
     }
-    Ok(summarize(&scores, reference.is_some()))
+    Ok(summarize(&scores, reference.map(|_| stream_error)))
 }
 
-/// The residual stream after the last block, one `[tokens, hidden_size]` a window.
-fn last_streams(
-    decoder: &Decoder,
-    windows: &[Vec<u32>],
-    step: &mut dyn FnMut(u64),
-) -> Result<Vec<Vec<f32>>, EvaluateError> {
-    let hidden = decoder.weights().config().hidden_size;
-    let mut streams = windows
-        .iter()
-        .map(|w| decoder.embed(w))
-        .collect::<Result<Vec<_>, _>>()?;
-    for index in 0..decoder.n_blocks() {
-        let block = decoder.block(index, windows[0].len())?;
+/// A model's residual streams on their way through its blocks, one `[tokens, hidden_size]` a window.
+struct Streams<'a> {
+    decoder: &'a Decoder,
+    windows: Vec<Vec<f32>>,
+    tokens: usize,
+}
+
+impl<'a> Streams<'a> {
+    fn embed(decoder: &'a Decoder, windows: &[Vec<u32>]) -> Result<Self, EvaluateError> {
+        Ok(Self {
+            decoder,
+            tokens: windows[0].len(),
+            windows: windows
+                .iter()
+                .map(|window| decoder.embed(window))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.decoder.weights().config().hidden_size
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        (self.decoder.n_blocks(), self.hidden_size())
+    }
+
+    /// Through block `index`, where there is one.
+    fn advance(&mut self, index: usize, step: &mut dyn FnMut(u64)) -> Result<(), EvaluateError> {
+        if index >= self.decoder.n_blocks() {
+            return Ok(());
+        }
+        let (decoder, hidden) = (self.decoder, self.hidden_size());
+        let block = decoder.block(index, self.tokens)?;
         decoder.release_block(index);
-        for stream in &mut streams {
+        for stream in &mut self.windows {
             let tokens = stream.len() / hidden;
             let h = TensorData::new(std::mem::take(stream), [1, tokens, hidden]);
             *stream = values(block.forward(Tensor::<3>::from_data(h, decoder.device())))?;
             step(1);
         }
+        Ok(())
     }
-    Ok(streams)
+
+    /// The mean over tokens of `‖h - ĥ‖² / ‖h‖²`, h our own.
+    fn distance(&self, other: &Self) -> f64 {
+        let hidden = self.hidden_size();
+        let windows = self.windows.par_iter().zip(&other.windows);
+        let sums: Vec<f64> = windows
+            .map(|(ours, theirs)| {
+                let tokens = ours.chunks_exact(hidden).zip(theirs.chunks_exact(hidden));
+                tokens.map(|(h, other)| relative_distance(h, other)).sum()
+            })
+            .collect();
+        sums.iter().sum::<f64>() / (self.windows.len() * self.tokens) as f64
+    }
 }
 
-fn summarize(scores: &[Vec<TokenScore>], against: bool) -> Evaluation {
+/// `‖h - other‖² / ‖h‖²`; 0 where both are zero.
+fn relative_distance(h: &[f32], other: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let lost: f64 = h.iter().zip(other).map(|(a, b)| square(a - b)).sum();
+    let whole: f64 = h.iter().map(|x| square(*x)).sum();
+    if lost == 0.0 { 0.0 } else { lost / whole }
+}
+
+/// `stream_error` is there where there was a reference.
+fn summarize(scores: &[Vec<TokenScore>], stream_error: Option<Vec<f64>>) -> Evaluation {
     let per_window = |f: &dyn Fn(&TokenScore) -> f64| {
         let means: Vec<f64> = scores
             .iter()
@@ -198,11 +277,12 @@ fn summarize(scores: &[Vec<TokenScore>], against: bool) -> Evaluation {
         mean_and_error(&means)
     };
     let (nll, nll_se) = per_window(&|s| s.nll);
-    let against = against.then(|| {
+    let against = stream_error.map(|stream_error| {
         let (nll_float, nll_float_se) = per_window(&|s| s.nll_reference);
         let (ln_ratio, ln_ratio_se) = per_window(&|s| s.nll - s.nll_reference);
         let (kl_mean, kl_mean_se) = per_window(&|s| s.kl);
-        let (top1_agreement, top1_agreement_se) = per_window(&|s| f64::from(u8::from(s.same_top)));
+        let (top1_agreement, top1_agreement_se) =
+            per_window(&|s| f64::from(u8::from(s.same_top())));
         let mut kl: Vec<f64> = scores.iter().flatten().map(|s| s.kl).collect();
         kl.sort_by(f64::total_cmp);
         let quantile = |share: f64| kl[((kl.len() - 1) as f64 * share).round() as usize];
@@ -218,6 +298,8 @@ fn summarize(scores: &[Vec<TokenScore>], against: bool) -> Evaluation {
             kl_max: quantile(1.0),
             top1_agreement,
             top1_agreement_se,
+            stream_error,
+            worst_tokens: worst_tokens(scores),
         }
     });
     Evaluation {
@@ -227,6 +309,28 @@ fn summarize(scores: &[Vec<TokenScore>], against: bool) -> Evaluation {
         perplexity_se: nll.exp() * nll_se,
         against,
     }
+}
+
+fn worst_tokens(scores: &[Vec<TokenScore>]) -> Vec<WorstToken> {
+    let mut all: Vec<WorstToken> = scores
+        .iter()
+        .enumerate()
+        .flat_map(|(window, scores)| {
+            scores.iter().enumerate().map(move |(row, s)| WorstToken {
+                window,
+                position: row + 1,
+                kl: s.kl,
+                nll_reference: s.nll_reference,
+                nll: s.nll,
+                top_reference: s.top_reference,
+                top: s.top,
+            })
+        })
+        .collect();
+    // Stable, so that ties stay in the order of the text.
+    all.sort_by(|a, b| b.kl.total_cmp(&a.kl));
+    all.truncate(WORST_TOKENS);
+    all
 }
 
 /// The mean of windows of equal length and its standard error; 0 for a single window, where there is none.
@@ -246,7 +350,8 @@ mod tests {
             nll_reference,
             nll,
             kl,
-            same_top,
+            top_reference: 7,
+            top: if same_top { 7 } else { 8 },
         }
     }
 
@@ -256,7 +361,7 @@ mod tests {
             vec![token(1.0, 2.0, 0.5, true), token(3.0, 4.0, 1.5, false)],
             vec![token(1.0, 1.0, 0.0, true), token(1.0, 1.0, 0.0, true)],
         ];
-        let found = summarize(&scores, true);
+        let found = summarize(&scores, Some(vec![0.25]));
         assert!((found.perplexity - 2.0f64.exp()).abs() < 1e-12);
         assert!((found.perplexity_se - 2.0f64.exp() * 1.0).abs() < 1e-12);
         let against = found.against.unwrap();
@@ -268,5 +373,26 @@ mod tests {
         assert!(
             (against.ln_ratio - 0.5).abs() < 1e-12 && (against.ln_ratio_se - 0.5).abs() < 1e-12
         );
+        assert_eq!(against.stream_error, [0.25]);
+        let worst = &against.worst_tokens;
+        let places: Vec<_> = worst.iter().map(|t| (t.window, t.position)).collect();
+        assert_eq!(places, [(0, 2), (0, 1), (1, 1), (1, 2)]);
+        assert_eq!((worst[0].kl, worst[0].nll, worst[0].top), (1.5, 4.0, 8));
+    }
+
+    #[test]
+    fn only_the_worst_tokens_are_kept() {
+        let window: Vec<_> = (0..50)
+            .map(|kl| token(1.0, 1.0, f64::from(kl), true))
+            .collect();
+        let worst = worst_tokens(&[window]);
+        assert_eq!(worst.len(), WORST_TOKENS);
+        assert_eq!((worst[0].position, worst[19].position), (50, 31));
+    }
+
+    #[test]
+    fn drift_is_relative_to_the_reference() {
+        assert_eq!(relative_distance(&[3.0, 4.0], &[3.0, 3.0]), 0.04);
+        assert_eq!(relative_distance(&[0.0], &[0.0]), 0.0);
     }
 }

@@ -97,6 +97,10 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             error.hint.clone()
         } else if let Some(error) = e.downcast_ref::<ConfigError>() {
             error.hint.clone()
+        } else if let Some(ReportError::Io { action: "read", .. }) = e.downcast_ref() {
+            Some(
+                "give the folder a finished run has written: it holds halfbyte/run.json".to_owned(),
+            )
         } else {
             None
         }

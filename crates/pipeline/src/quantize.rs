@@ -39,7 +39,7 @@ pub struct Run {
     pub record: RunRecord,
     /// The exported folders.
     pub folders: Vec<PathBuf>,
-    /// Where `halfbyte/run.json` and `linears.csv` lie.
+    /// Where `halfbyte/run.json`, `linears.csv` and `report.html` lie.
     pub out: PathBuf,
     /// The gate that the scores failed, if any; the files are written all the same.
     pub gate: Option<GateFailed>,
@@ -307,9 +307,15 @@ pub fn quantize(
             decoder.device().clone(),
         );
         let scores = evaluate::scores(&quantized, Some(&decoder), &text.windows, on_event)?;
-        record.evaluation = record::evaluation(&settings.text.written, &scores, text);
+        // A token that does not decode shows as nothing; its scores stand all the same.
+        let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
+        record.evaluation = record::evaluation(&settings.text.written, &scores, text, &decode);
     }
     halfbyte_report::write_run(&options.out, &record)?;
+    if pipeline.report.html {
+        let page = halfbyte_report::run_page(&record, true);
+        halfbyte_report::write_page(&halfbyte_report::page_path(&options.out), &page)?;
+    }
     for export in &exports {
         halfbyte_checkpoint::write_file(
             &export.folder.join("README.md"),

@@ -1,11 +1,11 @@
 //! What a run did, as records.
 
 use halfbyte_calibrate::text::{EvaluationText, TextReport};
-use halfbyte_evaluate::Evaluation;
+use halfbyte_evaluate::{Evaluation, WorstToken};
 use halfbyte_model::Decoder;
 use halfbyte_report::{
     BudgetRecord, CalibrationRecord, EvaluationRecord, ExportRecord, LinearRecord, ModelRecord,
-    RunRecord, SCHEMA_VERSION, SummaryRecord, TuneRecord,
+    RunRecord, SCHEMA_VERSION, SummaryRecord, TokenRecord, TuneRecord,
 };
 
 use crate::config::Pipeline;
@@ -106,11 +106,15 @@ impl Parts<'_> {
     }
 }
 
-/// The scores as a record; `None` where there was no reference.
+/// Tokens of text told on each side of a token.
+const CONTEXT_TOKENS: usize = 8;
+
+/// The scores as a record; `None` where there was no reference. `decode` makes token ids text.
 pub(crate) fn evaluation(
     name: &str,
     scores: &Evaluation,
     text: &EvaluationText,
+    decode: &dyn Fn(&[u32]) -> String,
 ) -> Option<EvaluationRecord> {
     let against = scores.against.as_ref()?;
     Some(EvaluationRecord {
@@ -127,5 +131,99 @@ pub(crate) fn evaluation(
         kl_median: against.kl_median,
         kl_p99: against.kl_p99,
         top1_agreement: against.top1_agreement,
+        stream_error: against.stream_error.clone(),
+        worst_tokens: against
+            .worst_tokens
+            .iter()
+            .map(|worst| in_context(worst, text, decode))
+            .collect(),
     })
+}
+
+fn in_context(
+    worst: &WorstToken,
+    text: &EvaluationText,
+    decode: &dyn Fn(&[u32]) -> String,
+) -> TokenRecord {
+    let (ids, at) = (&text.windows[worst.window], worst.position);
+    let from = at.saturating_sub(CONTEXT_TOKENS);
+    let to = ids.len().min(at + 1 + CONTEXT_TOKENS);
+    // Decoded from the front, since some tokenizers decode the first token without its space.
+    let whole = decode(&ids[from..to]);
+    let (upto, through) = (decode(&ids[from..at]), decode(&ids[from..=at]));
+    let cut = through
+        .strip_prefix(&upto)
+        .zip(whole.strip_prefix(&through))
+        .map(|(token, after)| (token.to_owned(), after.to_owned()));
+    // A character cut in two decodes otherwise alone than in its place.
+    let (token, after) = cut.unwrap_or_else(|| (decode(&ids[at..=at]), decode(&ids[at + 1..to])));
+    TokenRecord {
+        window: text.indices[worst.window],
+        position: at,
+        kl: worst.kl,
+        before: upto,
+        token,
+        after,
+        probability_float: (-worst.nll_reference).exp(),
+        probability: (-worst.nll).exp(),
+        top_float: decode(&[worst.top_reference as u32]),
+        top: decode(&[worst.top as u32]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(position: usize, decode: &dyn Fn(&[u32]) -> String) -> TokenRecord {
+        let text = EvaluationText {
+            windows: vec![vec![], (10..40).collect()],
+            indices: vec![2, 7],
+            n_available: 8,
+            n_tokens: 240,
+            tokens_dropped_at_end: 0,
+        };
+        let worst = WorstToken {
+            window: 1,
+            position,
+            kl: 2.0,
+            nll_reference: 0.0,
+            nll: 1.0,
+            top_reference: 11,
+            top: 12,
+        };
+        in_context(&worst, &text, decode)
+    }
+
+    #[test]
+    fn a_token_is_told_with_eight_on_each_side_where_there_are_so_many() {
+        let decode = |ids: &[u32]| ids.iter().map(|id| format!(" {id}")).collect::<String>();
+        let middle = at(20, &decode);
+        assert_eq!(middle.before, " 22 23 24 25 26 27 28 29");
+        assert_eq!((middle.token.as_str(), middle.window), (" 30", 7));
+        assert_eq!(middle.after, " 31 32 33 34 35 36 37 38");
+        assert_eq!(
+            (middle.top_float.as_str(), middle.top.as_str()),
+            (" 11", " 12")
+        );
+        let (first, last) = (at(1, &decode), at(29, &decode));
+        assert_eq!(
+            (first.before.as_str(), first.token.as_str()),
+            (" 10", " 11")
+        );
+        assert_eq!((last.token.as_str(), last.after.as_str()), (" 39", ""));
+    }
+
+    #[test]
+    fn text_that_does_not_decode_piece_by_piece_is_still_told() {
+        // The last token of a stretch decodes otherwise than in the middle of one.
+        let decode = |ids: &[u32]| {
+            let (last, rest) = ids.split_last().unwrap();
+            let rest: String = rest.iter().map(u32::to_string).collect();
+            format!("{rest}[{last}]")
+        };
+        let found = at(20, &decode);
+        assert_eq!(found.token, "[30]");
+        assert_eq!(found.after, "31323334353637[38]");
+    }
 }

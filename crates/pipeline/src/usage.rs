@@ -34,31 +34,37 @@ pub(crate) fn usage() -> Usage {
     Usage::default()
 }
 
-/// Wall and processor seconds by phase.
+/// Wall and processor seconds by phase, and by how much the peak memory grew in it.
 #[derive(Debug, Default)]
 pub(crate) struct Clock {
-    phases: BTreeMap<&'static str, (f64, f64)>,
+    phases: BTreeMap<&'static str, (f64, f64, u64)>,
 }
 
 impl Clock {
     /// Runs `work` and books its time under `phase`.
     pub(crate) fn time<T>(&mut self, phase: &'static str, work: impl FnOnce() -> T) -> T {
-        let (start, cpu) = (Instant::now(), usage().cpu_seconds);
+        let (start, before) = (Instant::now(), usage());
         let result = work();
+        let (seconds, after) = (start.elapsed().as_secs_f64(), usage());
         let entry = self.phases.entry(phase).or_default();
-        entry.0 += start.elapsed().as_secs_f64();
-        entry.1 += usage().cpu_seconds - cpu;
+        entry.0 += seconds;
+        entry.1 += after.cpu_seconds - before.cpu_seconds;
+        entry.2 += after.peak_rss_bytes - before.peak_rss_bytes;
         result
     }
 
     /// All phases, longest first.
     pub(crate) fn phases(&self) -> Vec<PhaseRecord> {
-        let record = |(name, (seconds, cpu_seconds)): (&&str, &(f64, f64))| PhaseRecord {
-            name: (*name).to_owned(),
-            seconds: *seconds,
-            cpu_seconds: *cpu_seconds,
-        };
-        let mut phases: Vec<PhaseRecord> = self.phases.iter().map(record).collect();
+        let mut phases: Vec<PhaseRecord> = self
+            .phases
+            .iter()
+            .map(|(name, &(seconds, cpu_seconds, growth))| PhaseRecord {
+                name: (*name).to_owned(),
+                seconds,
+                cpu_seconds,
+                peak_rss_growth_bytes: growth,
+            })
+            .collect();
         phases.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         phases
     }

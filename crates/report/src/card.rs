@@ -109,7 +109,7 @@ fn is_hub_id(source: &str) -> bool {
     }
 }
 
-fn short_name(source: &str) -> &str {
+pub(crate) fn short_name(source: &str) -> &str {
     source
         .trim_end_matches('/')
         .rsplit(['/', ':'])

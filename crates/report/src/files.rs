@@ -60,6 +60,39 @@ pub fn write_run(dir: &Path, run: &RunRecord) -> Result<(), ReportError> {
     write_whole(&path, &csv)
 }
 
+/// Writes a page as one file, beside its final name first. Its folder is made.
+pub fn write_page(path: &Path, html: &str) -> Result<(), ReportError> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|source| ReportError::Io {
+            path: folder.to_path_buf(),
+            action: "create the folder",
+            source,
+        })?;
+    }
+    write_whole(path, html.as_bytes())
+}
+
+/// Where the page of the run in `dir` lies.
+pub fn page_path(dir: &Path) -> PathBuf {
+    dir.join("halfbyte").join("report.html")
+}
+
+/// The folder of the run that `path` names: the folder itself, its `halfbyte` folder, or the run.json in that.
+pub fn find_run(path: &Path) -> PathBuf {
+    let folder = match path.file_name() {
+        Some(name) if name == "run.json" => path.parent().unwrap_or(path),
+        _ => path,
+    };
+    if !folder.join("run.json").is_file() {
+        return folder.to_path_buf();
+    }
+    match folder.parent() {
+        Some(run) if folder.ends_with("halfbyte") => run.to_path_buf(),
+        // A name without a folder in it, such as `.`.
+        _ => folder.join(".."),
+    }
+}
+
 /// Reads the run record that [`write_run`] left in `dir`.
 pub fn read_run(dir: &Path) -> Result<RunRecord, ReportError> {
     #[derive(Deserialize)]
@@ -106,7 +139,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
 }
 
 /// Columns of linears.csv: the fields of [`LinearRecord`] in their order.
-const COLUMNS: [&str; 31] = [
+pub(crate) const COLUMNS: [&str; 31] = [
     "block",
     "linear",
     "out_features",
@@ -150,7 +183,7 @@ fn linears_csv(linears: &[LinearRecord]) -> io::Result<Vec<u8>> {
 }
 
 /// A cell is empty where a value is not known.
-fn cells(linear: &LinearRecord) -> [String; 31] {
+pub(crate) fn cells(linear: &LinearRecord) -> [String; COLUMNS.len()] {
     let maybe = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     [
         linear.block.to_string(),

@@ -56,6 +56,7 @@ pub(crate) fn run() -> RunRecord {
                     name: name.into(),
                     seconds,
                     cpu_seconds: 1.9 * seconds,
+                    peak_rss_growth_bytes: (seconds as u64) << 20,
                 })
                 .to_vec(),
             warnings: vec!["the calibration text is short".into()],
@@ -79,6 +80,19 @@ pub(crate) fn run() -> RunRecord {
             kl_median: 0.0512,
             kl_p99: 1.214,
             top1_agreement: 0.8134,
+            stream_error: vec![0.0004, 0.0021],
+            worst_tokens: vec![TokenRecord {
+                window: 3,
+                position: 17,
+                kl: 4.25,
+                before: "the cat\nsat".into(),
+                token: " on".into(),
+                after: " the <b>mat</b>".into(),
+                probability_float: 0.91,
+                probability: 0.02,
+                top_float: " on".into(),
+                top: " in".into(),
+            }],
         }),
     }
 }

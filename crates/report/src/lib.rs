@@ -1,5 +1,5 @@
-//! What comes in: the records of a run. What goes out: run.json and linears.csv, the text for the terminal, and a
-//! draft of the model card.
+//! What comes in: the records of a run, or of several. What goes out: run.json and linears.csv, the text for the
+//! terminal, a page with charts, and a draft of the model card.
 //!
 //! Everything shown is computed from the records alone, so a run can be shown again years later without its model.
 //! The rejected alternative, text made while the run goes on, can neither be tested nor compared.
@@ -7,16 +7,22 @@
 //! Files are written beside their final name and renamed, so a reader never sees half of one.
 
 mod card;
+mod chart;
+mod compare;
 mod files;
+mod markup;
+mod page;
 mod record;
 mod text;
 
 pub use card::model_card;
-pub use files::{ReportError, read_run, write_run};
+pub use compare::Comparison;
+pub use files::{ReportError, find_run, page_path, read_run, write_page, write_run};
+pub use page::{comparison_page, run_page};
 pub use record::{
     BudgetRecord, CalibrationRecord, EvaluationRecord, ExportRecord, HessianKind, LinearRecord,
     ModelRecord, PhaseRecord, RunRecord, SCHEMA_VERSION, SensitivityRecord, SummaryRecord,
-    TuneRecord, UniformRecord,
+    TokenRecord, TuneRecord, UniformRecord,
 };
 pub use text::{linears_table, summary_text};
 

@@ -264,6 +264,9 @@ pub struct PhaseRecord {
     pub seconds: f64,
     /// Processor time over all cores.
     pub cpu_seconds: f64,
+    /// By how much the process's peak memory grew while it ran, where the system tells.
+    #[serde(default)]
+    pub peak_rss_growth_bytes: u64,
 }
 
 /// A folder that was written.
@@ -315,6 +318,41 @@ pub struct EvaluationRecord {
     /// Share of tokens on which both models think the same token likeliest.
     #[serde(deserialize_with = "number")]
     pub top1_agreement: f64,
+    /// How far the residual stream has drifted from the float model's after each block: the mean over tokens of
+    /// `‖h - ĥ‖² / ‖h‖²`.
+    #[serde(default)]
+    pub stream_error: Vec<f64>,
+    /// The tokens of largest KL, largest first.
+    #[serde(default)]
+    pub worst_tokens: Vec<TokenRecord>,
+}
+
+/// A token whose prediction changed much, in its place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Window of the text, counted as the pipeline counts them.
+    pub window: usize,
+    /// Index in the window of the token predicted.
+    pub position: usize,
+    /// KL(float ‖ quantized) of the prediction.
+    #[serde(deserialize_with = "number")]
+    pub kl: f64,
+    /// The text before it, a few tokens.
+    pub before: String,
+    /// The token that stands there.
+    pub token: String,
+    /// The text after it, a few tokens.
+    pub after: String,
+    /// Probability of the token by the float model.
+    #[serde(deserialize_with = "number")]
+    pub probability_float: f64,
+    /// Probability of the token by the exported files.
+    #[serde(deserialize_with = "number")]
+    pub probability: f64,
+    /// The token the float model finds likeliest.
+    pub top_float: String,
+    /// The token the exported files find likeliest.
+    pub top: String,
 }
 
 /// JSON has no NaN: what was written as null must not make the whole record unreadable.

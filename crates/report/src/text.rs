@@ -217,15 +217,29 @@ pub fn linears_table(run: &RunRecord) -> String {
     out
 }
 
-/// A row for each kind of linear in order of first appearance, and one for all of them.
-fn by_kind(linears: &[LinearRecord]) -> Vec<Vec<String>> {
+/// Figures of several linears: counts add up, bits are of all their weights, losses are geometric means.
+pub(crate) struct KindFigures {
+    pub(crate) name: String,
+    pub(crate) count: usize,
+    pub(crate) bits_per_weight: f64,
+    pub(crate) relative_loss: Option<f64>,
+    pub(crate) relative_loss_heldout: Option<f64>,
+    pub(crate) relative_loss_rtn: Option<f64>,
+    /// Plain rounding's loss over ours.
+    pub(crate) gain: Option<f64>,
+    /// Loss on held-out text over that on the calibration text.
+    pub(crate) heldout_ratio: Option<f64>,
+}
+
+/// Figures for each kind of linear in order of first appearance, and for all of them where there are several kinds.
+pub(crate) fn kind_figures(linears: &[LinearRecord]) -> Vec<KindFigures> {
     let mut kinds: Vec<&str> = Vec::new();
     for linear in linears {
         if !kinds.contains(&kind(linear)) {
             kinds.push(kind(linear));
         }
     }
-    let row = |name: &str, linears: &[&LinearRecord]| {
+    let figures = |name: &str, linears: &[&LinearRecord]| {
         let mean = |value: fn(&LinearRecord) -> Option<f64>| geometric_mean(linears, value);
         let weights = |linear: &LinearRecord| (linear.out_features * linear.in_features) as f64;
         let all: f64 = linears.iter().map(|linear| weights(linear)).sum();
@@ -233,44 +247,60 @@ fn by_kind(linears: &[LinearRecord]) -> Vec<Vec<String>> {
             .iter()
             .map(|linear| linear.bits_per_weight * weights(linear))
             .sum();
-        vec![
-            name.to_string(),
-            linears.len().to_string(),
-            format!("{:.2}", bits / all),
-            loss(mean(|linear| Some(linear.relative_loss))),
-            loss(mean(|linear| linear.relative_loss_heldout)),
-            loss(mean(|linear| Some(linear.relative_loss_rtn))),
-            times(mean(gain)),
-        ]
+        KindFigures {
+            name: name.to_owned(),
+            count: linears.len(),
+            bits_per_weight: bits / all,
+            relative_loss: mean(|linear| Some(linear.relative_loss)),
+            relative_loss_heldout: mean(|linear| linear.relative_loss_heldout),
+            relative_loss_rtn: mean(|linear| Some(linear.relative_loss_rtn)),
+            gain: mean(gain),
+            heldout_ratio: mean(heldout_ratio),
+        }
     };
-    let mut rows: Vec<Vec<String>> = kinds
+    let mut rows: Vec<KindFigures> = kinds
         .iter()
         .map(|name| {
             let members: Vec<&LinearRecord> = linears
                 .iter()
                 .filter(|linear| kind(linear) == *name)
                 .collect();
-            row(name, &members)
+            figures(name, &members)
         })
         .collect();
     if rows.len() > 1 {
-        rows.push(row("all", &linears.iter().collect::<Vec<_>>()));
+        rows.push(figures("all", &linears.iter().collect::<Vec<_>>()));
     }
     rows
 }
 
+fn by_kind(linears: &[LinearRecord]) -> Vec<Vec<String>> {
+    let cells = |figures: KindFigures| {
+        vec![
+            figures.name,
+            figures.count.to_string(),
+            format!("{:.2}", figures.bits_per_weight),
+            loss(figures.relative_loss),
+            loss(figures.relative_loss_heldout),
+            loss(figures.relative_loss_rtn),
+            times(figures.gain),
+        ]
+    };
+    kind_figures(linears).into_iter().map(cells).collect()
+}
+
 /// `q_proj` of `self_attn.q_proj`.
-fn kind(linear: &LinearRecord) -> &str {
+pub(crate) fn kind(linear: &LinearRecord) -> &str {
     linear.linear.rsplit('.').next().unwrap_or(&linear.linear)
 }
 
 /// The loss by which a linear is judged: held out, or where nothing was held out, on the calibration text.
-fn judged(linear: &LinearRecord) -> f64 {
+pub(crate) fn judged(linear: &LinearRecord) -> f64 {
     linear.relative_loss_heldout.unwrap_or(linear.relative_loss)
 }
 
 /// Plain rounding's loss over ours, both on the same text.
-fn gain(linear: &LinearRecord) -> Option<f64> {
+pub(crate) fn gain(linear: &LinearRecord) -> Option<f64> {
     let gain = match (
         linear.relative_loss_rtn_heldout,
         linear.relative_loss_heldout,
@@ -279,6 +309,12 @@ fn gain(linear: &LinearRecord) -> Option<f64> {
         _ => linear.relative_loss_rtn / linear.relative_loss,
     };
     gain.is_finite().then_some(gain)
+}
+
+/// Loss on held-out text over that on the calibration text.
+pub(crate) fn heldout_ratio(linear: &LinearRecord) -> Option<f64> {
+    let ratio = linear.relative_loss_heldout? / linear.relative_loss;
+    ratio.is_finite().then_some(ratio)
 }
 
 /// Over the linears that have the value; none if none has.
@@ -295,7 +331,7 @@ fn geometric_mean(
 }
 
 /// Columns as wide as their widest cell, the first to the left, the others to the right.
-fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let header: Vec<String> = header.iter().map(ToString::to_string).collect();
     let width = |column: usize| {
         let cells = rows

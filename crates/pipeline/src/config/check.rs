@@ -55,6 +55,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
             max_kl: file.gate.max_kl,
         },
         report: Report {
+            html: file.report.html,
             llm_int8: file.report.llm_int8,
         },
         resources: Resources {

@@ -258,11 +258,11 @@ pub(super) struct GateFile {
     pub(super) max_kl: Option<f64>,
 }
 
-/// Extra pages to write. run.json and linears.csv are always written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// What is written beside run.json and linears.csv, which always are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ReportFile {
-    /// One offline page; not in this version.
+    /// halfbyte/report.html, the run as one offline page.
     pub(super) html: bool,
     /// What LLM.int8() would keep of every linear in 16 bits, as columns of run.json and linears.csv.
     pub(super) llm_int8: bool,
@@ -280,6 +280,15 @@ pub(super) struct ResourcesFile {
     pub(super) max_memory: String,
     /// Where tensors live.
     pub(super) device: Device,
+}
+
+impl Default for ReportFile {
+    fn default() -> Self {
+        Self {
+            html: true,
+            llm_int8: false,
+        }
+    }
 }
 
 impl Default for CalibrationFile {

@@ -241,8 +241,10 @@ pub struct Gate {
 }
 
 /// What is reported beside the usual.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
+    /// `halfbyte/report.html`, the run as one offline page.
+    pub html: bool,
     /// What LLM.int8() would keep of every linear in 16 bits.
     pub llm_int8: bool,
 }
@@ -536,7 +538,7 @@ impl From<&Pipeline> for PipelineFile {
                 max_kl: gate.max_kl,
             },
             report: ReportFile {
-                html: false,
+                html: report.html,
                 llm_int8: report.llm_int8,
             },
             resources: ResourcesFile {

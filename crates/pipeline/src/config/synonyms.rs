@@ -108,7 +108,6 @@ pub(super) const SYNONYMS: &[Synonym] = &[
 const LATER: &[Later] = &[
     Later { path: "propagation", values: &["asymmetric"], hint: "use float or sequential" },
     Later { path: "export.*.format", values: &["gguf", "mlx"], hint: "use compressed-tensors, gptq, gptq_v2, awq, int-quantized or bitsandbytes" },
-    Later { path: "report.html", values: &["true"], hint: "leave it out; run.json and linears.csv are always written" },
     Later { path: "sweep", values: &[], hint: "leave it out and run once for each setting, with `--set quant.bits=3` and so on" },
 ];
 

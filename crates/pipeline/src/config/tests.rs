@@ -89,7 +89,7 @@ ignore: [lm_head, 're:.*embed']
 export: [{format: compressed-tensors, out: ct}, {format: gptq_v2}]
 evaluate: {text: eval.txt, sequence_length: 128, windows: [0, 3, 5]}
 gate: {max_kl: 0.1}
-report: {llm_int8: true}
+report: {html: false, llm_int8: true}
 resources: {threads: 2, max_memory: 8GiB, device: cpu}
 "#;
     let pipeline = Pipeline::parse(text, "p.yaml", folder.path()).unwrap();
@@ -107,6 +107,7 @@ resources: {threads: 2, max_memory: 8GiB, device: cpu}
     assert_eq!(pipeline.quant.damp_percent, Damp::Fraction(0.01));
     assert_eq!(pipeline.quant.signed_scales, SignedScales::Off);
     let evaluate = pipeline.evaluate.as_ref().unwrap();
+    assert!(!pipeline.report.html);
     assert_eq!(evaluate.windows, Windows::List(vec![0, 3, 5]));
     assert_eq!(evaluate.text.path, folder.path().join("eval.txt"));
     assert_eq!(pipeline.resources.max_memory_bytes, Some(8 << 30));
@@ -214,6 +215,7 @@ fn a_fingerprint_changes_with_what_decides_the_codes_and_with_nothing_else() {
     for same in [
         "resources.threads=2",
         "resources.max_memory=1GiB",
+        "report.html=false",
         "export=[{format: compressed-tensors, out: x}]",
         "quant.bits=4",
     ] {
@@ -424,10 +426,6 @@ fn what_is_planned_is_answered_by_name() {
     check_error(
         "model: {source: embedded:tiny}\nsweep: {bits: [2, 3]}\n",
         "p.yaml:2: sweep: known, but not in this version\nhint: leave it out and run once for each setting, with `--set quant.bits=3` and so on",
-    );
-    check_error(
-        "model: {source: embedded:tiny}\nreport: {html: true}\n",
-        "p.yaml:2: report.html: `true` is known, but not in this version\nhint: leave it out; run.json and linears.csv are always written",
     );
     check_error(
         "model: {source: embedded:tiny}\nmethod: awq\nrecipe: best\n",

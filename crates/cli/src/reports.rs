@@ -1,0 +1,76 @@
+//! Runs shown again from their records.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use halfbyte_pipeline::report::{
+    Comparison, RunRecord, comparison_page, find_run, page_path, read_run, run_page, summary_text,
+    write_page,
+};
+
+/// Writes the page asked for and says in words what it holds: one run's summary, or a table of several.
+pub(crate) fn report(runs: &[PathBuf], out: Option<&Path>) -> Result<String> {
+    let folders: Vec<PathBuf> = runs.iter().map(|run| find_run(run)).collect();
+    let mut records = folders
+        .iter()
+        .map(|folder| read_run(folder))
+        .collect::<Result<Vec<RunRecord>, _>>()?;
+    let mut text;
+    let page = if folders.len() == 1 {
+        let record = records.remove(0);
+        text = summary_text(&record);
+        let path = out.map_or_else(|| page_path(&folders[0]), |out| file_in(out, "report.html"));
+        Some((path, run_page(&record, out.is_none())))
+    } else {
+        let comparison = Comparison::of(names(&folders).into_iter().zip(records).collect());
+        text = comparison.text();
+        out.map(|out| (file_in(out, "compare.html"), comparison_page(&comparison)))
+    };
+    if let Some((path, html)) = page {
+        write_page(&path, &html)?;
+        text += &format!("{:<15} {}\n", "page", path.display());
+    }
+    Ok(text)
+}
+
+/// The file itself, or one of that name in a folder.
+fn file_in(out: &Path, name: &str) -> PathBuf {
+    if out.is_dir() {
+        out.join(name)
+    } else {
+        out.to_path_buf()
+    }
+}
+
+/// Runs by the last part of their paths, where those differ.
+fn names(folders: &[PathBuf]) -> Vec<String> {
+    let last = |folder: &PathBuf| {
+        let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.clone());
+        real.file_name().map_or_else(
+            || real.display().to_string(),
+            |n| n.to_string_lossy().into_owned(),
+        )
+    };
+    let short: Vec<String> = folders.iter().map(last).collect();
+    let whole = |(folder, name): (&PathBuf, &String)| {
+        let alone = short.iter().filter(|other| *other == name).count() == 1;
+        if alone {
+            name.clone()
+        } else {
+            folder.display().to_string()
+        }
+    };
+    folders.iter().zip(&short).map(whole).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_one_name_go_by_their_paths() {
+        let folders = ["no/a", "no/b", "other/b"].map(PathBuf::from);
+        assert_eq!(names(&folders), ["a", "no/b", "other/b"]);
+    }
+}
