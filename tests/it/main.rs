@@ -8,5 +8,6 @@
 mod architecture;
 mod bad_input;
 mod golden;
+mod page;
 mod program;
 mod snapshot;

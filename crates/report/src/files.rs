@@ -267,6 +267,57 @@ mod tests {
     }
 
     #[test]
+    fn a_record_from_before_drift_and_worst_tokens_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        write_run(dir.path(), &run()).unwrap();
+        let path = dir.path().join("halfbyte/run.json");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let evaluation = json["evaluation"].as_object_mut().unwrap();
+        assert!(
+            evaluation.remove("stream_error").is_some()
+                && evaluation.remove("worst_tokens").is_some()
+        );
+        for phase in json["summary"]["phases"].as_array_mut().unwrap() {
+            assert!(
+                phase
+                    .as_object_mut()
+                    .unwrap()
+                    .remove("peak_rss_growth_bytes")
+                    .is_some()
+            );
+        }
+        fs::write(&path, json.to_string()).unwrap();
+        let older = read_run(dir.path()).unwrap();
+        assert!(older.evaluation.unwrap().worst_tokens.is_empty());
+    }
+
+    #[test]
+    fn a_run_is_found_by_its_folder_the_folder_inside_and_its_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        write_run(&out, &run()).unwrap();
+        for path in [
+            out.clone(),
+            out.join("halfbyte"),
+            out.join("halfbyte/run.json"),
+        ] {
+            assert_eq!(find_run(&path), out, "{}", path.display());
+        }
+        assert_eq!(page_path(&out), out.join("halfbyte/report.html"));
+        assert_eq!(find_run(Path::new("no/where")), Path::new("no/where"));
+    }
+
+    #[test]
+    fn a_page_is_written_whole_into_a_folder_that_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/page.html");
+        write_page(&path, "<p>").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "<p>");
+        assert_eq!(fs::read_dir(dir.path().join("new")).unwrap().count(), 1);
+    }
+
+    #[test]
     fn a_loss_that_is_no_number_does_not_lose_the_record() {
         let dir = tempfile::tempdir().unwrap();
         let mut broken = run();

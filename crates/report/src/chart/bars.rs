@@ -1,8 +1,8 @@
 use super::{Marks, label, svg};
 
 const WIDTH: f64 = 460.0;
-const LEFT: f64 = 118.0;
-const RIGHT: f64 = 382.0;
+const LEFT: f64 = 140.0;
+const RIGHT: f64 = 378.0;
 const ROW: f64 = 25.0;
 
 /// Bars from left to right, one row a name.
@@ -103,7 +103,7 @@ mod tests {
         let svg = bars(vec![row(2.0, Some(4.0)), row(0.0, None)]);
         let found = elements(&svg);
         assert!(
-            found.iter().any(|tag| tag.contains("width=\"132.0\"")),
+            found.iter().any(|tag| tag.contains("width=\"119.0\"")),
             "{found:?}"
         );
         assert_eq!(

@@ -1,8 +1,15 @@
 //! Pages as one HTML file each: style and script inside, nothing fetched.
 
+mod bits;
 mod comparison;
+mod cost;
+mod gain;
+mod kinds;
+mod loss;
+mod record;
 mod run;
 mod table;
+mod tokens;
 mod yaml;
 
 pub use comparison::comparison_page;

@@ -95,6 +95,7 @@
       [...row.cells].forEach((cell, column) => {
         if (cell.textContent === "") return;
         const line = document.createElement("div");
+        if (cell.textContent.length > 20) line.className = "wide";
         line.append(element("dt", heads[column].textContent), element("dd", cell.textContent));
         list.append(line);
       });

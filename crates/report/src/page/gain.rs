@@ -1,0 +1,191 @@
+use super::kinds::Kinds;
+use super::table::{Column, Row, Table, Value};
+use super::{Section, figure, pair, paragraph};
+use crate::RunRecord;
+use crate::chart::{Axis, Plot};
+use crate::markup::{counted, escape};
+use crate::text::{gain, grouped, kind, kind_figures};
+
+/// How much larger the held-out loss may be for the text to count as enough, and for it to count as nearly enough. KL
+/// follows the loss about in proportion, so a tenth is a few standard errors of a KL measured on some thousand tokens;
+/// half of it is the difference between two group sizes.
+const ENOUGH: f64 = 1.1;
+const NEARLY: f64 = 1.5;
+/// Below it the held-out text is of another kind, as a single window may be by chance: nothing follows from it.
+const UNLIKE: f64 = 0.8;
+
+pub(super) fn rounding_and_text(run: &RunRecord, kinds: &Kinds) -> Section {
+    let log = |label| Axis {
+        label,
+        log: true,
+        whole: false,
+    };
+    let judged_text = if run
+        .linears
+        .iter()
+        .any(|l| l.relative_loss_heldout.is_some())
+    {
+        "held-out text"
+    } else {
+        "calibration text"
+    };
+    let chart = Plot {
+        id: "rounding",
+        title: "Our loss against plain rounding's",
+        desc: "One mark a linear. Below the line y = x our loss is the smaller one.",
+        x: log("loss of plain rounding"),
+        y: log("our loss"),
+        diagonal: true,
+        series: kinds.series(run, |l| {
+            match (l.relative_loss_rtn_heldout, l.relative_loss_heldout) {
+                (Some(rounding), Some(ours)) => Some((rounding, ours)),
+                _ => Some((l.relative_loss_rtn, l.relative_loss)),
+            }
+        }),
+    };
+    let mut charts = figure(
+        "Ours against plain rounding",
+        &format!(
+            "On {judged_text}. Below the line our loss is the smaller one; the distance is the gain."
+        ),
+        &chart.render(),
+    );
+    let heldout = kinds.series(run, |l| Some((l.relative_loss, l.relative_loss_heldout?)));
+    if !heldout.is_empty() {
+        let chart = Plot {
+            id: "heldout",
+            title: "Held-out loss against calibration loss",
+            desc: "One mark a linear. On the line y = x the loss is the same on text the solver has not seen.",
+            x: log("loss on the calibration text"),
+            y: log("loss on held-out text"),
+            diagonal: true,
+            series: heldout,
+        };
+        charts += &figure(
+            "Held-out text against calibration text",
+            "On the line the loss is the same on text the solver has not seen; above it, the solver has fitted its text.",
+            &chart.render(),
+        );
+    }
+    let (answer, reasons) = is_the_text_enough(run);
+    let mut html = pair(&charts);
+    html += &format!(
+        "<p class=\"verdict\">Is the calibration text enough? <strong>{}</strong> {}</p>\n",
+        escape(answer),
+        escape(&reasons)
+    );
+    let worse = run
+        .linears
+        .iter()
+        .filter(|l| gain(l).is_some_and(|gain| gain < 1.0))
+        .count();
+    if worse > 0 {
+        html += &paragraph(&format!(
+            "{} on {judged_text} more than by plain rounding.",
+            lose(worse)
+        ));
+    }
+    let rows = kind_figures(&run.linears)
+        .into_iter()
+        .map(|k| Row {
+            id: None,
+            values: vec![
+                Value::text(&k.name),
+                Value::whole(k.count),
+                Value::number(k.bits_per_weight),
+                Value::maybe(k.relative_loss),
+                Value::maybe(k.relative_loss_heldout),
+                Value::maybe(k.relative_loss_rtn),
+                Value::maybe(k.gain),
+                Value::maybe(k.heldout_ratio),
+            ],
+        })
+        .collect();
+    html += &Table {
+        id: "kinds",
+        caption: "By kind of linear, geometric means",
+        columns: vec![
+            Column::text("linear", "linear"),
+            Column::number("count", "count"),
+            Column::number("bits_per_weight", "bits a weight"),
+            Column::number("relative_loss", "loss"),
+            Column::number("relative_loss_heldout", "held out"),
+            Column::number("relative_loss_rtn", "rounding"),
+            Column::number("gain", "rounding / ours"),
+            Column::number("heldout_ratio", "held out / calibration"),
+        ],
+        rows,
+    }
+    .render();
+    Section {
+        id: "gain",
+        name: "Gain and calibration text",
+        html,
+    }
+}
+
+fn lose(n: usize) -> String {
+    let verb = if n == 1 { "loses" } else { "lose" };
+    format!("{} {verb}", counted(n, "linear"))
+}
+
+/// A word and the reasons for it.
+pub(super) fn is_the_text_enough(run: &RunRecord) -> (&'static str, String) {
+    let calibration = &run.calibration;
+    if calibration.tokens_used == 0 {
+        return ("No text was read.", "The method needs none.".to_owned());
+    }
+    let kinds = kind_figures(&run.linears);
+    let Some(ratio) = kinds.last().and_then(|all| all.heldout_ratio) else {
+        let remedy =
+            "Nothing was held out, so this run cannot tell; set calibration.holdout to 0.1.";
+        return ("Unknown.", remedy.to_owned());
+    };
+    let parts = if kinds.len() > 1 {
+        &kinds[..kinds.len() - 1]
+    } else {
+        &kinds[..]
+    };
+    let most = parts
+        .iter()
+        .filter_map(|k| Some((k.heldout_ratio?, k.name.as_str())))
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    let tail = match most {
+        Some((most, name)) if parts.len() > 1 => format!(", most for {name} ({most:.2} times)"),
+        _ => String::new(),
+    };
+    let measured = format!(
+        "On {} held-out tokens the loss is {ratio:.2} times that on the {} tokens of the calibration text{tail}.",
+        grouped(calibration.tokens_held_out),
+        grouped(calibration.tokens_used)
+    );
+    let (answer, advice) = if ratio < UNLIKE {
+        (
+            "Unknown.",
+            "The held-out text is much easier than the calibration text, so the two do not compare; hold out more windows.",
+        )
+    } else if ratio <= ENOUGH {
+        ("Yes.", "More text would gain little.")
+    } else if ratio <= NEARLY {
+        (
+            "Nearly.",
+            "More text of the same kind would lower the loss somewhat.",
+        )
+    } else {
+        (
+            "No.",
+            "The solver has fitted its text; raise calibration.num_samples, or add text nearer to what the model will read.",
+        )
+    };
+    let mut reasons = format!("{measured} {advice}");
+    let widest = run.linears.iter().max_by_key(|l| l.in_features);
+    if let Some(widest) = widest.filter(|l| l.tokens > 0 && l.tokens < l.in_features as u64) {
+        reasons += &format!(
+            " {} has {} inputs and was measured on {} tokens, too few for statistics of full rank.",
+            kind(widest),
+            widest.in_features,
+            grouped(widest.tokens)
+        );
+    }
+    (answer, reasons)
+}

@@ -1,0 +1,208 @@
+use super::kinds::row_id;
+use super::table::{Column, Row, Table, Value, facts};
+use super::yaml::yaml;
+use super::{Section, paragraph};
+use crate::files::{COLUMNS, cells};
+use crate::markup::{counted, escape, short};
+use crate::text::{bytes, grouped};
+use crate::{RunRecord, model_card};
+
+/// Labels of [`COLUMNS`] on the page.
+const LABELS: [&str; 26] = [
+    "block",
+    "linear",
+    "outputs",
+    "inputs",
+    "bits",
+    "group size",
+    "sym",
+    "method",
+    "bits a weight",
+    "tokens",
+    "loss",
+    "loss held out",
+    "rounding",
+    "SQNR dB",
+    "cosine",
+    "damping asked",
+    "damping used",
+    "dead columns",
+    "condition",
+    "clipped share",
+    "seconds",
+    "warnings",
+    "rounding held out",
+    "bytes before",
+    "bytes after",
+    "Hessian",
+];
+
+pub(super) fn linears(run: &RunRecord) -> Section {
+    // The name comes first: it is what a row is called by.
+    let mut order: Vec<usize> = (0..COLUMNS.len()).collect();
+    order.swap(0, 1);
+    let words = ["linear", "sym", "method", "warnings", "hessian"];
+    let columns = order
+        .iter()
+        .map(|&c| {
+            if words.contains(&COLUMNS[c]) {
+                Column::text(COLUMNS[c], LABELS[c])
+            } else {
+                Column::number(COLUMNS[c], LABELS[c])
+            }
+        })
+        .collect();
+    let value = |column: usize, raw: &str| {
+        let real = raw.contains(['.', 'e', 'N', 'i']) || raw == "0";
+        match raw.parse::<f64>() {
+            Ok(number) if real && !words.contains(&COLUMNS[column]) => {
+                // Cosines differ in their last digits only.
+                let shown = if COLUMNS[column] == "cosine" {
+                    format!("{number:.6}")
+                } else {
+                    short(number)
+                };
+                Value::shown(
+                    &shown,
+                    if number.is_finite() {
+                        raw.to_owned()
+                    } else {
+                        String::new()
+                    },
+                )
+            }
+            _ if COLUMNS[column] == "warnings" => Value::html(escape(raw), raw.to_owned(), "words"),
+            _ => Value::text(raw),
+        }
+    };
+    let rows = run
+        .linears
+        .iter()
+        .enumerate()
+        .map(|(row, linear)| {
+            let cells = cells(linear);
+            Row {
+                id: Some(row_id(row)),
+                values: order.iter().map(|&c| value(c, &cells[c])).collect(),
+            }
+        })
+        .collect();
+    let table = Table {
+        id: "linears",
+        caption: "All linears",
+        columns,
+        rows,
+    };
+    Section {
+        id: "table",
+        name: "Linears",
+        html: paragraph(
+            "Every figure of every linear, as in linears.csv. A click on a heading sorts.",
+        ) + &table.render(),
+    }
+}
+
+pub(super) fn provenance(run: &RunRecord, beside_run: bool) -> Section {
+    let (model, calibration) = (&run.model, &run.calibration);
+    let mut rows = vec![
+        (
+            "halfbyte",
+            format!("{} (schema_version {})", run.version, run.schema_version),
+        ),
+        ("model", model.source.clone()),
+    ];
+    if let Some(revision) = &model.revision {
+        rows.push(("revision", revision.clone()));
+    }
+    rows.push((
+        "architecture",
+        format!(
+            "{}, {} blocks, {} parameters, {}",
+            model.architecture,
+            model.blocks,
+            grouped(model.parameters),
+            model.dtype
+        ),
+    ));
+    if calibration.tokens_used == 0 {
+        rows.push(("calibration", "none, the method reads no text".to_owned()));
+    } else {
+        rows.push(("calibration", calibration.sources.join(", ")));
+        rows.push((
+            "tokens",
+            format!(
+                "{} used, {} held out, {} dropped, {} truncated",
+                grouped(calibration.tokens_used),
+                grouped(calibration.tokens_held_out),
+                grouped(calibration.tokens_dropped),
+                grouped(calibration.tokens_truncated)
+            ),
+        ));
+        rows.push(("sha256 of the windows", calibration.sha256.clone()));
+    }
+    if let Some(e) = &run.evaluation {
+        rows.push((
+            "evaluation",
+            format!(
+                "{}: {} of {} tokens",
+                e.text,
+                counted(e.windows, "window"),
+                grouped(e.sequence_length as u64)
+            ),
+        ));
+    }
+    for export in &run.exports {
+        rows.push((
+            "written",
+            format!(
+                "{} ({}, {})",
+                export.path,
+                export.format,
+                bytes(export.bytes)
+            ),
+        ));
+    }
+    let mut html = facts(&rows);
+    if beside_run {
+        html += "<p>";
+        for (index, export) in run.exports.iter().enumerate() {
+            html += &format!(
+                "<a href=\"../{}README.md\">Model card draft ({})</a> ",
+                escape(&export_folder(run, index)),
+                escape(&export.format)
+            );
+        }
+        html += "<a href=\"run.json\">run.json</a> <a href=\"linears.csv\">linears.csv</a></p>\n";
+    }
+    html += &format!(
+        "<details><summary>Pipeline as resolved, every default filled in</summary>\n<pre tabindex=\"0\">{}</pre></details>\n",
+        escape(&yaml(&run.pipeline))
+    );
+    html += &format!(
+        "<details><summary>Model card draft</summary>\n<pre tabindex=\"0\">{}</pre></details>\n",
+        escape(&model_card(run))
+    );
+    Section {
+        id: "provenance",
+        name: "Provenance",
+        html,
+    }
+}
+
+/// The export's folder in the run's, with a slash behind it; empty where it is the run's own.
+pub(super) fn export_folder(run: &RunRecord, index: usize) -> String {
+    let export = run.pipeline.pointer(&format!("/export/{index}"));
+    let key = |name: &str| {
+        export
+            .and_then(|e| e.get(name))
+            .and_then(serde_json::Value::as_str)
+    };
+    match key("out").or(if run.exports.len() > 1 {
+        key("format")
+    } else {
+        None
+    }) {
+        Some(folder) => format!("{}/", folder.trim_end_matches('/')),
+        None => String::new(),
+    }
+}

@@ -1,0 +1,154 @@
+//! The page of a run as a browser has it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::program::{halfbyte, small_run, succeed};
+
+const CHECKS: &str = include_str!("page_checks.js");
+/// Stands before all of the page's own, so that nothing it does wrong goes unseen.
+const KEEP_ERRORS: &str = "<script>
+window.errors = [];
+addEventListener('error', (event) => errors.push(event.message), true);
+addEventListener('securitypolicyviolation', (event) => errors.push(event.blockedURI));
+console.error = (...what) => errors.push(what.join(' '));
+</script>";
+
+/// A browser without a window, where one is installed.
+fn browser() -> Option<&'static str> {
+    [
+        "chromium-headless-shell",
+        "chromium",
+        "chrome-headless-shell",
+        "google-chrome",
+    ]
+    .into_iter()
+    .find(|name| {
+        let answer = Command::new(name).arg("--version").output();
+        answer.is_ok_and(|output| output.status.success())
+    })
+}
+
+/// The document after its scripts have run.
+fn dump_dom(browser: &str, folder: &Path, page: &Path) -> String {
+    let output = Command::new(browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
+        .arg(format!(
+            "--user-data-dir={}",
+            folder.join("profile").display()
+        ))
+        .arg(format!("file://{}", page.display()))
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_browser_shows_every_chart_sorts_every_table_and_reports_no_error() {
+    let Some(browser) = browser() else {
+        // Straight to the terminal: the harness keeps back what a test that passes prints.
+        use std::io::Write;
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: no chromium to open the page in"
+        );
+        return;
+    };
+    let out = tempfile::tempdir().unwrap();
+    let budget = ["--set", "budget={bits_per_weight: 4.5, bits: [3, 4, 8]}"];
+    succeed(&mut small_run(out.path(), &budget));
+    let page = fs::read_to_string(out.path().join("halfbyte/report.html")).unwrap();
+    assert!(page.len() < 3_000_000, "{} bytes", page.len());
+    for id in [
+        "heat",
+        "heat-narrow",
+        "drift",
+        "sums",
+        "rounding",
+        "heldout",
+        "bits-grid",
+        "predicted",
+        "time",
+    ] {
+        assert!(page.contains(&format!("<svg id=\"{id}\"")), "no chart {id}");
+    }
+    assert!(page.contains("id=\"tokens\""), "no worst tokens");
+
+    let copy = page.replacen("<head>", &format!("<head>{KEEP_ERRORS}"), 1);
+    let attribute = copy.replace('&', "&amp;").replace('"', "&quot;");
+    let frame = |width| {
+        format!("<iframe width=\"{width}\" height=\"900\" srcdoc=\"{attribute}\"></iframe>")
+    };
+    let harness = format!(
+        "<!DOCTYPE html><meta charset=\"utf-8\"><pre id=\"found\"></pre>{}{}<script>{CHECKS}</script>",
+        frame(1280),
+        frame(390)
+    );
+    let path = out.path().join("checks.html");
+    fs::write(&path, harness).unwrap();
+    let dom = dump_dom(browser, out.path(), &path);
+    let found = dom
+        .split_once("<pre id=\"found\">")
+        .and_then(|(_, rest)| rest.split_once("</pre>"));
+    let found = found.map_or("", |(found, _)| found);
+    assert!(
+        found.ends_with("end") && found.lines().count() > 100,
+        "the checks did not run to their end: {found}"
+    );
+    let failed: Vec<&str> = found
+        .lines()
+        .filter(|line| line.starts_with("FAILED"))
+        .collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn a_page_is_drawn_again_from_the_record_and_runs_are_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+    succeed(&mut small_run(&a, &["--set", "export=[{format: gptq}]"]));
+    succeed(&mut small_run(
+        &b,
+        &["--set", "quant.bits=3", "--set", "report.html=false"],
+    ));
+    let page = |run: &Path| run.join("halfbyte/report.html");
+    assert!(!page(&b).exists(), "report.html: false");
+
+    // The page is a function of the record alone.
+    let first = fs::read_to_string(page(&a)).unwrap();
+    fs::remove_file(page(&a)).unwrap();
+    let output = succeed(halfbyte().arg("report").arg(a.join("halfbyte/run.json")));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("perplexity") && text.contains("report.html"),
+        "{text}"
+    );
+    assert_eq!(fs::read_to_string(page(&a)).unwrap(), first);
+    assert!(first.contains("href=\"../README.md\"") && a.join("README.md").exists());
+
+    let compare = folder.path().join("new/compare.html");
+    let output = succeed(
+        halfbyte()
+            .arg("report")
+            .args([&a, &b])
+            .arg("--out")
+            .arg(&compare),
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (head, rows) = text.split_once('\n').unwrap();
+    assert!(
+        head.contains("bits") && head.contains("KL") && !head.contains("group_size"),
+        "{text}"
+    );
+    let cells = |row: usize| {
+        rows.lines()
+            .nth(row)
+            .unwrap()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((cells(0)[0], cells(1)[0], cells(1)[1]), ("a", "b", "3"));
+    let html = fs::read_to_string(compare).unwrap();
+    assert!(html.contains("id=\"pareto\"") && html.contains("id=\"r1\""));
+}

@@ -1,0 +1,77 @@
+// Runs in a page that holds copies of a report in frames, one of them as wide as a phone. Each copy keeps its errors in
+// `errors`, by a line put before all others. What is found goes into <pre id="found">.
+"use strict";
+addEventListener("load", () => {
+  const found = [];
+  const check = (name, ok, seen) => found.push(ok ? `ok ${name}` : `FAILED ${name}: ${seen}`);
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument;
+    const view = frame.contentWindow;
+    const at = (name) => `${name} at ${frame.width} px`;
+    const all = (selector) => [...page.querySelectorAll(selector)];
+    const shown = (element) => view.getComputedStyle(element).display !== "none";
+
+    for (const chart of all("svg.chart")) {
+      check(at(`marks of ${chart.id}`), chart.querySelectorAll(".mark").length > 0, "none");
+      check(at(`name of ${chart.id}`), (chart.getAttribute("aria-label") ?? "").length > 5, chart.outerHTML.slice(0, 99));
+    }
+    const visible = all("svg.chart").filter(shown);
+    const wide = visible.reduce((most, chart) => Math.max(most, chart.getBoundingClientRect().right), 0);
+    check(at("charts inside the page"), wide <= frame.width, wide);
+    check(at("no scrolling sideways"), page.documentElement.scrollWidth <= frame.width, page.documentElement.scrollWidth);
+    const small = visible.flatMap((chart) => [...chart.querySelectorAll("text")].filter((text) => {
+      const scale = chart.getBoundingClientRect().width / chart.viewBox.baseVal.width;
+      return parseFloat(view.getComputedStyle(text).fontSize) * scale < 10;
+    }));
+    check(at("letters of charts are not tiny"), small.length === 0, small.map((text) => text.textContent).join());
+
+    for (const table of all("table.data")) {
+      const raw = (column) => [...table.tBodies[0].rows].map((row) => row.cells[column].dataset.v ?? row.cells[column].textContent);
+      [...table.tHead.rows[0].cells].forEach((head, column) => {
+        const before = raw(column).sort().join();
+        const numbers = head.classList.contains("n");
+        for (const way of ["ascending", "descending"]) {
+          head.querySelector("button").click();
+          const values = raw(column);
+          const known = values.filter((value) => value !== "");
+          const sign = way === "ascending" ? 1 : -1;
+          const order = (a, b) => sign * (numbers ? a - b : a.localeCompare(b, "en", { numeric: true }));
+          const sorted = known.every((value, index) => index === 0 || order(known[index - 1], value) <= 0);
+          const last = values.slice(0, known.length).every((value) => value !== "");
+          check(at(`${table.id} ${way} by ${head.dataset.key}`), sorted && last && head.getAttribute("aria-sort") === way, values);
+          check(at(`${table.id} keeps its rows`), [...values].sort().join() === before, values);
+        }
+      });
+      const lines = table.csv().trimEnd().split("\n");
+      check(at(`${table.id} as CSV`), lines.length === table.tBodies[0].rows.length + 1, lines.length);
+    }
+
+    const heat = visible.find((chart) => chart.id.startsWith("heat"));
+    const cell = heat.querySelector(".mark");
+    check(at("one mark a chart in the tab order"), heat.querySelectorAll("[tabindex='0']").length === 1, "");
+    cell.focus();
+    const tip = page.getElementById("tip");
+    check(at("the tip has every column"), tip.querySelectorAll("dt").length >= 20, tip.textContent);
+    cell.dispatchEvent(new view.KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+    check(at("arrows lead on"), page.activeElement !== cell && page.activeElement.matches(".mark"), page.activeElement.outerHTML);
+    cell.dispatchEvent(new view.KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    check(at("Escape closes the tip"), tip.hidden, "");
+
+    const choices = all("input[data-column]");
+    const colours = () => all("#heat .cell").map((mark) => mark.getAttribute("class")).join();
+    const first = colours();
+    choices[3].click();
+    check(at("the heat map shows another column"), colours() !== first, "");
+    choices[0].click();
+    check(at("the heat map goes back"), colours() === first, "");
+
+    const button = page.getElementById("theme");
+    const papers = ["system", "light", "dark"].map((theme) => {
+      while (button.textContent !== `Theme: ${theme}`) button.click();
+      return view.getComputedStyle(page.body).backgroundColor;
+    });
+    check(at("light and dark differ"), papers[1] !== papers[2] && papers.slice(1).includes(papers[0]), papers);
+    check(at("no errors"), view.errors.length === 0, view.errors);
+  }
+  document.getElementById("found").textContent = found.join("\n") + "\nend";
+});
