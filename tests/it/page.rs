@@ -152,3 +152,31 @@ fn a_page_is_drawn_again_from_the_record_and_runs_are_compared() {
     let html = fs::read_to_string(compare).unwrap();
     assert!(html.contains("id=\"pareto\"") && html.contains("id=\"r1\""));
 }
+
+#[test]
+fn a_folder_without_a_finished_run_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = |path: &Path| {
+        let output = halfbyte().arg("report").arg(path).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let missing = told(folder.path());
+    assert!(missing.contains("run.json: cannot read"), "{missing}");
+    assert!(
+        missing.contains("hint: give the folder a finished run has written"),
+        "{missing}"
+    );
+    fs::create_dir(folder.path().join("halfbyte")).unwrap();
+    fs::write(
+        folder.path().join("halfbyte/run.json"),
+        "{\"schema_version\": 1}",
+    )
+    .unwrap();
+    let broken = told(folder.path());
+    assert!(
+        broken.contains("run.json: not a run record: missing field"),
+        "{broken}"
+    );
+    assert!(!folder.path().join("halfbyte/report.html").exists());
+}
