@@ -42,7 +42,7 @@ addEventListener("load", () => {
           check(at(`${table.id} keeps its rows`), [...values].sort().join() === before, values);
         }
       });
-      const lines = table.csv().trimEnd().split("\n");
+      const lines = table.csv().replace(/"([^"]|"")*"/g, "quoted").trimEnd().split("\n");
       check(at(`${table.id} as CSV`), lines.length === table.tBodies[0].rows.length + 1, lines.length);
     }
 
