@@ -8,7 +8,7 @@ use crate::text::{bytes, grouped};
 use crate::{RunRecord, model_card};
 
 /// Labels of [`COLUMNS`] on the page.
-const LABELS: [&str; 26] = [
+const LABELS: [&str; COLUMNS.len()] = [
     "block",
     "linear",
     "outputs",
@@ -35,13 +35,26 @@ const LABELS: [&str; 26] = [
     "bytes before",
     "bytes after",
     "Hessian",
+    "int8 columns kept",
+    "int8 bits a weight",
+    "int8 loss",
+    "int8 loss split",
 ];
 
 pub(super) fn linears(run: &RunRecord) -> Section {
-    // The name comes first: it is what a row is called by.
+    let all: Vec<_> = run.linears.iter().map(cells).collect();
+    // The name comes first: it is what a row is called by. Columns that nobody asked for are not shown.
     let mut order: Vec<usize> = (0..COLUMNS.len()).collect();
     order.swap(0, 1);
-    let words = ["linear", "sym", "method", "warnings", "hessian"];
+    order.retain(|&c| all.iter().any(|cells| !cells[c].is_empty()));
+    let words = [
+        "linear",
+        "sym",
+        "method",
+        "warnings",
+        "hessian",
+        "int8_outlier_columns",
+    ];
     let columns = order
         .iter()
         .map(|&c| {
@@ -72,19 +85,18 @@ pub(super) fn linears(run: &RunRecord) -> Section {
                 )
             }
             _ if COLUMNS[column] == "warnings" => Value::html(escape(raw), raw.to_owned(), "words"),
+            _ if COLUMNS[column] == "int8_outlier_columns" => {
+                Value::shown(&raw.split_whitespace().count().to_string(), raw.to_owned())
+            }
             _ => Value::text(raw),
         }
     };
-    let rows = run
-        .linears
+    let rows = all
         .iter()
         .enumerate()
-        .map(|(row, linear)| {
-            let cells = cells(linear);
-            Row {
-                id: Some(row_id(row)),
-                values: order.iter().map(|&c| value(c, &cells[c])).collect(),
-            }
+        .map(|(row, cells)| Row {
+            id: Some(row_id(row)),
+            values: order.iter().map(|&c| value(c, &cells[c])).collect(),
         })
         .collect();
     let table = Table {
@@ -97,7 +109,7 @@ pub(super) fn linears(run: &RunRecord) -> Section {
         id: "table",
         name: "Linears",
         html: paragraph(
-            "Every figure of every linear, as in linears.csv. A click on a heading sorts.",
+            "Every figure of every linear, as in linears.csv; columns without any value are left out. A click on a heading sorts.",
         ) + &table.render(),
     }
 }

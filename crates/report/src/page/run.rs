@@ -349,6 +349,20 @@ mod tests {
     }
 
     #[test]
+    fn columns_without_a_value_are_left_out_of_the_table() {
+        let mut run = fixture::run();
+        let heads = |run: &RunRecord| with(&run_page(run, true), "data-key=\"int8_");
+        assert_eq!(heads(&run), 4);
+        let page = run_page(&run, true);
+        assert!(page.contains("<td data-v=\"3 17\">2</td>"));
+        for linear in &mut run.linears {
+            linear.int8_outlier_columns = None;
+            linear.int8_relative_loss = None;
+        }
+        assert_eq!(heads(&run), 2);
+    }
+
+    #[test]
     fn links_lead_to_the_exports_folders() {
         let mut run = fixture::run();
         run.pipeline = json!({"export": [{"format": "gptq"}, {"format": "awq", "out": "mine"}]});
