@@ -118,11 +118,10 @@ fn without_raw_values(page: &str) -> String {
 fn a_page_is_drawn_again_from_the_record_and_runs_are_compared() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
-    succeed(&mut small_run(&a, &["--set", "export=[{format: gptq}]"]));
-    succeed(&mut small_run(
-        &b,
-        &["--set", "quant.bits=3", "--set", "report.html=false"],
-    ));
+    let export = ["--set", "export=[{format: gptq}]"];
+    let fewer = ["--set", "quant.bits=3", "--set", "report.html=false"];
+    succeed(&mut small_run(&a, &export));
+    succeed(small_run(&b, &export).args(fewer));
     let page = |run: &Path| run.join("halfbyte/report.html");
     assert!(!page(&b).exists(), "report.html: false");
 

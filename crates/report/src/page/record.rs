@@ -39,6 +39,7 @@ const LABELS: [&str; COLUMNS.len()] = [
     "int8 bits a weight",
     "int8 loss",
     "int8 loss split",
+    "row Hessian",
 ];
 
 pub(super) fn linears(run: &RunRecord) -> Section {
@@ -54,6 +55,7 @@ pub(super) fn linears(run: &RunRecord) -> Section {
         "warnings",
         "hessian",
         "int8_outlier_columns",
+        "row_hessian",
     ];
     let columns = order
         .iter()
