@@ -260,7 +260,7 @@ mod tests {
         ));
         assert_eq!(
             lines[1],
-            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001"
+            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001,false"
         );
         assert_eq!(lines.len(), 1 + run().linears.len());
         assert!(lines[4].contains(",\"damping raised, Cholesky failed twice; 3 dead columns\","));
