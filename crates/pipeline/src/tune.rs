@@ -12,6 +12,8 @@ use crate::work::{Solved, Work};
 
 /// What the best recipe does where the pipeline file says nothing; see results/LOG.md.
 const EPOCHS: usize = 1;
+/// Widths up to which the best recipe tunes; above them its row Hessians leave tuning nothing to gain.
+const TUNED_BITS: u8 = 3;
 const LEARNING_RATE: f64 = 2e-3;
 /// Windows a step: with a few dozen windows of calibration, more steps are worth more than smoother ones.
 const BATCH_WINDOWS: usize = 2;
@@ -20,7 +22,7 @@ const DAMPING: f32 = 0.1;
 
 /// Times the pipeline wants every calibration window to be learned from.
 pub(crate) fn epochs(pipeline: &Pipeline) -> usize {
-    let usual = if pipeline.recipe == Recipe::Best {
+    let usual = if pipeline.recipe == Recipe::Best && pipeline.quant.scheme.bits() <= TUNED_BITS {
         EPOCHS
     } else {
         0
@@ -35,7 +37,7 @@ pub(crate) fn options(pipeline: &Pipeline, decoder: &Decoder) -> Result<Option<T
         return Ok(None);
     }
     let norm = decoder.weights().folder().tensor("model.norm.weight")?;
-    let learning_rate = pipeline.tune.learning_rate.unwrap_or(LEARNING_RATE) as f32;
+    let learning_rate = pipeline.tune.learning_rate.unwrap_or(LEARNING_RATE);
     Ok(Some(TuneOptions {
         epochs,
         learning_rate,
@@ -117,7 +119,7 @@ pub(crate) fn tune(
     let record = TuneRecord {
         epochs: options.epochs,
         epochs_kept: report.epochs_kept,
-        learning_rate: f64::from(options.learning_rate),
+        learning_rate: options.learning_rate,
         kl_calibration: report.kl_calibration,
         kl_heldout: report.kl_heldout,
     };

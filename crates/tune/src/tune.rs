@@ -14,7 +14,7 @@ pub struct TuneOptions {
     /// Times every window is seen.
     pub epochs: usize,
     /// Relative size of the first step; it falls to nothing along a cosine.
-    pub learning_rate: f32,
+    pub learning_rate: f64,
     /// Adam's `ε` as a share of a tensor's root mean second moment.
     pub damping: f32,
     /// Windows a step.
@@ -132,7 +132,7 @@ pub fn tune(
             })?;
             let phase = (step - 1) as f32 / steps as f32;
             let fall = 0.5 * (1.0 + (std::f32::consts::PI * phase).cos());
-            let rate = options.learning_rate * fall;
+            let rate = options.learning_rate as f32 * fall;
             parameters.each(&mut |factors| factors.step(step, rate, options.damping));
         }
         report
