@@ -381,7 +381,7 @@ pub(crate) fn dequantize<F: Float, N: Size>(
         let width = N::value();
         let first = (first_row as usize + row) * in_features + column;
         #[unroll]
-        for i in 0..4 / width {
+        for i in 0..comptime!(4 / width) {
             let mut part = Vector::<F, N>::empty();
             #[unroll]
             for j in 0..width {
