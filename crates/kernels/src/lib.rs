@@ -5,6 +5,7 @@ mod error;
 mod kernel;
 mod layout;
 mod reference;
+mod self_test;
 mod weight;
 
 #[cfg(test)]
@@ -13,4 +14,5 @@ mod tests;
 pub use device::Capabilities;
 pub use error::{DeviceError, KernelError};
 pub use layout::{PackError, PackedWeight, ScaleType};
+pub use self_test::{devices, self_test};
 pub use weight::{DeviceWeight, MATVEC_TOKENS};

@@ -3,12 +3,14 @@
 use std::sync::OnceLock;
 
 use burn::tensor::wgpu::WgpuBackend;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, DeviceKind, Tensor, TensorData};
 use half::{bf16, f16};
 use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme};
 
+use crate::self_test::judge;
 use crate::{
-    Capabilities, DeviceWeight, KernelError, PackError, PackedWeight, ScaleType, reference,
+    Capabilities, DeviceError, DeviceWeight, KernelError, PackError, PackedWeight, ScaleType,
+    devices, reference, self_test,
 };
 
 /// The adapter to test on; a test prints that it is skipped where there is none.
@@ -425,5 +427,68 @@ fn what_cannot_be_multiplied_is_refused() {
     assert_eq!(
         error.to_string(),
         "the device has 1024 bytes of workgroup memory, the kernels need 4352; use another device or the CPU"
+    );
+}
+
+#[test]
+fn a_sound_device_passes_its_test_and_is_listed() {
+    let Some(device) = device() else { return };
+    let capabilities = self_test(&device).unwrap();
+    assert_eq!(self_test(&device).unwrap(), capabilities);
+    assert_eq!(Capabilities::of(&device).unwrap(), capabilities);
+    let names = devices().unwrap();
+    let names: Vec<_> = names.iter().map(|d| self_test(d).unwrap().name).collect();
+    assert!(names.contains(&capabilities.name), "{names:?}");
+}
+
+#[test]
+fn wrong_results_are_told_with_their_place() {
+    let wanted = [1.0, 2.0, 3.0, 4.0];
+    assert_eq!(judge("k", 2, &[1.0, 2.0, 3.0, 4.0], &wanted, 1e-5), Ok(()));
+    for (found, at) in [
+        (&[0.0, 0.0, 0.0, 0.0][..], 0),
+        (&[1.0, 2.0, f32::NAN, 4.0], 2),
+        (&[1.0, 2.0, 3.0, 4.001], 3),
+        (&[1.0, 2.0], 2),
+    ] {
+        match judge("k", 2, found, &wanted, 1e-5) {
+            Err(DeviceError::Wrong { row, column, .. }) => assert_eq!(row * 2 + column, at),
+            other => panic!("{found:?}: {other:?}"),
+        }
+    }
+    let error = judge(
+        "matrix-vector in F32",
+        2,
+        &[1.0, 2.0, 3.5, 4.0],
+        &wanted,
+        1e-5,
+    );
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "matrix-vector in F32 gives wrong results on this device: 3.5 at [1, 0], wanted 3; \
+         update the driver, or use the CPU device"
+    );
+}
+
+#[test]
+fn a_device_that_nothing_answers_to_is_an_error() {
+    let absent = Device::wgpu(DeviceKind::DiscreteGpu(99));
+    match self_test(&absent) {
+        Err(KernelError::Device(DeviceError::NoAdapter(_))) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_full_device_is_told_from_a_broken_one() {
+    let Some(device) = device() else { return };
+    let (client, _) = crate::device::open(&device).unwrap();
+    let beyond = client.empty(1 << 50);
+    let error = DeviceError::from(client.read_one(beyond).unwrap_err());
+    assert!(matches!(error, DeviceError::OutOfMemory(_)), "{error:?}");
+    let text = error.to_string();
+    assert!(
+        text.starts_with("out of device memory:") && !text.contains("ackTrace"),
+        "{text}"
     );
 }

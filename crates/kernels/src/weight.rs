@@ -10,7 +10,7 @@ use cubecl::server::Handle;
 
 use crate::device::{MatvecShape, open};
 use crate::layout::{Format, TILE_ROWS};
-use crate::{Capabilities, KernelError, PackedWeight, kernel};
+use crate::{Capabilities, KernelError, PackedWeight, kernel, self_test};
 
 /// Tokens up to which the matrix-vector kernel runs; the matrix-matrix kernel takes more.
 pub const MATVEC_TOKENS: usize = 8;
@@ -65,14 +65,13 @@ impl Buffer {
 }
 
 impl DeviceWeight {
-    /// Copies a packed weight to a device, in as many parts as its limit on bindings asks for. Errors of the transfer
-    /// itself surface at the first read of a product.
+    /// Copies a packed weight to a device, in as many parts as its limit on bindings asks for; the first upload to a
+    /// device [tests](self_test) it. Errors of the transfer itself surface at the first read of a product.
     ///
     /// # Errors
-    /// [`KernelError::Elsewhere`] if the device is no GPU device, [`KernelError::Missing`] if it cannot run the kernels,
-    /// [`KernelError::TooLarge`] if eight rows are more than it can bind.
+    /// Those of [`self_test`], and [`KernelError::TooLarge`] if eight rows are more than the device can bind.
     pub fn upload(packed: &PackedWeight, device: &Device) -> Result<Self, KernelError> {
-        Self::upload_with(packed, device, Capabilities::of(device)?)
+        Self::upload_with(packed, device, self_test(device)?)
     }
 
     /// The same on a device taken for a lesser one.
