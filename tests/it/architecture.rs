@@ -50,6 +50,7 @@ fn crates_see_only_what_the_architecture_allows() {
         ("checkpoint", &[]),
         ("solve", &["quant"]),
         ("pack", &["quant"]),
+        ("kernels", &["quant"]),
         ("report", &["quant"]),
         ("model", &["quant", "checkpoint", "pack"]),
         ("calibrate", &["quant", "model"]),
@@ -116,7 +117,7 @@ fn only_checkpoint_and_report_write_files() {
     // The spill file of activations and the removal of the work folder are the two exceptions the document names.
     let writers = ["fs::write", "File::create", "fs::rename", "OpenOptions"];
     for name in [
-        "quant", "solve", "pack", "model", "evaluate", "pipeline", "cli",
+        "quant", "solve", "pack", "kernels", "model", "evaluate", "pipeline", "cli",
     ] {
         for file in sources(&root().join("crates").join(name).join("src")) {
             let text = std::fs::read_to_string(&file).unwrap();

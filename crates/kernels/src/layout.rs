@@ -1,5 +1,6 @@
 use half::{bf16, f16};
 use halfbyte_quant::{QuantizedWeight, Scheme};
+use rayon::prelude::*;
 
 /// Rows of a tile: their words lie side by side.
 pub(crate) const TILE_ROWS: usize = 8;
@@ -136,36 +137,48 @@ impl PackedWeight {
             scales: Vec::new(),
             zeros: Vec::new(),
         };
-        packed.codes = vec![0; packed.n_tiles() * packed.n_chunks() * packed.chunk_words()];
-        packed.scales = vec![0; packed.n_tiles() * n_groups * TILE_ROWS / 2];
-        packed.zeros = vec![0; packed.n_tiles() * n_groups * format.zero_words()];
-        for row in 0..out {
-            packed.put_row(row, weight);
-        }
+        packed.put_codes(weight);
+        packed.put_scales(weight);
         Ok(packed)
     }
 
-    fn put_row(&mut self, row: usize, weight: &QuantizedWeight) {
-        let (format, groups) = (self.format, self.n_groups);
-        let zeros = &weight.zeros()[row * groups..][..groups];
-        let codes = &weight.codes()[row * self.in_features..][..self.in_features];
-        // Codes past the row's end are its last zero point: they decode to nothing.
-        let padded = self.n_chunks() * format.chunk();
-        let padding = std::iter::repeat_n(zeros[groups - 1], padded - codes.len());
-        for (column, code) in codes.iter().copied().chain(padding).enumerate() {
-            let bit = column % format.chunk() * format.bits;
-            let code = u64::from(code) << (bit % 32);
-            let word = self.code_word(row, column / format.chunk(), bit / 32);
-            self.codes[word] |= code as u32;
-            if code >> 32 != 0 {
-                let word = self.code_word(row, column / format.chunk(), bit / 32 + 1);
-                self.codes[word] |= (code >> 32) as u32;
+    fn put_codes(&mut self, weight: &QuantizedWeight) {
+        let (format, columns, groups) = (self.format, self.in_features, self.n_groups);
+        let tile_words = self.n_chunks() * self.chunk_words();
+        let mut codes = vec![0; self.n_tiles() * tile_words];
+        let tiles = codes.par_chunks_exact_mut(tile_words).enumerate();
+        tiles.for_each(|(tile, words)| {
+            let rows = tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(self.out_features);
+            for (lane, row) in rows.enumerate() {
+                let codes = &weight.codes()[row * columns..][..columns];
+                // Codes past the row's end are its last zero point: they decode to nothing.
+                let padding = weight.zeros()[(row + 1) * groups - 1];
+                for (chunk, codes) in codes.chunks(format.chunk()).enumerate() {
+                    let padding = std::iter::repeat_n(padding, format.chunk() - codes.len());
+                    let (mut string, mut held, mut word) = (0u64, 0, 0);
+                    for code in codes.iter().copied().chain(padding) {
+                        string |= u64::from(code) << held;
+                        held += format.bits;
+                        if held >= 32 {
+                            words[self.code_word(chunk, lane, word)] = string as u32;
+                            (string, held, word) = (string >> 32, held - 32, word + 1);
+                        }
+                    }
+                }
             }
-        }
-        let (tile, lane) = (row / TILE_ROWS, row % TILE_ROWS);
-        for (group, &zero) in zeros.iter().enumerate() {
+        });
+        self.codes = codes;
+    }
+
+    fn put_scales(&mut self, weight: &QuantizedWeight) {
+        let (format, groups) = (self.format, self.n_groups);
+        self.scales = vec![0; self.n_tiles() * groups * TILE_ROWS / 2];
+        self.zeros = vec![0; self.n_tiles() * groups * format.zero_words()];
+        let sides = weight.scales().iter().zip(weight.zeros());
+        for (at, (&scale, &zero)) in sides.enumerate() {
+            let (row, group) = (at / groups, at % groups);
+            let (tile, lane) = (row / TILE_ROWS, row % TILE_ROWS);
             let at = tile * groups + group;
-            let scale = weight.scales()[row * groups + group];
             let bits = match format.scale {
                 ScaleType::F16 => f16::from_f32(scale).to_bits(),
                 ScaleType::Bf16 => bf16::from_f32(scale).to_bits(),
@@ -178,11 +191,10 @@ impl PackedWeight {
         }
     }
 
-    /// Where word `word` of a row's chunk lies.
-    fn code_word(&self, row: usize, chunk: usize, word: usize) -> usize {
-        let tile_chunk = row / TILE_ROWS * self.n_chunks() + chunk;
-        let load = tile_chunk * self.format.loads() + word / LOAD_WORDS;
-        (load * TILE_ROWS + row % TILE_ROWS) * LOAD_WORDS + word % LOAD_WORDS
+    /// Where word `word` of a chunk lies in its tile, for row `lane` of it.
+    fn code_word(&self, chunk: usize, lane: usize, word: usize) -> usize {
+        let load = chunk * self.format.loads() + word / LOAD_WORDS;
+        (load * TILE_ROWS + lane) * LOAD_WORDS + word % LOAD_WORDS
     }
 
     /// Words a chunk of all eight rows.
@@ -232,11 +244,14 @@ impl PackedWeight {
 
     /// Code of `row` and `column`.
     pub(crate) fn code(&self, row: usize, column: usize) -> u32 {
-        let (chunk, bits) = (column / self.format.chunk(), self.format.bits);
+        let bits = self.format.bits;
+        let tile_words = self.n_chunks() * self.chunk_words();
+        let tile = &self.codes[row / TILE_ROWS * tile_words..][..tile_words];
         let bit = column % self.format.chunk() * bits;
-        let low = self.codes[self.code_word(row, chunk, bit / 32)] >> (bit % 32);
+        let word = |word| tile[self.code_word(column / self.format.chunk(), row % TILE_ROWS, word)];
+        let low = word(bit / 32) >> (bit % 32);
         let high = if bit % 32 + bits > 32 {
-            self.codes[self.code_word(row, chunk, bit / 32 + 1)] << (32 - bit % 32)
+            word(bit / 32 + 1) << (32 - bit % 32)
         } else {
             0
         };
