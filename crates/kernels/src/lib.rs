@@ -52,6 +52,7 @@
 
 mod device;
 mod error;
+mod host;
 mod kernel;
 mod layout;
 mod reference;

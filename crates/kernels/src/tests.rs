@@ -229,6 +229,33 @@ fn what_the_layout_cannot_hold_is_refused() {
 }
 
 #[test]
+fn the_cpu_multiplies_every_coding() {
+    for bits in [2, 3, 4, 8] {
+        for group in [-1, 16, 17, 32, 48, 100, 128] {
+            for shape in [[1, 1], [8, 128], [9, 129], [13, 500], [17, 1300]] {
+                for (sym, tokens) in [(true, 1), (false, 3), (true, 11)] {
+                    let packed =
+                        PackedWeight::new(&weight((bits, group, sym), shape, ScaleType::Bf16));
+                    let packed = packed.unwrap();
+                    let x = activations(tokens, shape[1]);
+                    let y = packed.multiply(&x).unwrap();
+                    let name = format!("{bits} bits, groups of {group}, {shape:?}, {tokens}");
+                    compare(&name, &y, &x, &packed, DType::F32);
+                }
+            }
+        }
+    }
+    let packed = PackedWeight::new(&weight((4, 32, true), [8, 64], ScaleType::F16)).unwrap();
+    assert!(matches!(
+        packed.multiply(&[0.0; 65]),
+        Err(KernelError::Features {
+            found: 65,
+            wanted: 64
+        })
+    ));
+}
+
+#[test]
 fn dequantizes_bit_for_bit() {
     let Some(device) = device() else { return };
     for (coding, shape) in [
