@@ -1,11 +1,11 @@
 //! Speed of the kernels on this machine's first adapter, hardware before software: the matrix-vector kernel as bytes moved
 //! and as a share of what a copy on the device moves, the matrix-matrix kernel in TFLOP/s beside burn's dense product.
-//! Shapes are those of the linears and the head of an 8B-parameter Llama. A time is the median of batches of launches,
-//! the wait for the device shared by a batch.
+//! Shapes are those of the linears and the head of an 8B-parameter Llama. A time is the least of some batches
+//! of launches, the wait for the device shared by a batch.
 //!
-//! `cargo run --release -p halfbyte-kernels --example products [-- --small] [--bits N] [--bandwidth GB/s]`; `--small` is for
-//! software adapters. With `--bandwidth` the roofline on paper for a device of that bandwidth is printed, and nothing
-//! is run.
+//! `cargo run --release -p halfbyte-kernels --example products -- [--small] [--bits N] [--cpu | --bandwidth GB/s]`; `--small`
+//! is for software adapters. With `--cpu` the CPU's products are measured instead, with `--bandwidth` the roofline on paper
+//! for a device of that bandwidth is printed and nothing is run.
 #![allow(
     clippy::print_stdout,
     reason = "a program that prints its measurements"
@@ -17,6 +17,7 @@ use std::time::Instant;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use halfbyte_kernels::{DeviceWeight, PackedWeight, devices, self_test};
 use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme};
+use rayon::prelude::*;
 
 const SHAPES: [[usize; 2]; 4] = [[4096, 4096], [14336, 4096], [4096, 14336], [128256, 4096]];
 const SMALL_SHAPES: [[usize; 2]; 4] = [[512, 512], [1792, 512], [512, 1792], [4008, 512]];
@@ -37,6 +38,9 @@ fn main() {
         return roofline(scheme, &shapes, bandwidth);
     }
 
+    if args.iter().any(|a| a == "--cpu") {
+        return cpu(scheme, &shapes);
+    }
     let device = devices().unwrap().remove(0);
     let capabilities = self_test(&device).unwrap();
     println!("{} by {}", capabilities.name, capabilities.runtime);
@@ -85,9 +89,20 @@ fn matvec(
 ) {
     let x = random([tokens, features], dtype, device);
     let bytes = weight.bytes() + activation_bytes(tokens, out, features, dtype.size());
-    let seconds = seconds(device, || {
+    let seconds = seconds(on(device), || {
         weight.multiply(x.clone()).unwrap();
     });
+    print_matvec([out, features], dtype, tokens, bytes, seconds, bandwidth);
+}
+
+fn print_matvec(
+    [out, features]: [usize; 2],
+    dtype: DType,
+    tokens: usize,
+    bytes: u64,
+    seconds: f64,
+    bandwidth: f64,
+) {
     let rate = bytes as f64 / seconds / 1e9;
     println!(
         "{:<13} {:<4} {tokens:>6} {:>8.1} {:>10.2} {rate:>7.1} {:>6.1} %",
@@ -97,6 +112,46 @@ fn matvec(
         bytes as f64 / 1e6,
         rate / bandwidth * 100.0
     );
+}
+
+/// The CPU's products, beside a copy by all threads.
+fn cpu(scheme: Scheme, shapes: &[[usize; 2]]) {
+    let from = vec![1u64; 32 << 20];
+    let mut to = vec![0u64; from.len()];
+    let copy = seconds(
+        || (),
+        || {
+            let parts = to.par_chunks_mut(1 << 16).zip(from.par_chunks(1 << 16));
+            parts.for_each(|(to, from)| to.copy_from_slice(from));
+        },
+    );
+    let bandwidth = 2.0 * 8.0 * from.len() as f64 / copy / 1e9;
+    println!(
+        "{} threads, copy of 256 MiB: {bandwidth:.1} GB/s read and written",
+        rayon::current_num_threads()
+    );
+    println!("weight        type tokens      us    MB moved   GB/s  share of the copy");
+    for &[out, features] in shapes {
+        let weight = packed(scheme, [out, features]);
+        for tokens in BATCHES {
+            let x: Vec<f32> = (0..tokens * features).map(|i| (i % 13) as f32).collect();
+            let bytes = weight.bytes() + activation_bytes(tokens, out, features, 4);
+            let seconds = seconds(
+                || (),
+                || {
+                    std::hint::black_box(weight.multiply(&x).unwrap());
+                },
+            );
+            print_matvec(
+                [out, features],
+                DType::F32,
+                tokens,
+                bytes,
+                seconds,
+                bandwidth,
+            );
+        }
+    }
 }
 
 fn matmat(
@@ -109,10 +164,10 @@ fn matmat(
 ) {
     let x = random([tokens, features], dtype, device);
     let operations = 2.0 * tokens as f64 * out as f64 * features as f64;
-    let packed = seconds(device, || {
+    let packed = seconds(on(device), || {
         weight.multiply(x.clone()).unwrap();
     });
-    let dense = seconds(device, || {
+    let dense = seconds(on(device), || {
         x.clone().matmul(dense.clone().transpose());
     });
     println!(
@@ -157,34 +212,43 @@ fn activation_bytes(tokens: usize, out: usize, features: usize, width: usize) ->
 /// Bytes read and written a second, in GB/s, by burn's own addition of a number to a tensor.
 fn copy_bandwidth(device: &Device, bytes: usize) -> f64 {
     let from = Tensor::<1>::zeros([bytes / 4], device);
-    let seconds = seconds(device, || {
+    let seconds = seconds(on(device), || {
         let _ = from.clone().add_scalar(1.0);
     });
     2.0 * bytes as f64 / seconds / 1e9
 }
 
-/// Seconds a launch: the median of batches that take some 50 ms each, after a first launch that compiles.
-fn seconds(device: &Device, mut launch: impl FnMut()) -> f64 {
+/// Waits for a device.
+fn on(device: &Device) -> impl Fn() + '_ {
+    || device.sync().unwrap()
+}
+
+/// Seconds a launch: the least of some batches of 20 ms, after a first launch that compiles. What else runs on the machine
+/// only ever adds.
+fn seconds(wait: impl Fn(), mut launch: impl FnMut()) -> f64 {
     let mut batch = |n: usize| {
         let start = Instant::now();
         for _ in 0..n {
             launch();
         }
-        device.sync().unwrap();
+        wait();
         start.elapsed().as_secs_f64() / n as f64
     };
     batch(1);
-    let n = (0.05 / batch(1)).clamp(1.0, 1000.0) as usize;
-    let mut times: Vec<f64> = (0..7).map(|_| batch(n)).collect();
-    times.sort_by(f64::total_cmp);
-    times[3]
+    let n = (0.02 / batch(1)).clamp(1.0, 1000.0) as usize;
+    let times = (0..15).map(|_| batch(n));
+    times.fold(f64::INFINITY, f64::min)
 }
 
 fn random(shape: [usize; 2], dtype: DType, device: &Device) -> Tensor<2> {
     Tensor::<2>::random(shape, Distribution::Uniform(-1.0, 1.0), device).cast(dtype)
 }
 
-fn upload(scheme: Scheme, [out, features]: [usize; 2], device: &Device) -> DeviceWeight {
+fn upload(scheme: Scheme, shape: [usize; 2], device: &Device) -> DeviceWeight {
+    DeviceWeight::upload(&packed(scheme, shape), device).unwrap()
+}
+
+fn packed(scheme: Scheme, [out, features]: [usize; 2]) -> PackedWeight {
     let groups = out * scheme.n_groups(features);
     let max = usize::from(scheme.max_code());
     let code = |i: usize| (i.wrapping_mul(2_654_435_761) >> 13 & max) as u8;
@@ -195,5 +259,5 @@ fn upload(scheme: Scheme, [out, features]: [usize; 2], device: &Device) -> Devic
         vec![1.0 / 64.0; groups],
         (0..groups).map(code).collect(),
     );
-    DeviceWeight::upload(&PackedWeight::new(&weight.unwrap()).unwrap(), device).unwrap()
+    PackedWeight::new(&weight.unwrap()).unwrap()
 }

@@ -9,8 +9,8 @@ use crate::{KernelError, MATVEC_TOKENS, PackedWeight};
 
 /// Words of a load, all rows: the lanes that are worked on together.
 const LANES: usize = TILE_ROWS * LOAD_WORDS;
-/// Activations repeat every four lanes; they are kept as often as the widest registers want.
-const REPEATED: usize = 16;
+/// Activations repeat every four lanes; they are kept twice, as wide as the registers that compilers prefer.
+const REPEATED: usize = 8;
 /// Steps that are decoded before they are multiplied, 8 KiB of them.
 const STEPS: usize = 64;
 /// Bits of 1.0.
@@ -179,15 +179,19 @@ fn decode<const BITS: usize>(words: &[u32], zero: &[f32; LANES], decoded: &mut [
         strings[0].copy_from_slice(words);
     }
     for (step, values) in decoded.iter_mut().enumerate() {
-        let (word, at) = (step * BITS / 32, (step * BITS % 32) as u32);
+        let (word, at) = match BITS {
+            3 => (step * BITS / 32, (step * BITS % 32) as u32),
+            _ => (0, (step * BITS) as u32),
+        };
         // A code that ends in the next word; three words hold 32 codes, so that there is one.
-        let next = if at + BITS as u32 > 32 {
+        let next = if BITS == 3 && at > 29 {
             strings[word + 1].map(|word| word << (32 - at))
         } else {
             [0; LANES]
         };
+        let string = &strings[word];
         for lane in 0..LANES {
-            let code = (strings[word][lane] >> at | next[lane]) & ((1 << BITS) - 1);
+            let code = (string[lane] >> at | next[lane]) & ((1 << BITS) - 1);
             values[lane] = f32::from_bits(code << (23 - BITS) | ONE) - zero[lane];
         }
     }
@@ -202,12 +206,18 @@ fn lanes() -> impl Iterator<Item = (usize, usize)> {
 /// `sum_step decoded[step] * x[step]`, lane by lane.
 #[inline(always)]
 fn multiply_add(decoded: &[[f32; LANES]], x: &[f32]) -> [f32; LANES] {
-    let mut sums = [0.0f32; LANES];
+    // Nested as registers are, or the compiler does not see that activations repeat.
+    let mut sums = [[0.0f32; REPEATED]; LANES / REPEATED];
     let (x, _) = x.as_chunks::<REPEATED>();
     for (values, x) in decoded.iter().zip(x) {
-        for lane in 0..LANES {
-            sums[lane] = values[lane].mul_add(x[lane % REPEATED], sums[lane]);
+        let (values, _) = values.as_chunks::<REPEATED>();
+        for (sums, values) in sums.iter_mut().zip(values) {
+            for lane in 0..REPEATED {
+                sums[lane] = values[lane].mul_add(x[lane], sums[lane]);
+            }
         }
     }
-    sums
+    let mut flat = [0.0; LANES];
+    flat.copy_from_slice(sums.as_flattened());
+    flat
 }
