@@ -614,6 +614,21 @@ fn eval_scores_an_export_as_the_run_did() {
 }
 
 #[test]
+fn devices_lists_what_it_finds_or_says_what_is_missing() {
+    let output = succeed(halfbyte().args(["devices", "--json"]));
+    let devices: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let adapters = devices["adapters"].as_array().unwrap();
+    for adapter in adapters {
+        assert!(adapter["capabilities"]["name"].is_string(), "{adapter}");
+        assert!(adapter["fault"].is_null(), "{adapter}");
+    }
+    if adapters.is_empty() {
+        let error = devices["errors"][0].as_str().unwrap();
+        assert!(error.starts_with("no adapter: "), "{error}");
+    }
+}
+
+#[test]
 fn plan_inspect_and_schema_print_results_on_stdout() {
     let plan = succeed(halfbyte().args(["plan", "pipelines/quickstart.yaml", "--json"]));
     let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();

@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Draw the page of a run again and print its summary, or compare several runs
     Report(Report),
+    /// List the adapters that wgpu finds, what they can do, and whether they compute what the CPU does
+    Devices(Devices),
     /// Print the JSON Schema of the pipeline file, for editors
     Schema,
 }
@@ -107,6 +109,13 @@ pub(crate) struct Report {
     /// The page to write; where not given, one run's goes to halfbyte/report.html in its folder, and several get none
     #[arg(long, value_name = "FILE.html")]
     pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Devices {
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@
 //! one check; the rejected alternative, options of their own beside the pipeline's, drifts apart with time.
 
 mod args;
+mod devices;
 mod failure;
 mod progress;
 mod reports;
@@ -19,6 +20,7 @@ use halfbyte_pipeline::{EvalRequest, Inspection, Plan, RunOptions, exit_code};
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
+use devices::Devices;
 use progress::Progress;
 
 fn main() -> ExitCode {
@@ -93,6 +95,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             print_result(&inspection, Inspection::to_string, args.json)
         }
         Command::Report(args) => print(&reports::report(&args.runs, args.out.as_deref())?),
+        Command::Devices(args) => print_result(&devices::find(), Devices::to_string, args.json),
         Command::Schema => print(&json(&Pipeline::schema())?),
     }
 }

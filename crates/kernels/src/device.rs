@@ -4,6 +4,7 @@ use cubecl::client::Client;
 use cubecl::features::{Plane, TypeUsage};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::CubeCount;
+use serde::Serialize;
 
 use crate::kernel::{MatmatPlan, MatvecPlan};
 use crate::layout::{Format, TILE_ROWS};
@@ -17,7 +18,7 @@ const SLICES: usize = 32;
 const TILES_FOR_TWO: usize = 256;
 
 /// What a device says of itself, as far as the kernels care.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Capabilities {
     /// The adapter's name.
     pub name: String,
