@@ -5,7 +5,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
-use cubecl::prelude::{BufferArg, CubeDim};
+use cubecl::prelude::{BufferArg, CubeDim, CubeElement};
 use cubecl::server::Handle;
 
 use crate::device::{MatvecShape, open};
@@ -51,9 +51,8 @@ impl Buffer {
     fn new(client: &Client, words: &[u32]) -> Self {
         // A binding of no bytes does not exist; the kernels of a symmetric weight read no zero points.
         let words = if words.is_empty() { &[0] } else { words };
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
         Self {
-            handle: client.create_from_slice(&bytes),
+            handle: client.create_from_slice(u32::as_bytes(words)),
             words: words.len(),
         }
     }
