@@ -65,10 +65,10 @@ impl Buffer {
 
 impl DeviceWeight {
     /// Copies a packed weight to a device, in as many parts as its limit on bindings asks for; the first upload to a
-    /// device [tests](self_test) it. Errors of the transfer itself surface at the first read of a product.
+    /// device [tests](self_test()) it. Errors of the transfer itself surface at the first read of a product.
     ///
     /// # Errors
-    /// Those of [`self_test`], and [`KernelError::TooLarge`] if eight rows are more than the device can bind.
+    /// Those of [`self_test()`], and [`KernelError::TooLarge`] if eight rows are more than the device can bind.
     pub fn upload(packed: &PackedWeight, device: &Device) -> Result<Self, KernelError> {
         Self::upload_with(packed, device, self_test(device)?)
     }
