@@ -44,12 +44,12 @@ pub struct GradientOptions<'a> {
 /// average over the window (GuidedQuant, arXiv 2505.07004, section 3, has such weights row by row).
 #[derive(Debug)]
 pub struct OutputGradients {
-    /// Sums, lower triangles of a block's linears one after another; a block is a row.
+    /// Sums, lower triangles of all blocks' linears one after another.
     hessians: Store,
     parts: Vec<Part>,
     /// Tokens added so far, by block.
     tokens: Vec<u64>,
-    /// Weights of a window's tokens for each of `weighted`; a window of a block is a row.
+    /// Weights of tokens: a row for each of `weighted`, of every window, of every block.
     weights: Store,
     n_windows: usize,
     tokens_per_window: usize,
@@ -70,7 +70,7 @@ struct Part {
     kind: LinearKind,
     /// Where in the gradient they are seen: once, or for v's rows in every query head that shares them.
     features: Vec<Range<usize>>,
-    /// Where its triangle is stored.
+    /// Where its triangle is among those of a block.
     triangle: Range<usize>,
 }
 
@@ -79,10 +79,9 @@ impl Part {
         self.features.first().map_or(0, ExactSizeIterator::len)
     }
 
-    /// Index and place in the triangle of every diagonal element.
+    /// Where in the triangle the diagonal is.
     fn diagonal(&self) -> impl Iterator<Item = usize> {
-        let start = self.triangle.start;
-        (0..self.rows()).map(move |row| start + row * (row + 3) / 2)
+        (0..self.rows()).map(|row| row * (row + 3) / 2)
     }
 }
 
@@ -147,8 +146,8 @@ impl OutputGradients {
         }
         let blocks = decoder.n_blocks();
         let hessians = match spill_folder {
-            Some(folder) => Store::in_file(blocks, start, &folder.join("row_hessians.spill"))?,
-            None => Store::in_memory(blocks, start),
+            Some(folder) => Store::in_file(blocks * start, 1, &folder.join("row_hessians.spill"))?,
+            None => Store::in_memory(blocks * start, 1),
         };
         let config = decoder.weights().config();
         let mut weighted = Vec::new();
@@ -163,16 +162,32 @@ impl OutputGradients {
                 features: i * width..(i + 1) * width,
             }));
         }
-        let per_window = weighted.len() * tokens_per_window;
         Ok(Self {
             hessians,
             parts,
             tokens: vec![0; blocks],
-            weights: Store::in_memory(blocks * n_windows, per_window),
+            weights: Store::in_memory(blocks * n_windows * weighted.len(), tokens_per_window),
             n_windows,
             tokens_per_window,
             weighted,
         })
+    }
+
+    /// The first row of a window's weights.
+    fn weights_row(&self, block: usize, window: usize) -> usize {
+        (block * self.n_windows + window) * self.weighted.len()
+    }
+
+    /// The index of a part's first sum.
+    fn first_sum(&self, block: usize, part: &Part) -> usize {
+        let per_block = self.parts.last().map_or(0, |last| last.triangle.end);
+        block * per_block + part.triangle.start
+    }
+
+    fn triangle(&self, block: usize, part: &Part) -> Result<Vec<f32>, WalkError> {
+        Ok(self
+            .hessians
+            .read(self.first_sum(block, part), part.triangle.len())?)
     }
 
     /// How much the tokens of some windows count in a linear's `H`, one after another, 1 on average over each window;
@@ -187,12 +202,11 @@ impl OutputGradients {
         head: usize,
         windows: Range<usize>,
     ) -> Result<Vec<f32>, WalkError> {
-        let first = self.weighted.iter().position(|of| of.kind == kind);
-        let start = (first.unwrap_or(0) + head) * self.tokens_per_window;
+        let mut heads = (0..self.weighted.len()).filter(|&at| self.weighted[at].kind == kind);
+        let at = heads.nth(head).expect("every kind and head is weighted");
         let mut weights = Vec::with_capacity(windows.len() * self.tokens_per_window);
         for window in windows {
-            let all = self.weights.read(block * self.n_windows + window, 1)?;
-            weights.extend_from_slice(&all[start..start + self.tokens_per_window]);
+            weights.extend(self.weights.read(self.weights_row(block, window) + at, 1)?);
         }
         Ok(weights)
     }
@@ -207,13 +221,13 @@ impl OutputGradients {
         block: usize,
         kind: LinearKind,
     ) -> Result<Vec<ActivationStats>, WalkError> {
-        let all = self.hessians.read(block, 1)?;
         let tokens = self.tokens[block];
         let per_token = 1.0 / tokens.max(1) as f32;
         let expand = |part: &Part| {
             let rows = part.rows();
             let mut stats = ActivationStats::identity(rows);
-            let mut from = all[part.triangle.clone()].iter();
+            let triangle = self.triangle(block, part)?;
+            let mut from = triangle.iter();
             for row in 0..rows {
                 for (column, x) in (0..=row).zip(&mut from) {
                     stats.hessian[row * rows + column] = x * per_token;
@@ -221,19 +235,22 @@ impl OutputGradients {
                 }
             }
             stats.n_tokens = tokens;
-            stats
+            Ok(stats)
         };
         let parts = self.parts.iter().filter(|part| part.kind == kind);
-        Ok(parts.map(expand).collect())
+        parts.map(expand).collect()
     }
 
     /// Mean over a linear's rows of `g²`, summed over the query heads that share a row of v.
     fn mean_square(&self, block: usize) -> Result<BTreeMap<LinearKind, f64>, WalkError> {
-        let all = self.hessians.read(block, 1)?;
         let mut sums = BTreeMap::new();
         for part in &self.parts {
+            let triangle = self.triangle(block, part)?;
             let (sum, rows) = sums.entry(part.kind).or_insert((0.0, 0));
-            *sum += part.diagonal().map(|at| f64::from(all[at])).sum::<f64>();
+            *sum += part
+                .diagonal()
+                .map(|at| f64::from(triangle[at]))
+                .sum::<f64>();
             *rows += part.rows();
         }
         let tokens = self.tokens[block].max(1) as f64;
@@ -244,19 +261,21 @@ impl OutputGradients {
 
     /// Adds what some windows of a block gave.
     fn add(&mut self, block: usize, sums: RowSums) -> Result<(), WalkError> {
-        let mut all = self.hessians.read(block, 1)?;
         for (part, sum) in self.parts.iter().zip(sums.of_parts) {
             let (rows, count) = (part.rows(), sum.n_tokens() as f32);
             let mean = sum.finish().hessian;
-            let mut to = all[part.triangle.clone()].iter_mut();
+            let mut triangle = self.triangle(block, part)?;
+            let mut to = triangle.iter_mut();
             for row in 0..rows {
                 for (x, to) in mean[row * rows..=row * rows + row].iter().zip(&mut to) {
                     *to += count * x;
                 }
             }
+            self.hessians
+                .write(self.first_sum(block, part), &triangle)?;
         }
         self.tokens[block] += sums.tokens;
-        Ok(self.hessians.write(block, &all)?)
+        Ok(())
     }
 }
 
@@ -438,9 +457,8 @@ impl Pass<'_> {
                 }
                 let weights = taken.weighted.iter().flat_map(|of| read.weights(of, len));
                 let weights: Vec<f32> = weights.collect();
-                taken
-                    .weights
-                    .write(index * taken.n_windows + window, &weights)?;
+                let row = taken.weights_row(index, window);
+                taken.weights.write(row, &weights)?;
                 *gradient = values(found.input)?;
                 tick();
             }

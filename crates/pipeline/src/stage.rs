@@ -326,12 +326,15 @@ impl<'a> Prepared<'a> {
         let (mut solutions, mut splits) = (Vec::new(), Vec::new());
         let (mut plain, mut heldout, mut plain_heldout) = (Vec::new(), Vec::new(), Vec::new());
         let mut order: Vec<usize> = Vec::with_capacity(out);
-        let mut rest = &task.row_factors[..];
-        for Part {
-            rows,
-            stats,
-            factor,
-        } in &self.parts
+        let per_part = task.row_factors.len() / self.parts.len();
+        for (
+            index,
+            Part {
+                rows,
+                stats,
+                factor,
+            },
+        ) in self.parts.iter().enumerate()
         {
             let first = order.len();
             match rows {
@@ -341,18 +344,11 @@ impl<'a> Prepared<'a> {
             let weight = pick(task.weight, *rows, in_);
             let weight = matrix(&weight, in_);
             let seen = stats.map(|stats| &stats.calibration);
-            let of_rows = rest.iter().scan(0, |rows, factor| {
-                *rows += factor.in_features();
-                Some(*rows)
-            });
-            let n_factors = of_rows.take_while(|&rows| rows <= weight.nrows()).count();
-            let (row_factors, after) = rest.split_at(n_factors);
-            rest = after;
             let solution = solver.solve(
                 weight,
                 seen,
                 factor.as_ref(),
-                row_factors,
+                &task.row_factors[index * per_part..][..per_part],
                 task.kind,
                 &task.scheme,
             )?;
@@ -491,8 +487,7 @@ fn llm_int8(parts: &[OutlierSplit]) -> Option<Int8> {
 
 /// Rounds a whole linear to a codebook, without statistics.
 fn solve_codebook(options: &CodebookOptions, task: &Task<'_>) -> Result<Outcome> {
-    let [out, in_] = task.shape;
-    let weight = MatRef::from_row_major_slice(task.weight, out, in_);
+    let weight = matrix(task.weight, task.shape[1]);
     let options = CodebookOptions {
         block_size: task.scheme.group_len(usize::MAX),
         ..options.clone()

@@ -1,4 +1,4 @@
-use crate::{LinearRecord, RunRecord};
+use crate::{ExportRecord, LinearRecord, RunRecord};
 
 /// Phases in the summary; run.json has all of them.
 const PHASES_SHOWN: usize = 6;
@@ -112,15 +112,7 @@ pub fn summary_text(run: &RunRecord) -> String {
         ));
     }
     for export in &run.exports {
-        rows.push((
-            "written",
-            format!(
-                "{} ({}, {})",
-                export.path,
-                export.format,
-                bytes(export.bytes)
-            ),
-        ));
+        rows.push(("written", written(export)));
     }
     let flagged = run
         .linears
@@ -364,6 +356,16 @@ fn loss(value: Option<f64>) -> String {
 
 fn times(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_string(), |value| format!("{value:.2} x"))
+}
+
+/// Where an export lies, as what, and its size.
+pub(crate) fn written(export: &ExportRecord) -> String {
+    format!(
+        "{} ({}, {})",
+        export.path,
+        export.format,
+        bytes(export.bytes)
+    )
 }
 
 /// `512.0 MiB`.

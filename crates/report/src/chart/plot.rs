@@ -202,11 +202,7 @@ mod tests {
     use crate::markup::tests::elements;
 
     fn plot(points: Vec<Point>) -> String {
-        let axis = Axis {
-            label: "a & b",
-            log: true,
-            whole: false,
-        };
+        let axis = Axis::log("a & b");
         let series = |name: &str, points| Series {
             name: name.to_owned(),
             class: "c0",
@@ -267,11 +263,7 @@ mod tests {
 
     #[test]
     fn points_on_the_diagonal_lie_on_it() {
-        let axis = Axis {
-            label: "",
-            log: true,
-            whole: false,
-        };
+        let axis = Axis::log("");
         let values = [0.01, 10.0];
         let x = Scale::over(axis, values.into_iter(), LEFT, RIGHT);
         let y = Scale::over(axis, values.into_iter(), BOTTOM, TOP);

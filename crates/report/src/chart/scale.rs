@@ -7,6 +7,33 @@ pub(crate) struct Axis {
     pub(crate) whole: bool,
 }
 
+impl Axis {
+    /// KL divergence wherever it is drawn.
+    pub(crate) const KL: Self = Self::log("KL to the float model, nats");
+
+    pub(crate) const fn linear(label: &'static str) -> Self {
+        Self {
+            label,
+            log: false,
+            whole: false,
+        }
+    }
+
+    pub(crate) const fn log(label: &'static str) -> Self {
+        Self {
+            log: true,
+            ..Self::linear(label)
+        }
+    }
+
+    pub(crate) const fn whole(label: &'static str) -> Self {
+        Self {
+            whole: true,
+            ..Self::linear(label)
+        }
+    }
+}
+
 /// Values to pixels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scale {

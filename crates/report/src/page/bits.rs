@@ -184,16 +184,8 @@ fn predicted(run: &RunRecord, budget: &BudgetRecord) -> String {
         id: "predicted",
         title: "KL over bits a weight, predicted and measured",
         desc: "KL predicted for one width everywhere and for the bits chosen, and the KL measured.",
-        x: Axis {
-            label: "stored bits a weight",
-            log: false,
-            whole: false,
-        },
-        y: Axis {
-            label: "KL to the float model, nats",
-            log: true,
-            whole: false,
-        },
+        x: Axis::linear("stored bits a weight"),
+        y: Axis::KL,
         diagonal: false,
         series: all,
     };
@@ -255,16 +247,8 @@ pub(super) fn tuning(tune: &TuneRecord) -> Section {
         id: "tuning",
         title: "KL by epoch",
         desc: "KL on held-out windows before the first epoch and after each, and on the calibration windows while they were learned from.",
-        x: Axis {
-            label: "epochs",
-            log: false,
-            whole: true,
-        },
-        y: Axis {
-            label: "KL to the float model, nats",
-            log: true,
-            whole: false,
-        },
+        x: Axis::whole("epochs"),
+        y: Axis::KL,
         diagonal: false,
         series: vec![
             Series {

@@ -170,16 +170,8 @@ fn pareto(comparison: &Comparison) -> Option<Section> {
         id: "pareto",
         title: "KL over size",
         desc: "One mark a run with a bar of one standard error; runs that no other beats in both are joined.",
-        x: Axis {
-            label: "size in MiB",
-            log: false,
-            whole: false,
-        },
-        y: Axis {
-            label: "KL to the float model, nats",
-            log: true,
-            whole: false,
-        },
+        x: Axis::linear("size in MiB"),
+        y: Axis::KL,
         diagonal: false,
         series: both,
     };

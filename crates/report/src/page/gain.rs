@@ -15,11 +15,6 @@ const NEARLY: f64 = 1.5;
 const UNLIKE: f64 = 0.8;
 
 pub(super) fn rounding_and_text(run: &RunRecord, kinds: &Kinds) -> Section {
-    let log = |label| Axis {
-        label,
-        log: true,
-        whole: false,
-    };
     let judged_text = if run
         .linears
         .iter()
@@ -33,8 +28,8 @@ pub(super) fn rounding_and_text(run: &RunRecord, kinds: &Kinds) -> Section {
         id: "rounding",
         title: "Our loss against plain rounding's",
         desc: "One mark a linear. Below the line y = x our loss is the smaller one.",
-        x: log("loss of plain rounding"),
-        y: log("our loss"),
+        x: Axis::log("loss of plain rounding"),
+        y: Axis::log("our loss"),
         diagonal: true,
         series: kinds.series(run, |l| {
             match (l.relative_loss_rtn_heldout, l.relative_loss_heldout) {
@@ -56,8 +51,8 @@ pub(super) fn rounding_and_text(run: &RunRecord, kinds: &Kinds) -> Section {
             id: "heldout",
             title: "Held-out loss against calibration loss",
             desc: "One mark a linear. On the line y = x the loss is the same on text the solver has not seen.",
-            x: log("loss on the calibration text"),
-            y: log("loss on held-out text"),
+            x: Axis::log("loss on the calibration text"),
+            y: Axis::log("loss on held-out text"),
             diagonal: true,
             series: heldout,
         };

@@ -208,11 +208,7 @@ pub(super) fn loss(run: &RunRecord, kinds: &Kinds) -> Section {
 }
 
 pub(super) fn depth(run: &RunRecord) -> Option<Section> {
-    let block_axis = Axis {
-        label: "block",
-        log: false,
-        whole: true,
-    };
+    let block_axis = Axis::whole("block");
     let mut charts = String::new();
     let drift = run.evaluation.as_ref().map_or(&[][..], |e| &e.stream_error);
     if let (Some(last), true) = (drift.last(), drift.len() > 1) {
@@ -227,11 +223,7 @@ pub(super) fn depth(run: &RunRecord) -> Option<Section> {
             title: "Error of the residual stream after each block",
             desc: "Mean over tokens of the squared distance from the float model's stream, over the stream's own square.",
             x: block_axis,
-            y: Axis {
-                label: "relative error of the stream",
-                log: true,
-                whole: false,
-            },
+            y: Axis::log("relative error of the stream"),
             diagonal: false,
             series: vec![Series {
                 name: "drift".to_owned(),
@@ -295,11 +287,7 @@ pub(super) fn depth(run: &RunRecord) -> Option<Section> {
             title: "Running sum of relative losses",
             desc: "Relative losses of all linears up to a block, added up.",
             x: block_axis,
-            y: Axis {
-                label: "sum of relative losses",
-                log: false,
-                whole: false,
-            },
+            y: Axis::linear("sum of relative losses"),
             diagonal: false,
             series: series
                 .into_iter()

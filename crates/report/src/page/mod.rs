@@ -17,7 +17,15 @@ pub use run::run_page;
 
 use crate::markup::escape;
 
-const STYLE: &str = include_str!("style.css");
+/// The dark colours are taken where they are chosen, and where the system has them and light is not chosen.
+const STYLE: &str = concat!(
+    include_str!("style.css"),
+    ":root[data-theme=\"dark\"] {\n",
+    include_str!("dark.css"),
+    "}\n@media (prefers-color-scheme: dark) {\n:root:not([data-theme=\"light\"]) {\n",
+    include_str!("dark.css"),
+    "}\n}\n"
+);
 const SCRIPT: &str = include_str!("script.js");
 
 /// A section with its name in the contents.

@@ -4,7 +4,7 @@ use super::yaml::yaml;
 use super::{Section, paragraph};
 use crate::files::{COLUMNS, cells};
 use crate::markup::{counted, escape, short};
-use crate::text::{bytes, grouped};
+use crate::text::{grouped, written};
 use crate::{RunRecord, model_card};
 
 /// Labels of [`COLUMNS`] on the page.
@@ -166,15 +166,7 @@ pub(super) fn provenance(run: &RunRecord, beside_run: bool) -> Section {
         ));
     }
     for export in &run.exports {
-        rows.push((
-            "written",
-            format!(
-                "{} ({}, {})",
-                export.path,
-                export.format,
-                bytes(export.bytes)
-            ),
-        ));
+        rows.push(("written", written(export)));
     }
     let mut html = facts(&rows);
     if beside_run {
