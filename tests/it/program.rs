@@ -178,6 +178,51 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
 }
 
 #[test]
+fn asymmetric_propagation_pays_back_what_came_before_and_gives_the_same_bytes_on_any_number_of_threads()
+ {
+    let run = |threads: &str, propagation: &str| {
+        let out = tempfile::tempdir().unwrap();
+        let sets = [
+            propagation,
+            "quant.bits=2",
+            "calibration.num_samples=24",
+            "calibration.holdout=0.2",
+        ];
+        let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+        succeed(small_run(out.path(), &more).args(["--threads", threads]));
+        let file = out.path().join("compressed-tensors/model.safetensors");
+        (std::fs::read(file).unwrap(), read_run(out.path()).unwrap())
+    };
+    let (bytes, record) = run("1", "propagation=asymmetric");
+    assert!(
+        bytes == run("3", "propagation=asymmetric").0,
+        "threads changed the result"
+    );
+    let shift = |of: &str| {
+        let linear = record.linears.iter().find(|l| l.linear.ends_with(of));
+        linear.unwrap().target_shift.unwrap()
+    };
+    assert_eq!(
+        shift("layers.0.self_attn.q_proj"),
+        0.0,
+        "nothing came before"
+    );
+    assert!(shift("layers.1.mlp.down_proj") > 0.0);
+    let last = |record: &RunRecord| {
+        let evaluation = record.evaluation.as_ref().unwrap();
+        *evaluation.stream_error.last().unwrap()
+    };
+    let (_, sequential) = run("2", "propagation=sequential");
+    assert!(sequential.linears.iter().all(|l| l.target_alpha.is_none()));
+    assert!(
+        last(&record) < last(&sequential),
+        "{} {}",
+        last(&record),
+        last(&sequential)
+    );
+}
+
+#[test]
 fn the_quickstart_leaves_two_exports_that_hold_the_same_codes() {
     let out = tempfile::tempdir().unwrap();
     let output = succeed(&mut small_run(out.path(), &[]));
@@ -259,9 +304,15 @@ fn results_are_the_same_bits_on_one_two_and_seven_threads() {
 
 #[test]
 fn a_killed_run_goes_on_where_it_stopped_and_ends_the_same() {
+    for propagation in ["sequential", "asymmetric"] {
+        kill_and_go_on(&["--set", &format!("propagation={propagation}")]);
+    }
+}
+
+fn kill_and_go_on(more: &[&str]) {
     let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    succeed(&mut small_run(whole.path(), &[]));
-    let mut child = small_run(broken.path(), &[])
+    succeed(&mut small_run(whole.path(), more));
+    let mut child = small_run(broken.path(), more)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -288,7 +339,7 @@ fn a_killed_run_goes_on_where_it_stopped_and_ends_the_same() {
         "a killed run must not leave a model behind"
     );
 
-    succeed(&mut small_run(broken.path(), &[]));
+    succeed(&mut small_run(broken.path(), more));
     let (whole, broken) = (whole.path(), broken.path());
     let (a, b) = (read_run(whole).unwrap(), read_run(broken).unwrap());
     assert!(b.summary.blocks_resumed >= 2 && a.summary.blocks_resumed == 0);

@@ -42,6 +42,11 @@ impl Accumulator {
         &self.max_abs
     }
 
+    /// Input channels.
+    pub fn features(&self) -> usize {
+        self.abs.len()
+    }
+
     /// Adds tokens, `rows` `[tokens, features]` row-major. Only the lower triangle is computed, in panels of columns
     /// that the threads share out; a product runs in f32 over the rows given, the sum of calls too.
     ///
@@ -136,6 +141,7 @@ impl Accumulator {
             hessian,
             mean_abs,
             n_tokens: self.n_tokens,
+            cross: None,
         }
     }
 
@@ -163,6 +169,73 @@ impl Accumulator {
             .chunks_exact(features)
             .position(|row| row.iter().any(|x| !x.is_finite()));
         Err(bad.unwrap_or(0))
+    }
+}
+
+/// Sums `(left_float − left) xᵀ` over tokens: what goes with an input.
+#[derive(Debug)]
+pub(crate) struct CrossSum {
+    /// `[left, features]`, column-major.
+    sum: Mat<f32>,
+    weight: f64,
+}
+
+impl CrossSum {
+    /// An empty sum.
+    pub(crate) fn new(left: usize, features: usize) -> Self {
+        Self {
+            sum: Mat::zeros(left, features),
+            weight: 0.0,
+        }
+    }
+
+    /// Adds tokens: `float` and `own` `[tokens, left]`, `x` `[tokens, features]`, with a weight for each token if there
+    /// are weights.
+    pub(crate) fn add(&mut self, [float, own]: [&[f32]; 2], x: &[f32], weights: Option<&[f32]>) {
+        let (left, features) = (self.sum.nrows(), self.sum.ncols());
+        let tokens = x.len() / features;
+        let mut lacking: Vec<f32> = float.iter().zip(own).map(|(a, b)| a - b).collect();
+        if let Some(weights) = weights {
+            lacking
+                .par_chunks_mut(left)
+                .zip(weights)
+                .for_each(|(row, weight)| row.iter_mut().for_each(|d| *d *= weight));
+        }
+        let lacking = MatRef::from_row_major_slice(&lacking, tokens, left);
+        let x = MatRef::from_row_major_slice(x, tokens, features);
+        panels(self.sum.as_mut())
+            .into_par_iter()
+            .for_each(|(start, mut panel)| {
+                let width = panel.ncols();
+                for first in (0..tokens).step_by(TOKENS) {
+                    let some = TOKENS.min(tokens - first);
+                    matmul(
+                        panel.as_mut(),
+                        Accum::Add,
+                        lacking.subrows(first, some).transpose(),
+                        x.submatrix(first, start, some, width),
+                        1.0,
+                        Par::Seq,
+                    );
+                }
+            });
+        self.weight += match weights {
+            Some(weights) => weights.iter().map(|w| f64::from(*w)).sum(),
+            None => tokens as f64,
+        };
+    }
+
+    /// The mean over all tokens added, by weight, `[left, features]` row-major.
+    pub(crate) fn finish(self) -> Vec<f32> {
+        let scale = if self.weight > 0.0 {
+            1.0 / self.weight
+        } else {
+            0.0
+        };
+        let row = |i| self.sum.row(i);
+        (0..self.sum.nrows())
+            .flat_map(|i| row(i).iter().map(|x| (f64::from(*x) * scale) as f32))
+            .collect()
     }
 }
 
@@ -259,6 +332,45 @@ mod tests {
         let mut unfelt = Accumulator::new(2);
         unfelt.add_weighted(&[1.0, 2.0], &[0.0]).unwrap();
         assert_eq!(unfelt.finish().hessian, [1.0, 0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn cross_means_match_a_naive_sum_in_f64() {
+        let (left, features, tokens) = (5, 201, 300);
+        let (float, own, x) = (
+            rows(tokens * left, 7),
+            rows(tokens * left, 8),
+            rows(tokens * features, 9),
+        );
+        let weights: Vec<f32> = rows(tokens, 6).iter().map(|w| 4.0 * (w + 0.5)).collect();
+        for weights in [None, Some(&weights[..])] {
+            let mut sum = CrossSum::new(left, features);
+            let cut = 130;
+            for part in [0..cut, cut..tokens] {
+                let few = part.start * left..part.end * left;
+                sum.add(
+                    [&float[few.clone()], &own[few]],
+                    &x[part.start * features..part.end * features],
+                    weights.map(|w| &w[part]),
+                );
+            }
+            let found = sum.finish();
+            let weight = |t: usize| weights.map_or(1.0, |w| f64::from(w[t]));
+            let total: f64 = (0..tokens).map(weight).sum();
+            for i in 0..left {
+                for k in (0..features).step_by(3) {
+                    let wanted: f64 = (0..tokens)
+                        .map(|t| {
+                            let lacking = float[t * left + i] - own[t * left + i];
+                            weight(t) * f64::from(lacking) * f64::from(x[t * features + k])
+                        })
+                        .sum::<f64>()
+                        / total;
+                    let near = f64::from(found[i * features + k]);
+                    assert!((near - wanted).abs() < 1e-6, "[{i}, {k}]: {near} {wanted}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::prelude::*;
 use halfbyte_model::{Block, Decoder, LinearKind, ModelError, Stage, values};
-use halfbyte_quant::ActivationStats;
+use halfbyte_quant::{ActivationStats, CrossStats};
 
+use crate::accumulate::CrossSum;
 use crate::text::{Window, Windows};
 use crate::{Accumulator, OutputGradients, Store, StoreError};
 
@@ -52,6 +53,8 @@ pub struct WalkOptions {
     pub mixed_windows: usize,
     /// What the loss feels of every token; without, every token counts alike.
     pub gradients: Option<Arc<OutputGradients>>,
+    /// Whether the float model walks along, so that statistics have [cross moments](ActivationStats::cross).
+    pub float_path: bool,
 }
 
 /// Why the walk stopped.
@@ -100,11 +103,22 @@ pub struct Walk {
     /// Real tokens of every window; the calibration windows come first.
     lengths: Vec<usize>,
     n_calibration: usize,
-    stream: Store,
-    kept: Kept,
+    /// The one that statistics are of, and the float model's if it walks along.
+    paths: Vec<ModelPath>,
     bytes_in_memory: u64,
     /// The block that is walked.
     at: usize,
+}
+
+/// One model's way through the blocks.
+#[derive(Debug)]
+struct ModelPath {
+    /// Start of its spill files' names.
+    name: &'static str,
+    stream: Store,
+    kept: Kept,
+    /// The block it walks by; without, the one that the caller has.
+    block: Option<Block>,
 }
 
 /// The one stage activation that is kept beside the residual stream.
@@ -115,6 +129,9 @@ enum Kept {
     Attention(Store),
     Mlp(Store),
 }
+
+/// The paths that walk.
+const PATHS: [&str; 2] = ["", "float-"];
 
 impl Walk {
     /// Embeds all windows.
@@ -135,18 +152,33 @@ impl Walk {
             hidden,
             lengths: all.iter().map(|w| w.len).collect(),
             n_calibration: windows.calibration.len(),
-            stream: Store::in_memory(0, 0),
-            kept: Kept::Nothing,
+            paths: Vec::new(),
             bytes_in_memory: 0,
             at: 0,
             options,
         };
-        walk.stream = walk.store(tokens * hidden, "stream")?;
-        walk.bytes_in_memory = Store::bytes(all.len(), tokens * hidden);
-        for (index, window) in all.iter().enumerate() {
-            walk.stream.write(index, &decoder.embed(&window.ids)?)?;
+        let n_paths = 1 + usize::from(walk.options.float_path);
+        walk.bytes_in_memory = n_paths as u64 * Store::bytes(all.len(), tokens * hidden);
+        for name in &PATHS[..n_paths] {
+            let mut stream = walk.store(name, 0, "stream", tokens * hidden)?;
+            for (index, window) in all.iter().enumerate() {
+                stream.write(index, &decoder.embed(&window.ids)?)?;
+            }
+            walk.paths.push(ModelPath {
+                name,
+                stream,
+                kept: Kept::Nothing,
+                block: None,
+            });
         }
         Ok(walk)
+    }
+
+    /// Takes a block as it stands for the float path, if there is one: that path walks by it whatever is put in place.
+    pub fn begin_block(&mut self, block: &Block) {
+        for path in self.paths.iter_mut().skip(1) {
+            path.block = Some(block.clone());
+        }
     }
 
     /// Windows, held-out ones included.
@@ -159,21 +191,29 @@ impl Walk {
         self.tokens
     }
 
-    /// The residual stream's bits in bf16, to go on later from here.
+    /// The residual streams' bits in bf16, to go on later from here.
     pub fn save(&self) -> Result<Vec<u16>, WalkError> {
-        Ok(self.stream.read_bits(0, self.n_windows())?)
+        let mut bits = Vec::new();
+        for path in &self.paths {
+            bits.extend(path.stream.read_bits(0, self.n_windows())?);
+        }
+        Ok(bits)
     }
 
-    /// Goes on before block `at`, from a saved residual stream.
+    /// Goes on before block `at`, from saved residual streams.
     pub fn restore(&mut self, at: usize, bits: &[u16]) -> Result<(), WalkError> {
         self.at = at;
-        self.kept = Kept::Nothing;
-        for (index, window) in bits.chunks(self.tokens * self.hidden).enumerate() {
-            let values: Vec<f32> = window
-                .iter()
-                .map(|b| f32::from_bits(u32::from(*b) << 16))
-                .collect();
-            self.stream.write(index, &values)?;
+        let per_window = self.tokens * self.hidden;
+        let per_path = self.n_windows() * per_window;
+        for (path, bits) in self.paths.iter_mut().zip(bits.chunks(per_path)) {
+            path.kept = Kept::Nothing;
+            for (index, window) in bits.chunks(per_window).enumerate() {
+                let values: Vec<f32> = window
+                    .iter()
+                    .map(|b| f32::from_bits(u32::from(*b) << 16))
+                    .collect();
+                path.stream.write(index, &values)?;
+            }
         }
         Ok(())
     }
@@ -206,31 +246,33 @@ impl Walk {
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
         let width = |kind| block.linears.get(kind).in_features();
-        let mut input = self.sums(self.attention_kinds(), self.hidden);
-        let mut mixed = self.mixed_sums(block);
-        let mut output = self.sums(&[LinearKind::O], width(LinearKind::O));
-        let mut mlp_input = self.sums(&[LinearKind::Gate, LinearKind::Up], self.hidden);
-        let mut mlp_output = self.sums(&[LinearKind::Down], width(LinearKind::Down));
+        let mut input = self.sums(self.attention_kinds(), self.hidden, Beside::Nothing);
+        let mut mixed = self.mixed_sums(block, Beside::Nothing);
+        let mut output = self.sums(&[LinearKind::O], width(LinearKind::O), Beside::Nothing);
+        let gate_up = &[LinearKind::Gate, LinearKind::Up];
+        let mut mlp_input = self.sums(gate_up, self.hidden, Beside::Nothing);
+        let down = &[LinearKind::Down];
+        let mut mlp_output = self.sums(down, width(LinearKind::Down), Beside::Nothing);
         for batch in self.batches() {
-            let h = self.stream(&batch)?;
+            let h = self.stream(&self.paths[0], &batch)?;
             let x = block.attention_input(h.clone());
-            let seen = values(x.clone())?;
-            self.observe(Stage::AttentionInput, &mut input, &batch, &seen)?;
+            let seen = [values(x.clone())?];
+            self.observe(Stage::AttentionInput, &mut input, &batch, &seen, &[])?;
             let (q, k) = block.query_key(x.clone());
-            self.observe_mixed(block, &mut mixed, &batch, [&q, &k], &x)?;
+            self.observe_mixed(&mut mixed, &batch, &[(block, &q, &k, &x)])?;
             let a = block.attention(q, k, x);
-            let seen = values(a.clone())?;
-            self.observe(Stage::AttentionOutput, &mut output, &batch, &seen)?;
+            let seen = [values(a.clone())?];
+            self.observe(Stage::AttentionOutput, &mut output, &batch, &seen, &[])?;
             let h = block.attention_output(h, a);
             let x = block.mlp_input(h.clone());
-            let seen = values(x.clone())?;
-            self.observe(Stage::MlpInput, &mut mlp_input, &batch, &seen)?;
+            let seen = [values(x.clone())?];
+            self.observe(Stage::MlpInput, &mut mlp_input, &batch, &seen, &[])?;
             let m = block.mlp_mix(x);
-            let seen = values(m.clone())?;
-            self.observe(Stage::MlpOutput, &mut mlp_output, &batch, &seen)?;
+            let seen = [values(m.clone())?];
+            self.observe(Stage::MlpOutput, &mut mlp_output, &batch, &seen, &[])?;
             if into_stream {
                 let h = values(block.mlp_output(h, m))?;
-                self.stream.write(batch.start, &h)?;
+                self.paths[0].stream.write(batch.start, &h)?;
             }
             tick(batch.end * self.tokens);
         }
@@ -248,10 +290,12 @@ impl Walk {
         block: &Block,
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
-        let mut sums = self.sums(self.attention_kinds(), self.hidden);
+        let mut sums = self.sums(self.attention_kinds(), self.hidden, self.beside(None));
         for batch in self.batches() {
-            let x = block.attention_input(self.stream(&batch)?);
-            self.observe(Stage::AttentionInput, &mut sums, &batch, &values(x)?)?;
+            let x = self.on_paths(block, |path, block| {
+                Ok(values(block.attention_input(self.stream(path, &batch)?))?)
+            })?;
+            self.observe(Stage::AttentionInput, &mut sums, &batch, &x, &[])?;
             tick(batch.end * self.tokens);
         }
         Ok(finish(sums))
@@ -266,18 +310,33 @@ impl Walk {
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
         let (heads, kv_heads, head_dim) = (block.heads(), block.kv_heads(), block.head_dim());
-        let mut queries = self.store(self.tokens * heads * head_dim, "queries")?;
-        let mut keys = self.store(self.tokens * kv_heads * head_dim, "keys")?;
-        let mut sums = self.mixed_sums(block);
+        let mut stores = Vec::new();
+        for path in &self.paths {
+            let queries = self.tokens * heads * head_dim;
+            let keys = self.tokens * kv_heads * head_dim;
+            stores.push((
+                self.store(path.name, 1, "queries", queries)?,
+                self.store(path.name, 1, "keys", keys)?,
+            ));
+        }
+        let mut sums = self.mixed_sums(block, self.beside(None));
         for batch in self.batches() {
-            let x = block.attention_input(self.stream(&batch)?);
-            let (q, k) = block.query_key(x.clone());
-            self.observe_mixed(block, &mut sums, &batch, [&q, &k], &x)?;
-            queries.write(batch.start, &values(q)?)?;
-            keys.write(batch.start, &values(k)?)?;
+            let seen = self.on_paths(block, |path, block| {
+                let x = block.attention_input(self.stream(path, &batch)?);
+                let (q, k) = block.query_key(x.clone());
+                Ok((block.clone(), q, k, x))
+            })?;
+            let borrowed: Vec<_> = seen.iter().map(|(b, q, k, x)| (b, q, k, x)).collect();
+            self.observe_mixed(&mut sums, &batch, &borrowed)?;
+            for ((queries, keys), (_, q, k, _)) in stores.iter_mut().zip(seen) {
+                queries.write(batch.start, &values(q)?)?;
+                keys.write(batch.start, &values(k)?)?;
+            }
             tick(batch.end * self.tokens);
         }
-        self.kept = Kept::QueriesAndKeys(queries, keys);
+        for (path, (queries, keys)) in self.paths.iter_mut().zip(stores) {
+            path.kept = Kept::QueriesAndKeys(queries, keys);
+        }
         Ok(finish_mixed(sums, head_dim).into_iter().collect())
     }
 
@@ -288,15 +347,10 @@ impl Walk {
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
         let (heads, kv_heads, head_dim) = (block.heads(), block.kv_heads(), block.head_dim());
-        let Kept::QueriesAndKeys(queries, keys) = std::mem::replace(&mut self.kept, Kept::Nothing)
-        else {
-            unreachable!("attention_mixed comes before attention_output");
-        };
         let features = heads * head_dim;
-        let mut attention = self.store(self.tokens * features, "attention")?;
-        let mut sums = self.sums(&[LinearKind::O], features);
+        let mut stores = self.stores("attention", self.tokens * features)?;
+        let mut sums = self.sums(&[LinearKind::O], features, self.beside(Some(self.hidden)));
         for batch in self.batches() {
-            let x = block.attention_input(self.stream(&batch)?);
             let read = |store: &Store, heads: usize| -> Result<Tensor<4>, WalkError> {
                 let shape = [batch.len(), heads, self.tokens, head_dim];
                 let values = store.read(batch.start, batch.len())?;
@@ -305,12 +359,22 @@ impl Walk {
                     &self.device,
                 ))
             };
-            let a = values(block.attention(read(&queries, heads)?, read(&keys, kv_heads)?, x))?;
-            self.observe(Stage::AttentionOutput, &mut sums, &batch, &a)?;
-            attention.write(batch.start, &a)?;
+            let a = self.on_paths(block, |path, block| {
+                let Kept::QueriesAndKeys(queries, keys) = &path.kept else {
+                    unreachable!("attention_mixed comes before attention_output");
+                };
+                let x = block.attention_input(self.stream(path, &batch)?);
+                let (q, k) = (read(queries, heads)?, read(keys, kv_heads)?);
+                Ok(values(block.attention(q, k, x))?)
+            })?;
+            let streams = self.streams(&batch)?;
+            self.observe(Stage::AttentionOutput, &mut sums, &batch, &a, &streams)?;
+            write(&mut stores, &batch, &a)?;
             tick(batch.end * self.tokens);
         }
-        self.kept = Kept::Attention(attention);
+        for (path, store) in self.paths.iter_mut().zip(stores) {
+            path.kept = Kept::Attention(store);
+        }
         Ok(finish(sums))
     }
 
@@ -320,22 +384,28 @@ impl Walk {
         block: &Block,
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
-        let Kept::Attention(attention) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
-            unreachable!("attention_output comes before mlp_input");
-        };
-        let mut sums = self.sums(&[LinearKind::Gate, LinearKind::Up], self.hidden);
+        let gate_up = &[LinearKind::Gate, LinearKind::Up];
+        let mut sums = self.sums(gate_up, self.hidden, self.beside(None));
         for batch in self.batches() {
-            let a = self.tensor(attention.read(batch.start, batch.len())?, &batch);
-            let h = block.attention_output(self.stream(&batch)?, a);
-            self.stream.write(batch.start, &values(h.clone())?)?;
-            self.observe(
-                Stage::MlpInput,
-                &mut sums,
-                &batch,
-                &values(block.mlp_input(h))?,
-            )?;
+            let h = self.on_paths(block, |path, block| {
+                let Kept::Attention(attention) = &path.kept else {
+                    unreachable!("attention_output comes before mlp_input");
+                };
+                let a = self.tensor(attention.read(batch.start, batch.len())?, &batch);
+                Ok(block.attention_output(self.stream(path, &batch)?, a))
+            })?;
+            for (path, h) in self.paths.iter_mut().zip(&h) {
+                path.stream.write(batch.start, &values(h.clone())?)?;
+            }
+            let mut h = h.into_iter();
+            let x = self.on_paths(block, |_, block| {
+                let h = h.next().expect("a stream for every path");
+                Ok(values(block.mlp_input(h))?)
+            })?;
+            self.observe(Stage::MlpInput, &mut sums, &batch, &x, &[])?;
             tick(batch.end * self.tokens);
         }
+        self.drop_kept();
         Ok(finish(sums))
     }
 
@@ -346,15 +416,22 @@ impl Walk {
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
         let features = block.linears.get(LinearKind::Down).in_features();
-        let mut mlp = self.store(self.tokens * features, "mlp")?;
-        let mut sums = self.sums(&[LinearKind::Down], features);
+        let mut stores = self.stores("mlp", self.tokens * features)?;
+        let down = &[LinearKind::Down];
+        let mut sums = self.sums(down, features, self.beside(Some(self.hidden)));
         for batch in self.batches() {
-            let m = values(block.mlp_mix(block.mlp_input(self.stream(&batch)?)))?;
-            self.observe(Stage::MlpOutput, &mut sums, &batch, &m)?;
-            mlp.write(batch.start, &m)?;
+            let m = self.on_paths(block, |path, block| {
+                let x = block.mlp_input(self.stream(path, &batch)?);
+                Ok(values(block.mlp_mix(x))?)
+            })?;
+            let streams = self.streams(&batch)?;
+            self.observe(Stage::MlpOutput, &mut sums, &batch, &m, &streams)?;
+            write(&mut stores, &batch, &m)?;
             tick(batch.end * self.tokens);
         }
-        self.kept = Kept::Mlp(mlp);
+        for (path, store) in self.paths.iter_mut().zip(stores) {
+            path.kept = Kept::Mlp(store);
+        }
         Ok(finish(sums))
     }
 
@@ -364,17 +441,58 @@ impl Walk {
         block: &Block,
         tick: &mut dyn FnMut(usize),
     ) -> Result<(), WalkError> {
-        let Kept::Mlp(mlp) = std::mem::replace(&mut self.kept, Kept::Nothing) else {
-            unreachable!("mlp_output comes before finish_block");
-        };
         for batch in self.batches() {
-            let m = self.tensor(mlp.read(batch.start, batch.len())?, &batch);
-            let h = block.mlp_output(self.stream(&batch)?, m);
-            self.stream.write(batch.start, &values(h)?)?;
+            let h = self.on_paths(block, |path, block| {
+                let Kept::Mlp(mlp) = &path.kept else {
+                    unreachable!("mlp_output comes before finish_block");
+                };
+                let m = self.tensor(mlp.read(batch.start, batch.len())?, &batch);
+                Ok(values(block.mlp_output(self.stream(path, &batch)?, m))?)
+            })?;
+            for (path, h) in self.paths.iter_mut().zip(&h) {
+                path.stream.write(batch.start, h)?;
+            }
             tick(batch.end * self.tokens);
+        }
+        self.drop_kept();
+        for path in &mut self.paths {
+            path.block = None;
         }
         self.at += 1;
         Ok(())
+    }
+
+    fn drop_kept(&mut self) {
+        for path in &mut self.paths {
+            path.kept = Kept::Nothing;
+        }
+    }
+
+    /// What every path has of something: first the one that walks by `block`.
+    fn on_paths<T>(
+        &self,
+        block: &Block,
+        mut of: impl FnMut(&ModelPath, &Block) -> Result<T, WalkError>,
+    ) -> Result<Vec<T>, WalkError> {
+        let path = |path: &ModelPath| of(path, path.block.as_ref().unwrap_or(block));
+        self.paths.iter().map(path).collect()
+    }
+
+    /// The residual streams of a batch, where there are two.
+    fn streams(&self, batch: &Range<usize>) -> Result<Vec<Vec<f32>>, WalkError> {
+        if self.paths.len() < 2 {
+            return Ok(Vec::new());
+        }
+        let read = |path: &ModelPath| Ok(path.stream.read(batch.start, batch.len())?);
+        self.paths.iter().map(read).collect()
+    }
+
+    /// What statistics have beside them; `stream` is the width of the residual stream, if the output is added to it.
+    fn beside(&self, stream: Option<usize>) -> Beside {
+        match self.paths.len() {
+            1 => Beside::Nothing,
+            _ => Beside::Float { stream },
+        }
     }
 
     /// The linears that `norm1(h)` itself is the statistic of.
@@ -387,23 +505,22 @@ impl Walk {
     }
 
     /// Empty sums for v, one a kv head; none when `options.mixed_windows` is 0.
-    fn mixed_sums(&self, block: &Block) -> Vec<Sums> {
+    fn mixed_sums(&self, block: &Block, beside: Beside) -> Vec<Sums> {
         let heads = match self.options.mixed_windows {
             0 => 0,
             _ => block.kv_heads(),
         };
-        (0..heads).map(|_| Sums::new(self.hidden)).collect()
+        (0..heads).map(|_| Sums::new(self.hidden, beside)).collect()
     }
 
-    /// Adds `A x` of a batch's sampled windows to the kv heads' sums.
+    /// Adds `A x` of a batch's sampled windows to the kv heads' sums; of every path its block, queries, keys and `x`.
     fn observe_mixed(
         &self,
-        block: &Block,
         sums: &mut [Sums],
         batch: &Range<usize>,
-        [q, k]: [&Tensor<4>; 2],
-        x: &Tensor<3>,
+        paths: &[(&Block, &Tensor<4>, &Tensor<4>, &Tensor<3>)],
     ) -> Result<(), WalkError> {
+        let block = paths[0].0;
         let shared = block.heads() / block.kv_heads();
         for window in batch.clone().filter(|&w| self.is_sampled(w)) {
             let at = window - batch.start;
@@ -411,17 +528,19 @@ impl Walk {
                 t.clone().narrow(0, at, 1).narrow(1, head, n)
             };
             for (head, sums) in sums.iter_mut().enumerate() {
-                let (q, k) = (one(q, head * shared, shared), one(k, head, 1));
-                let mixed = values(block.attention_mixed_input(q, k, x.clone().narrow(0, at, 1)))?;
-                for (i, rows) in mixed.chunks(self.tokens * self.hidden).enumerate() {
+                let mut mixed = Vec::new();
+                for (block, q, k, x) in paths {
+                    let (q, k) = (one(q, head * shared, shared), one(k, head, 1));
+                    let x = (*x).clone().narrow(0, at, 1);
+                    mixed.push(values(block.attention_mixed_input(q, k, x))?);
+                }
+                let len = self.tokens * self.hidden;
+                for i in 0..shared {
+                    let rows: Vec<&[f32]> =
+                        mixed.iter().map(|m| &m[i * len..(i + 1) * len]).collect();
                     let head = (LinearKind::V, head * shared + i);
-                    self.add(
-                        Stage::AttentionMixed,
-                        sums,
-                        &(window..window + 1),
-                        rows,
-                        head,
-                    )?;
+                    let window = window..window + 1;
+                    self.add(Stage::AttentionMixed, sums, &window, (&rows, &[]), head)?;
                 }
             }
         }
@@ -429,12 +548,12 @@ impl Walk {
     }
 
     /// Empty sums for the linears of a stage: shared by all, or one each where tokens have weights.
-    fn sums(&self, kinds: &[LinearKind], features: usize) -> Vec<LinearSums> {
+    fn sums(&self, kinds: &[LinearKind], features: usize, beside: Beside) -> Vec<LinearSums> {
         let shared = match self.options.gradients {
             Some(_) => 1,
             None => kinds.len(),
         };
-        let of = |kinds: &[LinearKind]| (kinds.to_vec(), Sums::new(features));
+        let of = |kinds: &[LinearKind]| (kinds.to_vec(), Sums::new(features, beside));
         kinds.chunks(shared).map(of).collect()
     }
 
@@ -446,8 +565,8 @@ impl Walk {
             .collect()
     }
 
-    fn stream(&self, batch: &Range<usize>) -> Result<Tensor<3>, WalkError> {
-        Ok(self.tensor(self.stream.read(batch.start, batch.len())?, batch))
+    fn stream(&self, path: &ModelPath, batch: &Range<usize>) -> Result<Tensor<3>, WalkError> {
+        Ok(self.tensor(path.stream.read(batch.start, batch.len())?, batch))
     }
 
     fn tensor(&self, values: Vec<f32>, batch: &Range<usize>) -> Tensor<3> {
@@ -458,14 +577,31 @@ impl Walk {
         )
     }
 
-    fn store(&self, values_per_window: usize, name: &str) -> Result<Store, WalkError> {
+    /// Room for an activation of every path.
+    fn stores(&self, name: &str, values_per_window: usize) -> Result<Vec<Store>, WalkError> {
+        let of = |path: &ModelPath| self.store(path.name, 1, name, values_per_window);
+        self.paths.iter().map(of).collect()
+    }
+
+    /// Room for an activation, `more` times as much beside what is in memory already for each path.
+    fn store(
+        &self,
+        path: &str,
+        more: u64,
+        name: &str,
+        values_per_window: usize,
+    ) -> Result<Store, WalkError> {
         let windows = self.n_windows();
-        let bytes = self.bytes_in_memory + Store::bytes(windows, values_per_window);
+        let paths = 1 + u64::from(self.options.float_path);
+        let bytes = self.bytes_in_memory + more * paths * Store::bytes(windows, values_per_window);
         if bytes <= self.options.max_bytes {
             return Ok(Store::in_memory(windows, values_per_window));
         }
-        let path: &Path = &self.options.spill_folder.join(format!("{name}.spill"));
-        Ok(Store::in_file(windows, values_per_window, path)?)
+        let file = self
+            .options
+            .spill_folder
+            .join(format!("{path}{name}.spill"));
+        Ok(Store::in_file(windows, values_per_window, &file)?)
     }
 
     /// Held-out windows always count; calibration windows are taken evenly spaced.
@@ -474,31 +610,33 @@ impl Walk {
         wanted > 0 && (window >= all || wanted >= all || (window * wanted) % all < wanted)
     }
 
-    /// Adds a batch to the sums of all linears that see it.
+    /// Adds a batch of every path to the sums of all linears that see it, and the residual streams that their outputs
+    /// are added to, if there are two.
     fn observe(
         &self,
         stage: Stage,
         linears: &mut [LinearSums],
         batch: &Range<usize>,
-        values: &[f32],
+        values: &[Vec<f32>],
+        streams: &[Vec<f32>],
     ) -> Result<(), WalkError> {
+        let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+        let streams: Vec<&[f32]> = streams.iter().map(Vec::as_slice).collect();
         for (kinds, sums) in linears {
-            self.add(stage, sums, batch, values, (kinds[0], 0))?;
+            self.add(stage, sums, batch, (&values, &streams), (kinds[0], 0))?;
         }
         Ok(())
     }
 
     /// Adds the real tokens of a batch to its windows' sums; padding is left out.
-    fn add(
+    fn add<'a>(
         &self,
         stage: Stage,
         sums: &mut Sums,
         batch: &Range<usize>,
-        values: &[f32],
+        (values, streams): (&[&'a [f32]], &[&'a [f32]]),
         (kind, head): (LinearKind, usize),
     ) -> Result<(), WalkError> {
-        let per_window = values.len() / batch.len();
-        let features = per_window / self.tokens;
         let not_finite = |row: usize, first: usize| WalkError::NotFinite {
             stage,
             window: first + row / self.tokens,
@@ -515,7 +653,6 @@ impl Walk {
             {
                 end += 1;
             }
-            let start = (window - batch.start) * per_window;
             let rows = if whole(window) {
                 (end - window) * self.tokens
             } else {
@@ -526,16 +663,22 @@ impl Walk {
             } else {
                 &mut sums.holdout
             };
-            let values = &values[start..start + rows * features];
-            let added = match &self.options.gradients {
-                None => sum.add(values),
+            let cut = |of: &&'a [f32]| -> &'a [f32] {
+                let width = of.len() / (batch.len() * self.tokens);
+                &of[(window - batch.start) * self.tokens * width..][..rows * width]
+            };
+            let values: Vec<&[f32]> = values.iter().map(cut).collect();
+            let streams: Vec<&[f32]> = streams.iter().map(cut).collect();
+            let weights = match &self.options.gradients {
+                None => None,
                 Some(gradients) => {
                     let mut weights = gradients.weights(self.at, kind, head, window..end)?;
                     weights.truncate(rows);
-                    sum.add_weighted(values, &weights)
+                    Some(weights)
                 }
             };
-            added.map_err(|row| not_finite(row, window))?;
+            sum.add(&values, &streams, weights.as_deref())
+                .map_err(|row| not_finite(row, window))?;
             window = end;
         }
         Ok(())
@@ -571,25 +714,284 @@ fn finish_mixed(sums: Vec<Sums>, head_dim: usize) -> Option<LinearStats> {
     })
 }
 
+/// Writes what every path has of a batch.
+fn write(
+    stores: &mut [Store],
+    batch: &Range<usize>,
+    values: &[Vec<f32>],
+) -> Result<(), StoreError> {
+    let mut pairs = stores.iter_mut().zip(values);
+    pairs.try_for_each(|(store, values)| store.write(batch.start, values))
+}
+
+/// What is summed beside an input's own moments.
+#[derive(Clone, Copy, Debug)]
+enum Beside {
+    Nothing,
+    /// How it goes with what the float path has, and, of this width, with what the residual stream lacks.
+    Float {
+        stream: Option<usize>,
+    },
+}
+
 struct Sums {
-    calibration: Accumulator,
-    holdout: Accumulator,
+    calibration: Moments,
+    holdout: Moments,
 }
 
 impl Sums {
-    fn new(features: usize) -> Self {
+    fn new(features: usize, beside: Beside) -> Self {
         Self {
-            calibration: Accumulator::new(features),
-            holdout: Accumulator::new(features),
+            calibration: Moments::new(features, beside),
+            holdout: Moments::new(features, beside),
         }
     }
 
     fn finish(self) -> StageStats {
-        let holdout = (self.holdout.n_tokens() > 0).then(|| self.holdout.finish());
+        let holdout = (self.holdout.own.n_tokens() > 0).then(|| self.holdout.finish());
         StageStats {
-            max_abs: self.calibration.max_abs().to_vec(),
+            max_abs: self.calibration.own.max_abs().to_vec(),
             calibration: self.calibration.finish(),
             holdout,
         }
+    }
+}
+
+struct Moments {
+    own: Accumulator,
+    cross: Option<CrossSum>,
+    stream: Option<CrossSum>,
+}
+
+impl Moments {
+    fn new(features: usize, beside: Beside) -> Self {
+        let (float, stream) = match beside {
+            Beside::Nothing => (false, None),
+            Beside::Float { stream } => (true, stream),
+        };
+        Self {
+            own: Accumulator::new(features),
+            cross: float.then(|| CrossSum::new(features, features)),
+            stream: stream.map(|width| CrossSum::new(width, features)),
+        }
+    }
+
+    /// Adds tokens of every path, with weights if there are.
+    ///
+    /// # Errors
+    /// As [`Accumulator::add`].
+    fn add(
+        &mut self,
+        values: &[&[f32]],
+        streams: &[&[f32]],
+        weights: Option<&[f32]>,
+    ) -> Result<(), usize> {
+        match weights {
+            None => self.own.add(values[0])?,
+            Some(weights) => self.own.add_weighted(values[0], weights)?,
+        }
+        for (sum, pair) in [(&mut self.cross, values), (&mut self.stream, streams)] {
+            if let (Some(sum), [own, float]) = (sum, pair) {
+                sum.add([float, own], values[0], weights);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> ActivationStats {
+        let mut stats = self.own.finish();
+        let stream = self.stream.map(CrossSum::finish);
+        stats.cross = self.cross.map(|cross| CrossStats {
+            input: cross.finish(),
+            stream,
+        });
+        stats
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use halfbyte_checkpoint::ModelFolder;
+    use halfbyte_model::Weights;
+
+    use super::*;
+
+    const TOKENS: usize = 24;
+
+    fn window(first: u32, len: usize) -> Window {
+        let id = |i: u32| if i < len as u32 { first + 13 * i } else { 0 };
+        Window {
+            ids: (0..TOKENS as u32).map(id).collect(),
+            len,
+        }
+    }
+
+    /// Halves a linear's weight, so that the paths part by more than the rounding of what is kept.
+    fn halve(block: &mut Block, kind: LinearKind, weights: &Weights) {
+        let shape = halfbyte_model::linear_shape(weights.config(), kind);
+        let float = weights.weight(&kind.module(0), shape).unwrap();
+        let halves = float.iter().map(|w| 0.5 * w).collect();
+        block.linears.get_mut(kind).set_weight(halves);
+    }
+
+    /// Real tokens of every window, `[tokens][features]`.
+    fn rows(tensors: &[Tensor<3>], lengths: &[usize]) -> Vec<Vec<f32>> {
+        let mut all = Vec::new();
+        for (tensor, len) in tensors.iter().zip(lengths) {
+            let width = tensor.dims()[2];
+            let values = values(tensor.clone()).unwrap();
+            all.extend(values.chunks(width).take(*len).map(<[f32]>::to_vec));
+        }
+        all
+    }
+
+    fn is_cross_moment(found: &[f32], [float, own]: [&[Vec<f32>]; 2], x: &[Vec<f32>], what: &str) {
+        let (left, features) = (own[0].len(), x[0].len());
+        assert_eq!(found.len(), left * features, "{what}");
+        let (mut off, mut size) = (0.0, 0.0);
+        for i in 0..left {
+            for k in 0..features {
+                let sum: f64 = (0..x.len())
+                    .map(|t| f64::from(float[t][i] - own[t][i]) * f64::from(x[t][k]))
+                    .sum();
+                let wanted = sum / x.len() as f64;
+                off += (f64::from(found[i * features + k]) - wanted).powi(2);
+                size += wanted.powi(2);
+            }
+        }
+        assert!(size > 0.0, "{what}: the paths are one");
+        let relative = (off / size).sqrt();
+        assert!(relative < 0.02, "{what} is off by {relative}");
+    }
+
+    #[test]
+    fn cross_moments_are_of_what_the_float_model_has_in_their_place() {
+        let decoder = {
+            let folder = ModelFolder::embedded("tiny").unwrap();
+            Decoder::new(Weights::new(folder).unwrap(), Device::flex())
+        };
+        let windows = Windows {
+            calibration: vec![window(20, TOKENS), window(31, 15)],
+            holdout: vec![window(57, TOKENS)],
+            report: crate::text::TextReport::default(),
+        };
+        let spill = tempfile::tempdir().unwrap();
+        let options = WalkOptions {
+            max_bytes: u64::MAX,
+            spill_folder: spill.path().to_owned(),
+            mixed_windows: 2,
+            gradients: None,
+            float_path: true,
+        };
+        let mut walk = Walk::new(&windows, &decoder, options).unwrap();
+        let (lengths, mut tick) = ([TOKENS, 15], |_: usize| ());
+        let float = decoder.block(0, TOKENS).unwrap();
+        let mut block = float.clone();
+        walk.begin_block(&block);
+        let h: Vec<Tensor<3>> = (windows.calibration.iter())
+            .map(|window| {
+                let hidden = walk.hidden;
+                let embedded = decoder.embed(&window.ids).unwrap();
+                Tensor::from_data(TensorData::new(embedded, [1, TOKENS, hidden]), &walk.device)
+            })
+            .collect();
+        let each = |of: &dyn Fn(&Tensor<3>) -> Tensor<3>, h: &[Tensor<3>]| -> Vec<Tensor<3>> {
+            h.iter().map(of).collect()
+        };
+        let cross = |stats: &LinearStats| stats.parts[0].stats.calibration.cross.clone().unwrap();
+
+        let stats = walk.attention_input(&block, &mut tick).unwrap();
+        assert!(cross(&stats[0]).input.iter().all(|d| *d == 0.0));
+        halve(&mut block, LinearKind::K, decoder.weights());
+        let stats = walk.attention_mixed(&block, &mut tick).unwrap();
+        let mixed = |block: &Block| {
+            let of = |h: &Tensor<3>| {
+                let x = block.attention_input(h.clone());
+                let (q, k) = block.query_key(x.clone());
+                let shared = block.heads() / block.kv_heads();
+                let y = block.attention_mixed_input(q.narrow(1, 0, shared), k.narrow(1, 0, 1), x);
+                let [_, heads, tokens, features] = y.dims();
+                y.reshape([heads, tokens, features])
+            };
+            let mut all = Vec::new();
+            for (h, len) in h.iter().zip(lengths) {
+                let y = of(h);
+                for head in 0..y.dims()[0] {
+                    all.extend(rows(&[y.clone().narrow(0, head, 1)], &[len]));
+                }
+            }
+            all
+        };
+        let (own, wanted) = (mixed(&block), mixed(&float));
+        is_cross_moment(&cross(&stats[0]).input, [&wanted, &own], &own, "mixed");
+
+        halve(&mut block, LinearKind::V, decoder.weights());
+        let stats = walk.attention_output(&block, &mut tick).unwrap();
+        let attention = |block: &Block, h: &Tensor<3>| {
+            let x = block.attention_input(h.clone());
+            let (q, k) = block.query_key(x.clone());
+            block.attention(q, k, x)
+        };
+        let own = each(&|h| attention(&block, h), &h);
+        let wanted = each(&|h| attention(&float, h), &h);
+        let (own_rows, wanted_rows) = (rows(&own, &lengths), rows(&wanted, &lengths));
+        let found = cross(&stats[0]);
+        is_cross_moment(&found.input, [&wanted_rows, &own_rows], &own_rows, "o");
+        assert!(
+            found.stream.unwrap().iter().all(|e| *e == 0.0),
+            "o's stream"
+        );
+
+        halve(&mut block, LinearKind::O, decoder.weights());
+        let stats = walk.mlp_input(&block, &mut tick).unwrap();
+        let add = |block: &Block, a: &[Tensor<3>]| -> Vec<Tensor<3>> {
+            let both = h.iter().zip(a);
+            both.map(|(h, a)| block.attention_output(h.clone(), a.clone()))
+                .collect()
+        };
+        let (h_own, h_float) = (add(&block, &own), add(&float, &wanted));
+        let own = rows(&each(&|h| block.mlp_input(h.clone()), &h_own), &lengths);
+        let wanted = rows(&each(&|h| float.mlp_input(h.clone()), &h_float), &lengths);
+        is_cross_moment(&cross(&stats[0]).input, [&wanted, &own], &own, "gate");
+
+        halve(&mut block, LinearKind::Up, decoder.weights());
+        let stats = walk.mlp_output(&block, &mut tick).unwrap();
+        let m = |block: &Block, h: &Tensor<3>| block.mlp_mix(block.mlp_input(h.clone()));
+        let (m_own, m_float) = (
+            each(&|h| m(&block, h), &h_own),
+            each(&|h| m(&float, h), &h_float),
+        );
+        let (own, wanted) = (rows(&m_own, &lengths), rows(&m_float, &lengths));
+        let found = cross(&stats[0]);
+        is_cross_moment(&found.input, [&wanted, &own], &own, "down");
+        let streams = [rows(&h_float, &lengths), rows(&h_own, &lengths)];
+        is_cross_moment(
+            &found.stream.unwrap(),
+            [&streams[0], &streams[1]],
+            &own,
+            "down's stream",
+        );
+        let held = stats[0].parts[0].stats.holdout.as_ref().unwrap();
+        assert!(held.cross.as_ref().unwrap().stream.is_some());
+
+        walk.finish_block(&block, &mut tick).unwrap();
+        let finish = |block: &Block, h: &[Tensor<3>], m: &[Tensor<3>]| -> Vec<Tensor<3>> {
+            let both = h.iter().zip(m);
+            both.map(|(h, m)| block.mlp_output(h.clone(), m.clone()))
+                .collect()
+        };
+        let (h_own, h_float) = (
+            finish(&block, &h_own, &m_own),
+            finish(&float, &h_float, &m_float),
+        );
+        let saved = walk.save().unwrap();
+        walk.restore(1, &saved).unwrap();
+        assert_eq!(walk.save().unwrap(), saved);
+        let next = decoder.block(1, TOKENS).unwrap();
+        walk.begin_block(&next);
+        let stats = walk.attention_input(&next, &mut tick).unwrap();
+        let x = |h: &[Tensor<3>]| rows(&each(&|h| next.attention_input(h.clone()), h), &lengths);
+        let (own, wanted) = (x(&h_own), x(&h_float));
+        is_cross_moment(&cross(&stats[0]).input, [&wanted, &own], &own, "next block");
     }
 }

@@ -243,6 +243,7 @@ impl Budgeting<'_> {
                 false => 0,
             },
             gradients: None,
+            float_path: false,
         };
         let mut walk = Walk::new(self.windows, self.decoder, options)?;
         let tokens = walk.tokens_per_window();

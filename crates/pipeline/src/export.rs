@@ -288,7 +288,7 @@ fn notes(pipeline: &Pipeline, layout: &Layout) -> ConfigNotes {
             }
             _ => None,
         },
-        true_sequential: pipeline.propagation == Propagation::Sequential,
+        true_sequential: pipeline.propagation != Propagation::Float,
         static_groups: pipeline.quant.static_groups,
         dtype: layout.scale_dtype,
         meta: meta.as_object().cloned().unwrap_or_default(),

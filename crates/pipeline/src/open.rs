@@ -152,14 +152,7 @@ pub(crate) fn no_text(calibration: &Calibration) -> text::Windows {
         report: text::TextReport {
             packing: packing(calibration.packing),
             sequence_length: calibration.sequence_length,
-            windows_calibration: 0,
-            windows_holdout: 0,
-            windows_padded: 0,
-            tokens_calibration: 0,
-            tokens_holdout: 0,
-            windows_sha256: String::new(),
-            sources: Vec::new(),
-            warnings: Vec::new(),
+            ..text::TextReport::default()
         },
     }
 }

@@ -201,6 +201,7 @@ pub fn quantize(
                 (true, Some(_)) => usize::MAX,
             },
             gradients: gradients.clone(),
+            float_path: pipeline.propagation == Propagation::Asymmetric,
         };
         let mut walk = if pipeline.reads_text() {
             Some(clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?)
@@ -528,6 +529,7 @@ impl BlockRun<'_> {
             let folded = self.clock.time("scale", fold)?;
             (self.floats, self.replaced) = (folded.linears, folded.replaced);
         }
+        walk.begin_block(&block);
         let stats = self.walk(walk, "attention input", |walk, tick| {
             walk.attention_input(&block, tick)
         })?;
@@ -693,7 +695,7 @@ impl BlockRun<'_> {
             seconds: record.seconds,
         });
         if let Some(block) = block
-            && self.pipeline.propagation == Propagation::Sequential
+            && self.pipeline.propagation != Propagation::Float
         {
             block
                 .linears

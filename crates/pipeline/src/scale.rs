@@ -389,6 +389,7 @@ mod tests {
             spill_folder: spill.path().to_owned(),
             mixed_windows: 2,
             gradients: None,
+            float_path: false,
         };
         let mut walk = Walk::new(&windows, &decoder, options).unwrap();
         let solver = Solver::new(pipeline, false);

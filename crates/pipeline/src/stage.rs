@@ -12,8 +12,8 @@ use halfbyte_report::{HessianKind, LinearRecord};
 use halfbyte_solve::awq::search_clip;
 use halfbyte_solve::{
     ChannelPeaks, CodebookOptions, Factor, GptqOptions, Granularity, HqqOptions, OutlierSplit,
-    RtnOptions, ScaleDtype, Solution, absmax, codebook, dense_loss, factor, gptq, gptq_coupled,
-    hqq, loss, outlier_split, rtn, rtn_clipped,
+    RtnOptions, ScaleDtype, Solution, Target, absmax, codebook, corrected_target, dense_loss,
+    factor, gptq, gptq_coupled, hqq, loss, outlier_split, rtn, rtn_clipped,
 };
 use rayon::prelude::*;
 
@@ -326,6 +326,7 @@ impl<'a> Prepared<'a> {
         let (mut solutions, mut splits) = (Vec::new(), Vec::new());
         let (mut plain, mut heldout, mut plain_heldout) = (Vec::new(), Vec::new(), Vec::new());
         let mut order: Vec<usize> = Vec::with_capacity(out);
+        let mut targets: Vec<Target> = Vec::new();
         let per_part = task.row_factors.len() / self.parts.len();
         for (
             index,
@@ -344,8 +345,10 @@ impl<'a> Prepared<'a> {
             let weight = pick(task.weight, *rows, in_);
             let weight = matrix(&weight, in_);
             let seen = stats.map(|stats| &stats.calibration);
+            let target = target(weight, *stats)?;
+            let aimed = target.as_ref().map_or(weight, |t| matrix(&t.weight, in_));
             let solution = solver.solve(
-                weight,
+                aimed,
                 seen,
                 factor.as_ref(),
                 &task.row_factors[index * per_part..][..per_part],
@@ -363,7 +366,7 @@ impl<'a> Prepared<'a> {
             };
             plain.push(dense_loss(weight, &rounded, seen)?);
             if let Some(held) = stats.and_then(|stats| stats.holdout.as_ref()) {
-                heldout.push(loss(weight, &solution.weight, held)?);
+                heldout.push(loss(aimed, &solution.weight, held)?);
                 plain_heldout.push(dense_loss(weight, &rounded, Some(held))?);
             }
             if let Some(stats) = stats.filter(|_| task.llm_int8) {
@@ -371,7 +374,12 @@ impl<'a> Prepared<'a> {
                 splits.push(outlier_split(weight, &stats.calibration, peaks, OUTLIER)?);
             }
             solutions.push(solution);
+            targets.extend(target);
         }
+        let mean = |of: &dyn Fn(&Target) -> f64| {
+            let sum: f64 = targets.iter().map(of).sum();
+            (!targets.is_empty()).then(|| sum / targets.len() as f64)
+        };
         let solution = Solution::stack(solutions)?;
         Ok(Outcome {
             weight: solution.weight.scatter_rows(&order)?.into(),
@@ -386,6 +394,8 @@ impl<'a> Prepared<'a> {
             dead_columns: solution.dead_columns,
             condition: solution.condition,
             clipped_share: solution.clipped_share,
+            target_alpha: mean(&|target| target.alpha),
+            target_shift: mean(&|target| target.shift),
             int8: llm_int8(&splits),
             warnings: solution.warnings,
         })
@@ -438,6 +448,8 @@ impl<'a> Prepared<'a> {
             int8_relative_loss: int8.map(|int8| int8.relative_loss),
             int8_relative_loss_split: int8.map(|int8| int8.relative_loss_split),
             row_hessian: !task.row_factors.is_empty(),
+            target_alpha: outcome.target_alpha,
+            target_shift: outcome.target_shift,
         }
     }
 }
@@ -456,6 +468,8 @@ struct Outcome {
     dead_columns: usize,
     condition: f64,
     clipped_share: f64,
+    target_alpha: Option<f64>,
+    target_shift: Option<f64>,
     int8: Option<Int8>,
     warnings: Vec<String>,
 }
@@ -507,6 +521,8 @@ fn solve_codebook(options: &CodebookOptions, task: &Task<'_>) -> Result<Outcome>
         dead_columns: 0,
         condition: 1.0,
         clipped_share: solution.clipped_share,
+        target_alpha: None,
+        target_shift: None,
         int8: None,
         warnings: Vec::new(),
     })
@@ -523,6 +539,16 @@ pub(crate) fn factor_rows(hessian: &ActivationStats) -> Result<Factor> {
         ..GptqOptions::default()
     };
     Ok(factor(hessian, &options)?)
+}
+
+/// What a weight aims at, where the float model was walked too.
+fn target(weight: MatRef<'_, f32>, stats: Option<&StageStats>) -> Result<Option<Target>> {
+    let with_cross = |stats: &&ActivationStats| stats.cross.is_some();
+    let Some(seen) = stats.map(|stats| &stats.calibration).filter(with_cross) else {
+        return Ok(None);
+    };
+    let held = stats.and_then(|stats| stats.holdout.as_ref());
+    Ok(Some(corrected_target(weight, seen, held)?))
 }
 
 /// Some rows of a weight with `columns` columns, or all.

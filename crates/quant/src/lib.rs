@@ -15,5 +15,5 @@ mod weight;
 pub use codebook::{BlockScales, Codebook, CodebookWeight, NestedScales, dynamic_map};
 pub use coding::{CodebookScheme, CodedWeight, Coding};
 pub use scheme::{GroupSize, Scheme, SchemeError};
-pub use stats::ActivationStats;
+pub use stats::{ActivationStats, CrossStats};
 pub use weight::{QuantizedWeight, WeightError};

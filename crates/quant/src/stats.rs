@@ -10,6 +10,18 @@ pub struct ActivationStats {
     pub mean_abs: Vec<f32>,
     /// Tokens seen.
     pub n_tokens: u64,
+    /// What the float model has in its place, where both were walked.
+    pub cross: Option<CrossStats>,
+}
+
+/// How a linear's input `x` in the quantized model goes with what the float model has there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CrossStats {
+    /// Mean of `(x_float − x) xᵀ` over tokens, `[in_features, in_features]` row-major, not symmetric.
+    pub input: Vec<f32>,
+    /// Mean of `(h_float − h) xᵀ`, `[out_features, in_features]` row-major, for the residual stream `h` that the output
+    /// is added to; none where it is not added to it.
+    pub stream: Option<Vec<f32>>,
 }
 
 impl ActivationStats {
@@ -25,6 +37,7 @@ impl ActivationStats {
             hessian,
             mean_abs: vec![1.0; in_features],
             n_tokens: 0,
+            cross: None,
         }
     }
 }

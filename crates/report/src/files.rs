@@ -139,7 +139,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
 }
 
 /// Columns of linears.csv: the fields of [`LinearRecord`] in their order.
-pub(crate) const COLUMNS: [&str; 31] = [
+pub(crate) const COLUMNS: [&str; 33] = [
     "block",
     "linear",
     "out_features",
@@ -171,6 +171,8 @@ pub(crate) const COLUMNS: [&str; 31] = [
     "int8_relative_loss",
     "int8_relative_loss_split",
     "row_hessian",
+    "target_alpha",
+    "target_shift",
 ];
 
 fn linears_csv(linears: &[LinearRecord]) -> io::Result<Vec<u8>> {
@@ -223,6 +225,8 @@ pub(crate) fn cells(linear: &LinearRecord) -> [String; COLUMNS.len()] {
         maybe(linear.int8_relative_loss),
         maybe(linear.int8_relative_loss_split),
         linear.row_hessian.to_string(),
+        maybe(linear.target_alpha),
+        maybe(linear.target_shift),
     ]
 }
 
@@ -260,7 +264,7 @@ mod tests {
         ));
         assert_eq!(
             lines[1],
-            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001,false"
+            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001,false,0.75,"
         );
         assert_eq!(lines.len(), 1 + run().linears.len());
         assert!(lines[4].contains(",\"damping raised, Cholesky failed twice; 3 dead columns\","));

@@ -174,6 +174,13 @@ pub struct LinearRecord {
     /// `relative_loss` is by such tokens, and does not see what rows gain: it is given up for that.
     #[serde(default)]
     pub row_hessian: bool,
+    /// `propagation: asymmetric`: share taken of the step to the weight that makes good what came before, 0 to 1. With
+    /// several statistics a linear the mean over them, and relative losses are those against the moved weight.
+    #[serde(default)]
+    pub target_alpha: Option<f64>,
+    /// `tr(S H Sᵀ) / tr(W H Wᵀ)` of the step `S` taken.
+    #[serde(default)]
+    pub target_shift: Option<f64>,
 }
 
 /// Bits shared out among the linears. KL divergences are in nats a token, predicted as sensitivity times loss from the

@@ -215,5 +215,6 @@ fn stats(columns: usize, seed: u64) -> ActivationStats {
             .collect(),
         mean_abs: vec![1.0; columns],
         n_tokens: TOKENS as u64,
+        cross: None,
     }
 }

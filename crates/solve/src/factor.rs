@@ -254,7 +254,7 @@ pub(crate) fn check_stats(stats: &ActivationStats) -> Result<(), SolveError> {
 
 /// Replaces the lower triangle by its Cholesky factor; false when it is not positive definite.
 /// On one thread: faer's split over threads is not ours to fix, and the bits must not depend on it.
-fn cholesky(lower: &mut Mat<f64>) -> bool {
+pub(crate) fn cholesky(lower: &mut Mat<f64>) -> bool {
     let scratch = cholesky_in_place_scratch::<f64>(lower.nrows(), Par::Seq, Default::default());
     let mut memory = MemBuffer::new(scratch);
     cholesky_in_place(

@@ -37,6 +37,7 @@ mod rtn;
 mod solution;
 mod storage;
 mod strip;
+mod target;
 
 pub use absmax::{Granularity, absmax};
 pub use allocate::{Choice, allocate};
@@ -52,3 +53,4 @@ pub use options::{Damp, GptqOptions, Grid, Recipe, RtnOptions, ScaleDtype};
 pub use outliers::{ChannelPeaks, OutlierSplit, outlier_split};
 pub use rtn::{rtn, rtn_clipped};
 pub use solution::Solution;
+pub use target::{Target, corrected_target};

@@ -73,6 +73,7 @@ pub(crate) fn random_stats(columns: usize, tokens: usize, seed: u64) -> Activati
         hessian: hessian.into_iter().map(|h| h as f32).collect(),
         mean_abs: mean_abs.into_iter().map(|m: f64| m as f32).collect(),
         n_tokens: tokens as u64,
+        cross: None,
     }
 }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Packing;
 
 /// What [`super::load_windows`] read, used and dropped, over all sources.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct TextReport {
     /// How documents became windows.
     pub packing: Packing,

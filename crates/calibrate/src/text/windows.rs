@@ -17,11 +17,12 @@ use super::{SourceReport, TextError, TextReport, TextSource, mix, tokenize};
 /// of lines between blank lines, or single lines where there are no blank ones) are joined until they
 /// fill a window, and the next document begins at the paragraph after, so that every window starts at
 /// the head of a paragraph. What is left of the last paragraph of a window is counted as truncated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Packing {
     /// Documents are joined by a blank line (`"\n\n"`, no special token) and cut into full windows; of those,
     /// the seed picks one from each of `n` equal stretches of the text. Nothing is padded.
+    #[default]
     Concat,
     /// The first `sequence_length` tokens of a document. Shorter documents are padded; those with fewer than
     /// [`WindowOptions::shortest_document`] tokens are dropped.

@@ -11,8 +11,8 @@ use super::file::{
 };
 use super::{
     Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate,
-    Located, Method, Model, ModelSource, Pattern, Pipeline, Quant, Recipe, Report, Resources, Rule,
-    SignedScales, Source, TextSource, Treatment, Tune,
+    Located, Method, Model, ModelSource, Pattern, Pipeline, Propagation, Quant, Recipe, Report,
+    Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune,
 };
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
@@ -342,6 +342,16 @@ fn demands_of_method(file: &PipelineFile, quant: &Quant, rules: &[Rule]) -> Resu
                 file.method
             ),
             "use a method that reads text, or leave `tune` out",
+        ));
+    }
+    if file.method.is_data_free() && file.propagation == Propagation::Asymmetric {
+        return Err(Fault::new(
+            &["propagation"],
+            format!(
+                "asymmetric compares with the float model on calibration text, and {} reads none",
+                file.method
+            ),
+            "use a method that reads text, or leave `propagation` out",
         ));
     }
     if file.method.is_data_free() && quant.signed_scales == SignedScales::On {

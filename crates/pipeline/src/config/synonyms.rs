@@ -106,7 +106,6 @@ pub(super) const SYNONYMS: &[Synonym] = &[
 
 #[rustfmt::skip]
 const LATER: &[Later] = &[
-    Later { path: "propagation", values: &["asymmetric"], hint: "use float or sequential" },
     Later { path: "export.*.format", values: &["gguf", "mlx"], hint: "use compressed-tensors, gptq, gptq_v2, awq, int-quantized or bitsandbytes" },
     Later { path: "sweep", values: &[], hint: "leave it out and run once for each setting, with `--set quant.bits=3` and so on" },
 ];

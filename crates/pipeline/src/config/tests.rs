@@ -436,8 +436,8 @@ fn what_is_planned_is_answered_by_name() {
         "p.yaml:4: tune.epochs: tuning needs calibration text, and hqq reads none\nhint: use a method that reads text, or leave `tune` out",
     );
     check_error(
-        "model: {source: embedded:tiny}\npropagation: asymmetric\n",
-        "p.yaml:2: propagation: `asymmetric` is known, but not in this version\nhint: use float or sequential",
+        "model: {source: embedded:tiny}\nmethod: hqq\nquant: {sym: false}\npropagation: asymmetric\n",
+        "p.yaml:4: propagation: asymmetric compares with the float model on calibration text, and hqq reads none\nhint: use a method that reads text, or leave `propagation` out",
     );
     check_error(
         "model: {source: embedded:tiny}\nexport: [{format: gptq},\n  {format: mlx}]\n",

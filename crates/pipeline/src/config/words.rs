@@ -51,6 +51,8 @@ pub enum Propagation {
     /// A stage sees the stages before it already quantized.
     #[default]
     Sequential,
+    /// As sequential, and every linear aims at what the float model has in its place.
+    Asymmetric,
 }
 
 /// How texts become windows of `sequence_length` tokens.

@@ -40,6 +40,8 @@ const LABELS: [&str; COLUMNS.len()] = [
     "int8 loss",
     "int8 loss split",
     "row Hessian",
+    "target share",
+    "target shift",
 ];
 
 pub(super) fn linears(run: &RunRecord) -> Section {

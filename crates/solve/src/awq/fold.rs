@@ -1,4 +1,4 @@
-use halfbyte_quant::ActivationStats;
+use halfbyte_quant::{ActivationStats, CrossStats};
 
 use super::check_scales;
 use crate::SolveError;
@@ -141,21 +141,31 @@ pub fn transform_stats(
         });
     }
     let inverse: Vec<f64> = scales.iter().map(|&s| 1.0 / f64::from(s)).collect();
-    let mut hessian = Vec::with_capacity(stats.hessian.len());
-    for (row, &a) in stats.hessian.chunks_exact(stats.in_features).zip(&inverse) {
-        // products in f64 and in one order, so that the result is as symmetric as what came in
-        hessian.extend(
-            row.iter()
-                .zip(&inverse)
-                .map(|(&h, &b)| (f64::from(h) * (a * b)) as f32),
-        );
-    }
+    // products in f64 and in one order, so that the result is as symmetric as what came in
+    let row = |(row, a): (&[f32], f64)| -> Vec<f32> {
+        let scaled = row.iter().zip(&inverse);
+        scaled
+            .map(|(&h, &b)| (f64::from(h) * (a * b)) as f32)
+            .collect()
+    };
+    let square = |of: &[f32]| -> Vec<f32> {
+        let rows = of.chunks_exact(stats.in_features);
+        rows.zip(inverse.iter().copied()).flat_map(row).collect()
+    };
+    let cross = stats.cross.as_ref().map(|cross| CrossStats {
+        input: square(&cross.input),
+        stream: cross.stream.as_ref().map(|stream| {
+            let rows = stream.chunks_exact(stats.in_features);
+            rows.zip(std::iter::repeat(1.0)).flat_map(row).collect()
+        }),
+    });
     let mean_abs = stats.mean_abs.iter().zip(&inverse);
     Ok(ActivationStats {
         in_features: stats.in_features,
-        hessian,
+        hessian: square(&stats.hessian),
         mean_abs: mean_abs.map(|(&m, &i)| (f64::from(m) * i) as f32).collect(),
         n_tokens: stats.n_tokens,
+        cross,
     })
 }
 

@@ -223,6 +223,7 @@ fn autoawq_itself_chooses_the_same_scales_and_limits() {
         hessian: hessian.into_iter().map(|h| h as f32).collect(),
         mean_abs: mean_abs.into_iter().map(|m| m as f32).collect(),
         n_tokens: tokens as u64,
+        cross: None,
     };
     let part =
         |start: usize| Mat::from_fn(rows / 2, k, |r, c| (w[(start + r) * k + c] / 1024.0) as f32);
