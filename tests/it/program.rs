@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use halfbyte_checkpoint::ModelFolder;
-use halfbyte_model::{LinearKind, Weights, linear_shape};
+use halfbyte_model::{DeviceChoice, LinearKind, Weights, linear_shape, open_device};
 use halfbyte_quant::{Codebook, Coding, QuantizedWeight};
 use halfbyte_report::{RunRecord, read_run};
 
@@ -220,6 +220,35 @@ fn asymmetric_propagation_pays_back_what_came_before_and_gives_the_same_bytes_on
         last(&record),
         last(&sequential)
     );
+}
+
+#[test]
+fn a_gpu_chooses_the_processors_codes_until_roundings_part_them() {
+    if let Err(error) = open_device(DeviceChoice::Vulkan) {
+        println!("skipped: {error}");
+        return;
+    }
+    let run = |device: &str| {
+        let out = tempfile::tempdir().unwrap();
+        // the last of two flags wins
+        let more = ["--device", device, "--set", "evaluate=false"];
+        succeed(&mut small_run(out.path(), &more));
+        let folder = ModelFolder::open(&out.path().join("compressed-tensors")).unwrap();
+        (Weights::new(folder).unwrap(), read_run(out.path()).unwrap())
+    };
+    let ((host, host_run), (device, device_run)) = (run("cpu"), run("vulkan"));
+    for kind in [LinearKind::Q, LinearKind::K] {
+        let (module, shape) = (kind.module(0), linear_shape(host.config(), kind));
+        let (a, b) = (grid(&host, &module, shape), grid(&device, &module, shape));
+        let other = a.codes().iter().zip(b.codes()).filter(|(a, b)| a != b);
+        let share = other.count() as f64 / a.codes().len() as f64;
+        assert!(share < 0.001, "{module}: {share} of the codes differ");
+    }
+    // a code that differs changes what later linears see, but not how well they are solved
+    for (a, b) in host_run.linears.iter().zip(&device_run.linears) {
+        let ratio = b.relative_loss / a.relative_loss;
+        assert!((ratio - 1.0).abs() < 0.1, "{}: {ratio}", a.linear);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@
 pub mod text;
 
 mod accumulate;
+mod activation;
 mod output_gradients;
 mod store;
 mod walk;

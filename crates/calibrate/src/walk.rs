@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use halfbyte_model::{Block, Decoder, LinearKind, ModelError, Stage, values};
-use halfbyte_quant::{ActivationStats, CrossStats};
+use halfbyte_quant::ActivationStats;
 
-use crate::accumulate::CrossSum;
+use crate::activation::{Activation, Beside, Moments, Rows};
 use crate::text::{Window, Windows};
-use crate::{Accumulator, OutputGradients, Store, StoreError};
+use crate::{OutputGradients, Store, StoreError};
 
 /// Tokens one batch holds: large enough for dense products, small enough that a batch's activations stay in cache.
 const BATCH_TOKENS: usize = 2048;
@@ -256,19 +256,19 @@ impl Walk {
         for batch in self.batches() {
             let h = self.stream(&self.paths[0], &batch)?;
             let x = block.attention_input(h.clone());
-            let seen = [values(x.clone())?];
+            let seen = [Activation::of(x.clone())?];
             self.observe(Stage::AttentionInput, &mut input, &batch, &seen, &[])?;
             let (q, k) = block.query_key(x.clone());
             self.observe_mixed(&mut mixed, &batch, &[(block, &q, &k, &x)])?;
             let a = block.attention(q, k, x);
-            let seen = [values(a.clone())?];
+            let seen = [Activation::of(a.clone())?];
             self.observe(Stage::AttentionOutput, &mut output, &batch, &seen, &[])?;
             let h = block.attention_output(h, a);
             let x = block.mlp_input(h.clone());
-            let seen = [values(x.clone())?];
+            let seen = [Activation::of(x.clone())?];
             self.observe(Stage::MlpInput, &mut mlp_input, &batch, &seen, &[])?;
             let m = block.mlp_mix(x);
-            let seen = [values(m.clone())?];
+            let seen = [Activation::of(m.clone())?];
             self.observe(Stage::MlpOutput, &mut mlp_output, &batch, &seen, &[])?;
             if into_stream {
                 let h = values(block.mlp_output(h, m))?;
@@ -276,10 +276,10 @@ impl Walk {
             }
             tick(batch.end * self.tokens);
         }
-        let mut stats = finish(input);
-        stats.extend(finish_mixed(mixed, block.head_dim()));
+        let mut stats = finish(input)?;
+        stats.extend(finish_mixed(mixed, block.head_dim())?);
         for sums in [output, mlp_input, mlp_output] {
-            stats.extend(finish(sums));
+            stats.extend(finish(sums)?);
         }
         Ok(stats)
     }
@@ -293,12 +293,12 @@ impl Walk {
         let mut sums = self.sums(self.attention_kinds(), self.hidden, self.beside(None));
         for batch in self.batches() {
             let x = self.on_paths(block, |path, block| {
-                Ok(values(block.attention_input(self.stream(path, &batch)?))?)
+                Activation::of(block.attention_input(self.stream(path, &batch)?))
             })?;
             self.observe(Stage::AttentionInput, &mut sums, &batch, &x, &[])?;
             tick(batch.end * self.tokens);
         }
-        Ok(finish(sums))
+        finish(sums)
     }
 
     /// Runs q and k, and gives the statistics of `A norm1(h)` for every kv head (none when
@@ -337,7 +337,7 @@ impl Walk {
         for (path, (queries, keys)) in self.paths.iter_mut().zip(stores) {
             path.kept = Kept::QueriesAndKeys(queries, keys);
         }
-        Ok(finish_mixed(sums, head_dim).into_iter().collect())
+        Ok(finish_mixed(sums, head_dim)?.into_iter().collect())
     }
 
     /// Runs v and the attention, and gives the statistics of o's input.
@@ -365,7 +365,7 @@ impl Walk {
                 };
                 let x = block.attention_input(self.stream(path, &batch)?);
                 let (q, k) = (read(queries, heads)?, read(keys, kv_heads)?);
-                Ok(values(block.attention(q, k, x))?)
+                Activation::of(block.attention(q, k, x))
             })?;
             let streams = self.streams(&batch)?;
             self.observe(Stage::AttentionOutput, &mut sums, &batch, &a, &streams)?;
@@ -375,7 +375,7 @@ impl Walk {
         for (path, store) in self.paths.iter_mut().zip(stores) {
             path.kept = Kept::Attention(store);
         }
-        Ok(finish(sums))
+        finish(sums)
     }
 
     /// Runs o into the residual stream, and gives the statistics of `norm2(h)`.
@@ -400,13 +400,13 @@ impl Walk {
             let mut h = h.into_iter();
             let x = self.on_paths(block, |_, block| {
                 let h = h.next().expect("a stream for every path");
-                Ok(values(block.mlp_input(h))?)
+                Activation::of(block.mlp_input(h))
             })?;
             self.observe(Stage::MlpInput, &mut sums, &batch, &x, &[])?;
             tick(batch.end * self.tokens);
         }
         self.drop_kept();
-        Ok(finish(sums))
+        finish(sums)
     }
 
     /// Runs gate and up, and gives the statistics of down's input.
@@ -422,7 +422,7 @@ impl Walk {
         for batch in self.batches() {
             let m = self.on_paths(block, |path, block| {
                 let x = block.mlp_input(self.stream(path, &batch)?);
-                Ok(values(block.mlp_mix(x))?)
+                Activation::of(block.mlp_mix(x))
             })?;
             let streams = self.streams(&batch)?;
             self.observe(Stage::MlpOutput, &mut sums, &batch, &m, &streams)?;
@@ -432,7 +432,7 @@ impl Walk {
         for (path, store) in self.paths.iter_mut().zip(stores) {
             path.kept = Kept::Mlp(store);
         }
-        Ok(finish(sums))
+        finish(sums)
     }
 
     /// Runs down into the residual stream: the next block's input.
@@ -479,11 +479,11 @@ impl Walk {
     }
 
     /// The residual streams of a batch, where there are two.
-    fn streams(&self, batch: &Range<usize>) -> Result<Vec<Vec<f32>>, WalkError> {
+    fn streams(&self, batch: &Range<usize>) -> Result<Vec<Activation>, WalkError> {
         if self.paths.len() < 2 {
             return Ok(Vec::new());
         }
-        let read = |path: &ModelPath| Ok(path.stream.read(batch.start, batch.len())?);
+        let read = |path: &ModelPath| Activation::of(self.stream(path, batch)?);
         self.paths.iter().map(read).collect()
     }
 
@@ -510,7 +510,9 @@ impl Walk {
             0 => 0,
             _ => block.kv_heads(),
         };
-        (0..heads).map(|_| Sums::new(self.hidden, beside)).collect()
+        (0..heads)
+            .map(|_| Sums::new(self.hidden, beside, &self.device))
+            .collect()
     }
 
     /// Adds `A x` of a batch's sampled windows to the kv heads' sums; of every path its block, queries, keys and `x`.
@@ -532,12 +534,14 @@ impl Walk {
                 for (block, q, k, x) in paths {
                     let (q, k) = (one(q, head * shared, shared), one(k, head, 1));
                     let x = (*x).clone().narrow(0, at, 1);
-                    mixed.push(values(block.attention_mixed_input(q, k, x))?);
+                    mixed.push(block.attention_mixed_input(q, k, x));
                 }
-                let len = self.tokens * self.hidden;
                 for i in 0..shared {
-                    let rows: Vec<&[f32]> =
-                        mixed.iter().map(|m| &m[i * len..(i + 1) * len]).collect();
+                    let of_head = |mixed: &Tensor<4>| {
+                        let one = mixed.clone().narrow(1, i, 1);
+                        Activation::of(one.reshape([1, self.tokens, self.hidden]))
+                    };
+                    let rows = mixed.iter().map(of_head).collect::<Result<Vec<_>, _>>()?;
                     let head = (LinearKind::V, head * shared + i);
                     let window = window..window + 1;
                     self.add(Stage::AttentionMixed, sums, &window, (&rows, &[]), head)?;
@@ -553,7 +557,7 @@ impl Walk {
             Some(_) => 1,
             None => kinds.len(),
         };
-        let of = |kinds: &[LinearKind]| (kinds.to_vec(), Sums::new(features, beside));
+        let of = |kinds: &[LinearKind]| (kinds.to_vec(), Sums::new(features, beside, &self.device));
         kinds.chunks(shared).map(of).collect()
     }
 
@@ -617,13 +621,11 @@ impl Walk {
         stage: Stage,
         linears: &mut [LinearSums],
         batch: &Range<usize>,
-        values: &[Vec<f32>],
-        streams: &[Vec<f32>],
+        seen: &[Activation],
+        streams: &[Activation],
     ) -> Result<(), WalkError> {
-        let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-        let streams: Vec<&[f32]> = streams.iter().map(Vec::as_slice).collect();
         for (kinds, sums) in linears {
-            self.add(stage, sums, batch, (&values, &streams), (kinds[0], 0))?;
+            self.add(stage, sums, batch, (seen, streams), (kinds[0], 0))?;
         }
         Ok(())
     }
@@ -634,7 +636,7 @@ impl Walk {
         stage: Stage,
         sums: &mut Sums,
         batch: &Range<usize>,
-        (values, streams): (&[&'a [f32]], &[&'a [f32]]),
+        (seen, streams): (&'a [Activation], &'a [Activation]),
         (kind, head): (LinearKind, usize),
     ) -> Result<(), WalkError> {
         let not_finite = |row: usize, first: usize| WalkError::NotFinite {
@@ -663,12 +665,11 @@ impl Walk {
             } else {
                 &mut sums.holdout
             };
-            let cut = |of: &&'a [f32]| -> &'a [f32] {
-                let width = of.len() / (batch.len() * self.tokens);
-                &of[(window - batch.start) * self.tokens * width..][..rows * width]
-            };
-            let values: Vec<&[f32]> = values.iter().map(cut).collect();
-            let streams: Vec<&[f32]> = streams.iter().map(cut).collect();
+            let first = (window - batch.start) * self.tokens;
+            let all = batch.len() * self.tokens;
+            let of = |seen: &'a Activation| seen.rows(first..first + rows, all);
+            let seen: Vec<Rows<'_>> = seen.iter().map(of).collect();
+            let streams: Vec<Rows<'_>> = streams.iter().map(of).collect();
             let weights = match &self.options.gradients {
                 None => None,
                 Some(gradients) => {
@@ -677,8 +678,9 @@ impl Walk {
                     Some(weights)
                 }
             };
-            sum.add(&values, &streams, weights.as_deref())
-                .map_err(|row| not_finite(row, window))?;
+            if let Some(row) = sum.add(&seen, &streams, weights.as_deref())? {
+                return Err(not_finite(row, window));
+            }
             window = end;
         }
         Ok(())
@@ -688,50 +690,42 @@ impl Walk {
 /// Linears that share an input, and its sums.
 type LinearSums = (Vec<LinearKind>, Sums);
 
-fn finish(linears: Vec<LinearSums>) -> Vec<LinearStats> {
-    let of = |(kinds, sums): LinearSums| LinearStats {
-        kinds,
-        parts: vec![RowStats {
-            rows: None,
-            stats: sums.finish(),
-        }],
+fn finish(linears: Vec<LinearSums>) -> Result<Vec<LinearStats>, WalkError> {
+    let of = |(kinds, sums): LinearSums| {
+        let (rows, stats) = (None, sums.finish()?);
+        let parts = vec![RowStats { rows, stats }];
+        Ok(LinearStats { kinds, parts })
     };
     linears.into_iter().map(of).collect()
 }
 
 /// The sums of v's kv heads, each for the rows of its head; nothing where there are none.
-fn finish_mixed(sums: Vec<Sums>, head_dim: usize) -> Option<LinearStats> {
+fn finish_mixed(sums: Vec<Sums>, head_dim: usize) -> Result<Option<LinearStats>, WalkError> {
     if sums.is_empty() {
-        return None;
+        return Ok(None);
     }
-    let parts = sums.into_iter().enumerate().map(|(head, sums)| RowStats {
-        rows: Some((head * head_dim..(head + 1) * head_dim).collect()),
-        stats: sums.finish(),
-    });
-    Some(LinearStats {
+    let of = |(head, sums): (usize, Sums)| {
+        let rows = Some((head * head_dim..(head + 1) * head_dim).collect());
+        let stats = sums.finish()?;
+        Ok::<_, WalkError>(RowStats { rows, stats })
+    };
+    let parts = sums.into_iter().enumerate().map(of);
+    Ok(Some(LinearStats {
         kinds: vec![LinearKind::V],
-        parts: parts.collect(),
-    })
+        parts: parts.collect::<Result<_, _>>()?,
+    }))
 }
 
 /// Writes what every path has of a batch.
 fn write(
     stores: &mut [Store],
     batch: &Range<usize>,
-    values: &[Vec<f32>],
-) -> Result<(), StoreError> {
-    let mut pairs = stores.iter_mut().zip(values);
-    pairs.try_for_each(|(store, values)| store.write(batch.start, values))
-}
-
-/// What is summed beside an input's own moments.
-#[derive(Clone, Copy, Debug)]
-enum Beside {
-    Nothing,
-    /// How it goes with what the float path has, and, of this width, with what the residual stream lacks.
-    Float {
-        stream: Option<usize>,
-    },
+    activations: &[Activation],
+) -> Result<(), WalkError> {
+    for (store, activation) in stores.iter_mut().zip(activations) {
+        store.write(batch.start, &activation.values()?)?;
+    }
+    Ok(())
 }
 
 struct Sums {
@@ -740,72 +734,24 @@ struct Sums {
 }
 
 impl Sums {
-    fn new(features: usize, beside: Beside) -> Self {
+    fn new(features: usize, beside: Beside, device: &Device) -> Self {
         Self {
-            calibration: Moments::new(features, beside),
-            holdout: Moments::new(features, beside),
+            calibration: Moments::new(features, beside, device),
+            holdout: Moments::new(features, beside, device),
         }
     }
 
-    fn finish(self) -> StageStats {
-        let holdout = (self.holdout.own.n_tokens() > 0).then(|| self.holdout.finish());
-        StageStats {
-            max_abs: self.calibration.own.max_abs().to_vec(),
-            calibration: self.calibration.finish(),
-            holdout,
-        }
-    }
-}
-
-struct Moments {
-    own: Accumulator,
-    cross: Option<CrossSum>,
-    stream: Option<CrossSum>,
-}
-
-impl Moments {
-    fn new(features: usize, beside: Beside) -> Self {
-        let (float, stream) = match beside {
-            Beside::Nothing => (false, None),
-            Beside::Float { stream } => (true, stream),
+    fn finish(self) -> Result<StageStats, WalkError> {
+        let holdout = match self.holdout.n_tokens() {
+            0 => None,
+            _ => Some(self.holdout.finish()?.0),
         };
-        Self {
-            own: Accumulator::new(features),
-            cross: float.then(|| CrossSum::new(features, features)),
-            stream: stream.map(|width| CrossSum::new(width, features)),
-        }
-    }
-
-    /// Adds tokens of every path, with weights if there are.
-    ///
-    /// # Errors
-    /// As [`Accumulator::add`].
-    fn add(
-        &mut self,
-        values: &[&[f32]],
-        streams: &[&[f32]],
-        weights: Option<&[f32]>,
-    ) -> Result<(), usize> {
-        match weights {
-            None => self.own.add(values[0])?,
-            Some(weights) => self.own.add_weighted(values[0], weights)?,
-        }
-        for (sum, pair) in [(&mut self.cross, values), (&mut self.stream, streams)] {
-            if let (Some(sum), [own, float]) = (sum, pair) {
-                sum.add([float, own], values[0], weights);
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> ActivationStats {
-        let mut stats = self.own.finish();
-        let stream = self.stream.map(CrossSum::finish);
-        stats.cross = self.cross.map(|cross| CrossStats {
-            input: cross.finish(),
-            stream,
-        });
-        stats
+        let (calibration, max_abs) = self.calibration.finish()?;
+        Ok(StageStats {
+            calibration,
+            holdout,
+            max_abs,
+        })
     }
 }
 

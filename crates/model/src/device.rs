@@ -101,6 +101,12 @@ fn hardware_gpu() -> Option<Device> {
         .find_map(|kind| Device::wgpu_options().device_kind(kind).init().ok())
 }
 
+/// Whether a device's tensors lie in the processor's memory, with no gradients recorded.
+pub fn is_host(device: &Device) -> bool {
+    // equality is the hardware's alone
+    !device.is_autodiff() && *device == Device::flex()
+}
+
 /// A tensor's numbers on the host, row-major.
 ///
 /// # Errors

@@ -18,9 +18,7 @@ const TASK: usize = 1 << 15;
 
 /// Whether a tensor's numbers can be worked on here.
 pub(crate) fn is_host<const D: usize>(tensor: &Tensor<D>) -> bool {
-    let device = tensor.device();
-    // equality is the hardware's alone
-    !device.is_autodiff() && device == Device::flex()
+    crate::is_host(&tensor.device())
 }
 
 /// Work on the rows of a tensor, compiled once for every instruction set: `work` must be `#[inline(always)]`, or it is

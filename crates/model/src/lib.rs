@@ -21,7 +21,7 @@ mod weights;
 
 pub use block::{Block, Linears, Stage, linear_shape};
 pub use decoder::{Decoder, Head};
-pub use device::{DeviceChoice, open_device, values};
+pub use device::{DeviceChoice, is_host, open_device, values};
 pub use error::ModelError;
 pub use gradient::{BlockGradients, NormKind, ParameterGradients};
 pub use linear::{Linear, LinearKind};

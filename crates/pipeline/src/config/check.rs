@@ -42,7 +42,10 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         recipe: file.recipe,
         export: export(&file, &quant, &rules)?,
         quant,
-        propagation: file.propagation,
+        propagation: file.propagation.unwrap_or(match file.recipe {
+            Recipe::Best => Propagation::Asymmetric,
+            _ => Propagation::Sequential,
+        }),
         tune: Tune {
             epochs: file.tune.epochs,
             learning_rate: file.tune.learning_rate,
@@ -344,7 +347,7 @@ fn demands_of_method(file: &PipelineFile, quant: &Quant, rules: &[Rule]) -> Resu
             "use a method that reads text, or leave `tune` out",
         ));
     }
-    if file.method.is_data_free() && file.propagation == Propagation::Asymmetric {
+    if file.method.is_data_free() && file.propagation == Some(Propagation::Asymmetric) {
         return Err(Fault::new(
             &["propagation"],
             format!(

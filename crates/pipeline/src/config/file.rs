@@ -27,9 +27,10 @@ pub(super) struct PipelineFile {
     /// Scheme and solver settings.
     #[serde(default)]
     pub(super) quant: QuantFile,
-    /// What the statistics of a stage have seen.
-    #[serde(default)]
-    pub(super) propagation: Propagation,
+    /// What the statistics of a stage have seen; auto leaves it to the recipe.
+    #[serde(default, with = "auto")]
+    #[schemars(schema_with = "propagation_schema")]
+    pub(super) propagation: Option<Propagation>,
     /// Scales and norms tuned by gradient after the solves.
     #[serde(default)]
     pub(super) tune: TuneFile,
@@ -384,6 +385,11 @@ fn signed_schema(_: &mut SchemaGenerator) -> Schema {
 
 fn threads_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 4096}]})
+}
+
+fn propagation_schema(generator: &mut SchemaGenerator) -> Schema {
+    let word = generator.subschema_for::<Propagation>();
+    json_schema!({"anyOf": [{"const": "auto"}, word]})
 }
 
 fn epochs_schema(_: &mut SchemaGenerator) -> Schema {

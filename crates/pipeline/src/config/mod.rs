@@ -503,7 +503,7 @@ impl From<&Pipeline> for PipelineFile {
             method: *method,
             recipe: *recipe,
             quant: quant.into(),
-            propagation: *propagation,
+            propagation: Some(*propagation),
             tune: TuneFile {
                 epochs: tune.epochs,
                 learning_rate: tune.learning_rate,

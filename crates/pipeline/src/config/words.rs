@@ -38,7 +38,8 @@ pub enum Recipe {
     #[default]
     Default,
     /// The lowest KL we know how to reach in a few times the default's time: rows pay back each other's errors and tokens
-    /// count by the loss's gradient, codes are searched wider at few bits, scales and norms tuned.
+    /// count by the loss's gradient, linears aim at the float model's output, codes are searched wider at few bits, scales
+    /// and norms tuned.
     Best,
 }
 
