@@ -181,6 +181,16 @@ impl Solver {
         })
     }
 
+    /// What its factors depend on beside the statistics; none where it needs no factor.
+    pub(crate) fn factor_key(
+        &self,
+    ) -> Option<(halfbyte_solve::Recipe, bool, halfbyte_solve::Damp)> {
+        match self {
+            Self::Gptq { options, .. } => Some((options.recipe, options.desc_act, options.damp)),
+            _ => None,
+        }
+    }
+
     /// Whether rows are to be solved with regard to each other.
     pub(crate) fn wants_gradients(&self) -> bool {
         matches!(self, Self::Gptq { best: true, .. })
@@ -442,6 +452,7 @@ impl<'a> Prepared<'a> {
             int8_relative_loss: int8.map(|int8| int8.relative_loss),
             int8_relative_loss_split: int8.map(|int8| int8.relative_loss_split),
             row_hessian: !task.row_factors.is_empty(),
+            predicted_kl: None,
         }
     }
 }
@@ -531,7 +542,11 @@ pub(crate) fn factor_rows(hessian: &ActivationStats) -> Result<Factor> {
 }
 
 /// Some rows of a weight with `columns` columns, or all.
-fn pick<'a>(weight: &'a [f32], rows: Option<&[usize]>, columns: usize) -> Cow<'a, [f32]> {
+pub(crate) fn pick<'a>(
+    weight: &'a [f32],
+    rows: Option<&[usize]>,
+    columns: usize,
+) -> Cow<'a, [f32]> {
     let of = |&row: &usize| &weight[row * columns..(row + 1) * columns];
     match rows {
         None => Cow::Borrowed(weight),
@@ -539,12 +554,12 @@ fn pick<'a>(weight: &'a [f32], rows: Option<&[usize]>, columns: usize) -> Cow<'a
     }
 }
 
-fn matrix(weight: &[f32], columns: usize) -> MatRef<'_, f32> {
+pub(crate) fn matrix(weight: &[f32], columns: usize) -> MatRef<'_, f32> {
     MatRef::from_row_major_slice(weight, weight.len() / columns, columns)
 }
 
 /// The values that plain rounding gives, `[rows, columns]`; no statistics change them.
-fn plain_rounding(weight: MatRef<'_, f32>, scheme: &Scheme) -> Result<Vec<f32>> {
+pub(crate) fn plain_rounding(weight: MatRef<'_, f32>, scheme: &Scheme) -> Result<Vec<f32>> {
     let solution = rtn(weight, None, scheme, &RtnOptions::default())?;
     Ok(solution.weight.dequantize())
 }

@@ -130,5 +130,6 @@ fn linear(block: usize, linear: &str, loss: f64, heldout: f64) -> LinearRecord {
         int8_relative_loss: Some(0.003),
         int8_relative_loss_split: Some(0.001),
         row_hessian: false,
+        predicted_kl: None,
     }
 }

@@ -174,6 +174,10 @@ pub struct LinearRecord {
     /// `relative_loss` is by such tokens, and does not see what rows gain: it is given up for that.
     #[serde(default)]
     pub row_hessian: bool,
+    /// KL divergence in nats a token that its error is expected to cost the model: its sensitivity times its loss, both by
+    /// the float model. None outside a sweep.
+    #[serde(default)]
+    pub predicted_kl: Option<f64>,
 }
 
 /// Bits shared out among the linears. KL divergences are in nats a token, predicted as sensitivity times loss from the
