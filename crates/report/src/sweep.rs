@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::compare::is_beaten;
 use crate::files::{make_folder, read_record, write_linears, write_whole};
+use crate::markup::short;
 use crate::text::{bytes, duration, geometric_mean, table};
 use crate::{
     CalibrationRecord, EvaluationRecord, LinearRecord, ModelRecord, PhaseRecord, ReportError,
@@ -307,10 +308,10 @@ pub fn sweep_text(sweep: &SweepRecord) -> String {
                 cell.bytes.map_or_else(|| "-".to_owned(), bytes),
                 cell.relative_loss
                     .map_or_else(|| "-".to_owned(), |loss| format!("{loss:.2e}")),
-                figure(cell.predicted_kl, 4),
+                cell.predicted_kl.map_or_else(|| "-".to_owned(), short),
                 score.map_or_else(
                     || "-".to_owned(),
-                    |e| format!("{:.4} ± {:.4}", e.kl_mean, e.kl_mean_se),
+                    |e| format!("{} ± {}", short(e.kl_mean), short(e.kl_mean_se)),
                 ),
                 figure(score.map(|e| e.perplexity), 3),
                 score.map_or_else(
@@ -505,7 +506,7 @@ pub(crate) mod tests {
         assert_eq!(front(&sweep()), ["gptq-3bit-g64-sym", "gptq-4bit-g64-sym"]);
         let text = sweep_text(&sweep());
         for line in [
-            "gptq-3bit-g64-sym  *        3.250  2.9 MiB  4.00e-2        0.4000  0.5000 ± 0.0021      21.000    81.3 %",
+            "gptq-3bit-g64-sym  *        3.250  2.9 MiB  4.00e-2         0.400  0.500 ± 0.00210      21.000    81.3 %",
             "refused: gptq-4bit-g96-sym: groups of 96 do not divide <256> columns",
             "cells           4 solved, 1 refused, 3 measured",
             "rank            1.000 between predicted and measured KL, Spearman's",

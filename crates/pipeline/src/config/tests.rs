@@ -1023,9 +1023,14 @@ fn every_pipeline_of_the_project_is_sound_once_its_files_are_given() {
     let mut seen = 0;
     for entry in std::fs::read_dir(pipelines()).unwrap() {
         let path = entry.unwrap().path();
+        // a scheduler's files lie beside the pipelines they start
+        let text = std::fs::read_to_string(&path).unwrap();
+        if text.starts_with("#!") || text.contains("kind: Job") {
+            continue;
+        }
         let pipeline = Pipeline::load(&path, &given).unwrap();
         assert_eq!(pipeline.notices, [""; 0], "{}", path.display());
         seen += 1;
     }
-    assert!(seen >= 5, "found {seen} pipelines");
+    assert!(seen >= 7, "found {seen} pipelines");
 }

@@ -19,8 +19,7 @@ pub fn sweep_page(sweep: &SweepRecord, beside_sweep: bool) -> String {
     };
     let sections = [
         Some(cells(sweep)),
-        size(sweep),
-        prediction(sweep),
+        kl(sweep),
         Some(loss(sweep)),
         Some(provenance_of_sweep(sweep)),
     ];
@@ -111,24 +110,23 @@ fn cells(sweep: &SweepRecord) -> Section {
     let front = front(sweep);
     let columns = vec![
         Column::text("cell", "cell"),
+        Column::number("bits_per_weight", "bits a weight"),
+        Column::number("bytes", "size"),
+        Column::number("kl_mean", "KL"),
+        Column::number("kl_mean_se", "±"),
+        Column::text("front", "not beaten"),
+        Column::number("predicted_kl", "KL predicted"),
+        Column::number("perplexity", "perplexity"),
+        Column::number("perplexity_se", "±"),
+        Column::number("top1_agreement", "same top token"),
+        Column::number("relative_loss", "loss"),
+        Column::number("relative_loss_heldout", "loss held out"),
         Column::text("method", "method"),
         Column::text("recipe", "recipe"),
         Column::number("bits", "bits"),
         Column::number("group_size", "group size"),
         Column::text("sym", "sym"),
-        Column::number("bits_per_weight", "bits a weight"),
-        Column::number("bytes", "size"),
-        Column::number("relative_loss", "loss"),
-        Column::number("relative_loss_heldout", "loss held out"),
-        Column::number("predicted_kl", "KL predicted"),
-        Column::number("kl_mean", "KL"),
-        Column::number("kl_mean_se", "±"),
-        Column::number("perplexity", "perplexity"),
-        Column::number("perplexity_se", "±"),
-        Column::number("top1_agreement", "same top token"),
         Column::number("seconds", "seconds"),
-        Column::text("front", "not beaten"),
-        Column::text("refused", "refused because"),
     ];
     let fixed = |value: Option<f64>, digits: usize| {
         value.map_or_else(
@@ -136,7 +134,9 @@ fn cells(sweep: &SweepRecord) -> Section {
             |value| Value::shown(&format!("{value:.digits$}"), value.to_string()),
         )
     };
-    let rows = sweep.cells.iter().enumerate().map(|(index, cell)| {
+    let solved = sweep.cells.iter().enumerate();
+    let solved = solved.filter(|(_, cell)| cell.refused.is_none());
+    let rows = solved.map(|(index, cell)| {
         let score = cell.evaluation.as_ref();
         let best = front.contains(&cell.cell.as_str());
         let share = score.map(|e| e.top1_agreement);
@@ -144,34 +144,29 @@ fn cells(sweep: &SweepRecord) -> Section {
             id: Some(row_id(index)),
             values: vec![
                 Value::text(&cell.cell),
-                Value::text(&cell.method),
-                Value::text(&cell.recipe),
-                Value::whole(usize::from(cell.bits)),
-                Value::text(&cell.group_size.to_string()),
-                Value::text(&cell.sym.to_string()),
                 fixed(cell.bits_per_weight, 3),
                 cell.bytes.map_or_else(
                     || Value::text(""),
                     |size| Value::shown(&bytes(size), size.to_string()),
                 ),
-                Value::maybe(cell.relative_loss),
-                Value::maybe(cell.relative_loss_heldout),
+                Value::maybe(score.map(|e| e.kl_mean)),
+                Value::maybe(score.map(|e| e.kl_mean_se)),
+                Value::text(if best { "yes" } else { "" }),
                 Value::maybe(cell.predicted_kl),
-                fixed(score.map(|e| e.kl_mean), 4),
-                fixed(score.map(|e| e.kl_mean_se), 4),
                 fixed(score.map(|e| e.perplexity), 3),
                 fixed(score.map(|e| e.perplexity_se), 3),
                 share.map_or_else(
                     || Value::text(""),
                     |share| Value::shown(&format!("{:.1} %", 100.0 * share), share.to_string()),
                 ),
+                Value::maybe(cell.relative_loss),
+                Value::maybe(cell.relative_loss_heldout),
+                Value::text(&cell.method),
+                Value::text(&cell.recipe),
+                Value::whole(usize::from(cell.bits)),
+                Value::text(&cell.group_size.to_string()),
+                Value::text(&cell.sym.to_string()),
                 fixed(cell.seconds, 1),
-                Value::text(if best { "yes" } else { "" }),
-                Value::html(
-                    escape(cell.refused.as_deref().unwrap_or("")),
-                    cell.refused.clone().unwrap_or_default(),
-                    "words",
-                ),
             ],
         }
     });
@@ -186,6 +181,7 @@ fn cells(sweep: &SweepRecord) -> Section {
          each one's loss costs the model; it ranks cells rather than telling the level.",
     );
     html += &table.render();
+    html += &refused(sweep);
     let told: Vec<String> = sweep
         .cells
         .iter()
@@ -212,6 +208,42 @@ fn cells(sweep: &SweepRecord) -> Section {
     }
 }
 
+/// The cells that cannot be, and why.
+fn refused(sweep: &SweepRecord) -> String {
+    let rows = sweep.cells.iter().filter_map(|cell| {
+        let reason = cell.refused.as_ref()?;
+        let reason = Value::html(escape(reason), reason.clone(), "words");
+        Some(Row {
+            id: None,
+            values: vec![Value::text(&cell.cell), reason],
+        })
+    });
+    let rows: Vec<Row> = rows.collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let table = Table {
+        id: "refused",
+        caption: "Cells that cannot be",
+        columns: vec![
+            Column::text("cell", "cell"),
+            Column::text("refused", "because"),
+        ],
+        rows,
+    };
+    table.render()
+}
+
+/// KL over size, and beside it what was expected.
+fn kl(sweep: &SweepRecord) -> Option<Section> {
+    let charts = size(sweep)? + &prediction(sweep).unwrap_or_default();
+    Some(Section {
+        id: "kl",
+        name: "KL",
+        html: pair(&charts),
+    })
+}
+
 const MARKS: [(&str, Shape); 4] = [
     ("c0", Shape::Circle),
     ("c1", Shape::Square),
@@ -231,7 +263,7 @@ fn point(x: f64, y: f64, error: Option<f64>, index: usize, title: String) -> Poi
 }
 
 /// KL over size: what no other cell beats is joined.
-fn size(sweep: &SweepRecord) -> Option<Section> {
+fn size(sweep: &SweepRecord) -> Option<String> {
     let measured = is_measured(sweep);
     let best = front(sweep);
     let (mut joined, mut beaten) = (Vec::new(), Vec::new());
@@ -293,11 +325,7 @@ fn size(sweep: &SweepRecord) -> Option<Section> {
         diagonal: false,
         series,
     };
-    Some(Section {
-        id: "size",
-        name: "KL over size",
-        html: figure("KL over size", &caption, &chart.render()),
-    })
+    Some(figure("KL over size", &caption, &chart.render()))
 }
 
 fn axis(label: &'static str, log: bool, whole: bool) -> Axis {
@@ -305,7 +333,7 @@ fn axis(label: &'static str, log: bool, whole: bool) -> Axis {
 }
 
 /// What was expected of the cells beside what was measured.
-fn prediction(sweep: &SweepRecord) -> Option<Section> {
+fn prediction(sweep: &SweepRecord) -> Option<String> {
     let mut points = Vec::new();
     for (index, cell) in sweep.cells.iter().enumerate() {
         if let (Some(predicted), Some(e)) = (cell.predicted_kl, &cell.evaluation) {
@@ -352,11 +380,11 @@ fn prediction(sweep: &SweepRecord) -> Option<Section> {
             points,
         }],
     };
-    Some(Section {
-        id: "predicted",
-        name: "Predicted and measured",
-        html: figure("Measured over predicted KL", &caption, &chart.render()),
-    })
+    Some(figure(
+        "Measured over predicted KL",
+        &caption,
+        &chart.render(),
+    ))
 }
 
 /// All of a cell's settings but the bits.
@@ -494,7 +522,7 @@ mod tests {
         let page = sweep_page(&sweep(), true);
         let found = elements(&page);
         let with = |part: &str| found.iter().filter(|tag| tag.contains(part)).count();
-        assert_eq!(with("tr id=\"c"), 5);
+        assert_eq!((with("tr id=\"c"), with("table class=\"data\"")), (4, 3));
         // three measured in two charts with bars, four by their loss
         assert_eq!((with("\"error "), with("data-row=\"c0\"")), (6, 3));
         assert_eq!(with("data-row=\"c3\""), 1, "an unmeasured cell");
