@@ -152,9 +152,12 @@ fn two_shards_report_what_one_process_does() {
     );
 
     let text = told(&shard("2/2"));
-    assert!(text.contains("scores of 1 cell"), "{text}");
+    assert!(text.contains("cells not measured yet: 1"), "{text}");
     let text = told(&succeed(halfbyte().arg("report").arg(shared.path())));
-    assert!(text.contains("1 cells are not measured yet"), "{text}");
+    assert!(
+        text.contains("warning: cells not measured yet: 1"),
+        "{text}"
+    );
     let text = told(&shard("1/2"));
     assert!(text.contains("2 solved, 2 refused, 2 measured"), "{text}");
     assert_eq!(figures(shared.path()), figures(whole.path()));

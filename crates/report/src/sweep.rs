@@ -380,10 +380,7 @@ pub fn sweep_text(sweep: &SweepRecord) -> String {
         out += &format!("{:<15} {} by {}{run}\n", "winner", winner.cell, winner.by);
     }
     if summary.unmeasured > 0 {
-        out += &format!(
-            "warning: {} cells are not measured yet\n",
-            summary.unmeasured
-        );
+        out += &format!("warning: cells not measured yet: {}\n", summary.unmeasured);
     }
     for warning in &summary.warnings {
         out += &format!("warning: {warning}\n");

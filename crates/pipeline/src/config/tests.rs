@@ -428,7 +428,10 @@ fn swept(text: &str) -> Sweep {
     let pipeline = Pipeline::parse(&text, "p.yaml", folder.path()).unwrap();
     let again = serde_json::to_string(&pipeline.to_value()).unwrap();
     let again = Pipeline::parse(&again, "p.json", folder.path()).unwrap();
-    assert_eq!(again, pipeline, "what to_value writes reads back as itself");
+    assert_eq!(
+        again.sweep, pipeline.sweep,
+        "what to_value writes reads back as itself"
+    );
     pipeline.sweep.unwrap()
 }
 

@@ -15,7 +15,7 @@ use crate::work::Work;
 
 /// A cell that can be solved.
 pub(super) struct Cell<'a> {
-    /// Its place in the grid.
+    /// Its place among those.
     pub(super) place: usize,
     pub(super) name: &'a str,
     pub(super) pipeline: &'a Pipeline,
@@ -44,13 +44,13 @@ pub(super) fn cells<'a>(
     work: &Path,
 ) -> Result<(Vec<Cell<'a>>, Vec<CellRecord>)> {
     let (mut cells, mut records) = (Vec::new(), Vec::new());
-    for (place, cell) in grid.cells.iter().enumerate() {
+    for cell in &grid.cells {
         let (layout, record) = held_against(cell, folder)?;
         records.push(record);
         if let (Ok(pipeline), Some(layout)) = (&cell.pipeline, layout) {
             let negative = layout.allow_negative_scales();
             cells.push(Cell {
-                place,
+                place: cells.len(),
                 name: &cell.name,
                 pipeline,
                 layout,

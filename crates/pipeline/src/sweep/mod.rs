@@ -153,8 +153,10 @@ pub fn sweep(
         linears,
     } = merge::merge(&run.folder, &run.fingerprint)?;
     if record.summary.unmeasured > 0 {
-        let what = format!("scores of {} cells", record.summary.unmeasured);
-        let waiting = format!("{what} are missing: they are other shards' to measure");
+        let waiting = format!(
+            "cells not measured yet: {}, which are other shards'. The last shard reports",
+            record.summary.unmeasured
+        );
         return Ok(swept(None, Some(waiting), None));
     }
     if !run.is_last()? {

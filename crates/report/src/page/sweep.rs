@@ -48,10 +48,7 @@ fn head(sweep: &SweepRecord, name: &str, beside_sweep: bool) -> String {
     );
     let mut list = summary.warnings.clone();
     if summary.unmeasured > 0 {
-        list.push(format!(
-            "{} to be measured and not measured yet",
-            counted(summary.unmeasured, "cell")
-        ));
+        list.push(format!("cells not measured yet: {}", summary.unmeasured));
     }
     out += &warnings(&list);
     if let Some(winner) = &sweep.winner {
