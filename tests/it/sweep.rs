@@ -130,9 +130,9 @@ fn a_cell_is_what_a_run_by_the_float_models_statistics_gives() {
 }
 
 #[test]
-fn two_shards_report_what_one_process_does() {
+fn two_shards_report_what_one_process_on_one_thread_does() {
     let (whole, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    succeed(&mut small_sweep(whole.path(), &[]));
+    succeed(&mut small_sweep(whole.path(), &["--threads", "1"]));
     let shard = |index: &str| succeed(&mut small_sweep(shared.path(), &["--shard", index]));
     let text = told(&shard("1/2"));
     assert!(

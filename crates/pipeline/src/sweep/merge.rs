@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use halfbyte_report::{
     CellRecord, EvaluationRecord, LinearRecord, PhaseRecord, SweepRecord, geometric_means,
-    is_beaten, sweep_page, sweep_page_path, write_page, write_sweep,
+    is_beaten, write_sweep,
 };
 use serde::{Deserialize, Serialize};
 
@@ -53,8 +53,18 @@ pub(super) fn score(sweep: &Path, cell: &str, fingerprint: &str) -> Option<Evalu
     (file.fingerprint == fingerprint).then_some(file.evaluation)
 }
 
+/// A folder that only one shard can make: it is the one that reports.
+pub(super) fn reported(sweep: &Path, fingerprint: &str) -> PathBuf {
+    sweep.join(format!("reported-{}", &fingerprint[..16]))
+}
+
 /// Takes away what says that this shard's work is done.
-pub(super) fn forget(sweep: &Path, shard: Shard, cells: &[Cell<'_>]) -> Result<()> {
+pub(super) fn forget(
+    sweep: &Path,
+    fingerprint: &str,
+    shard: Shard,
+    cells: &[Cell<'_>],
+) -> Result<()> {
     let own = cells.iter().filter(|cell| shard.owns(cell.place));
     let mut paths: Vec<PathBuf> = own.map(|cell| score_path(sweep, cell.name)).collect();
     paths.push(shard_folder(sweep, shard).join("shard.json"));
@@ -64,7 +74,7 @@ pub(super) fn forget(sweep: &Path, shard: Shard, cells: &[Cell<'_>]) -> Result<(
                 .with_context(|| format!("{}: cannot be removed", path.display()))?;
         }
     }
-    let reported = sweep.join("reported");
+    let reported = reported(sweep, fingerprint);
     if reported.exists() {
         std::fs::remove_dir(&reported)
             .with_context(|| format!("{}: cannot be removed", reported.display()))?;
@@ -228,8 +238,8 @@ pub(super) fn add_phases(phases: &mut Vec<PhaseRecord>, others: &[PhaseRecord]) 
     phases.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
 }
 
-/// Puts together what the shards of the sweep in `out` left, as far as they are, and writes the report; none where no
-/// sweep is under way there.
+/// Puts together what the shards of the sweep in `out` left, as far as they are, and writes sweep.json and the tables;
+/// none where no sweep is under way there.
 ///
 /// # Errors
 /// A shard whose blocks are missing, by its number.
@@ -254,6 +264,5 @@ pub fn merge_sweep(out: &Path) -> Result<Option<SweepRecord>> {
     }
     let Merged { record, linears } = merge(&sweep, &fingerprint)?;
     write_sweep(out, &record, &linears)?;
-    write_page(&sweep_page_path(out), &sweep_page(&record, true))?;
     Ok(Some(record))
 }

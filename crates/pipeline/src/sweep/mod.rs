@@ -136,10 +136,11 @@ pub fn sweep(
         on_event(Event::Note(
             "this sweep is finished; --fresh does it again".to_owned(),
         ));
-        let (record, winner) = match options.shard.of {
-            1 => run.run_winner(record, on_event)?,
-            _ => (record, None),
-        };
+        if options.shard.of > 1 {
+            return Ok(swept(Some(record), None, None));
+        }
+        let (record, winner) = run.run_winner(record, on_event)?;
+        run.clear()?;
         return Ok(swept(Some(record), None, winner));
     }
     run.solve(&mut warnings, on_event)?;
@@ -160,14 +161,16 @@ pub fn sweep(
         return Ok(swept(None, Some(waiting), None));
     }
     if !run.is_last()? {
-        let waiting = "another shard is writing the report".to_owned();
+        let waiting = format!(
+            "another shard is writing the report; were it cut off, `halfbyte report {}` would do it",
+            options.out.display()
+        );
         return Ok(swept(None, Some(waiting), None));
     }
     write_all(&options.out, pipeline, &record, &linears)?;
     let winner;
     (record, winner) = run.run_winner(record, on_event)?;
-    std::fs::remove_dir_all(&run.folder)
-        .with_context(|| format!("{}: cannot be removed", run.folder.display()))?;
+    run.clear()?;
     Ok(swept(Some(record), None, winner))
 }
 
@@ -296,7 +299,7 @@ impl<'a> SweepRun<'a> {
         let shard = self.options.shard;
         let place = shard_folder(&self.folder, shard);
         if self.options.fresh {
-            merge::forget(&self.folder, shard, &self.cells)?;
+            merge::forget(&self.folder, &self.fingerprint, shard, &self.cells)?;
         }
         let (mut walked, done, other) = Work::open_in(
             &self.options.out,
@@ -427,12 +430,21 @@ impl<'a> SweepRun<'a> {
         )
     }
 
+    /// Removes the work once all is reported.
+    fn clear(&self) -> Result<()> {
+        if !self.folder.exists() {
+            return Ok(());
+        }
+        std::fs::remove_dir_all(&self.folder)
+            .with_context(|| format!("{}: cannot be removed", self.folder.display()))
+    }
+
     /// Whether this process is the one that reports: of several shards that see all work done, the first to ask.
     fn is_last(&self) -> Result<bool> {
         if self.options.shard.of == 1 {
             return Ok(true);
         }
-        let path = self.folder.join("reported");
+        let path = merge::reported(&self.folder, &self.fingerprint);
         match std::fs::create_dir(&path) {
             Ok(()) => Ok(true),
             // taken, or all is done and cleared away
