@@ -73,7 +73,9 @@ fn a_cell_is_what_a_run_by_the_float_models_statistics_gives() {
     let output = succeed(&mut small_sweep(swept.path(), &[]));
     let text = told(&output);
     assert!(
-        text.contains("refused: gptq-3bit-g96-sym: model.layers.0.self_attn.q_proj: "),
+        text.contains(
+            "refused: gptq-3bit-g96-sym, gptq-4bit-g96-sym: model.layers.0.self_attn.q_proj: "
+        ),
         "{text}"
     );
     assert!(text.contains("2 solved, 2 refused, 2 measured"), "{text}");
@@ -293,7 +295,7 @@ fn methods_recipes_and_rules_stand_side_by_side() {
     let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
     let output = succeed(&mut small_sweep(out.path(), &more));
     assert!(
-        told(&output).contains("hqq-4bit-g64-sym: "),
+        told(&output).contains("hqq-4bit-g64-sym, hqq-reference-4bit-g64-sym: "),
         "{}",
         told(&output)
     );

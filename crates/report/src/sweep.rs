@@ -286,6 +286,21 @@ pub(crate) fn front(sweep: &SweepRecord) -> Vec<&str> {
     best.map(|cell| cell.cell.as_str()).collect()
 }
 
+/// The cells that cannot be, those of one reason together.
+pub fn refusals(cells: &[CellRecord]) -> Vec<(Vec<&str>, &str)> {
+    let mut all: Vec<(Vec<&str>, &str)> = Vec::new();
+    for cell in cells {
+        let Some(reason) = cell.refused.as_deref() else {
+            continue;
+        };
+        match all.iter_mut().find(|(_, known)| *known == reason) {
+            Some((names, _)) => names.push(&cell.cell),
+            None => all.push((vec![&cell.cell], reason)),
+        }
+    }
+    all
+}
+
 /// The table of cells and the totals, for the terminal.
 pub fn sweep_text(sweep: &SweepRecord) -> String {
     let front = front(sweep);
@@ -335,10 +350,8 @@ pub fn sweep_text(sweep: &SweepRecord) -> String {
         ],
         &rows,
     );
-    for cell in &sweep.cells {
-        if let Some(reason) = &cell.refused {
-            out += &format!("refused: {}: {reason}\n", cell.cell);
-        }
+    for (names, reason) in refusals(&sweep.cells) {
+        out += &format!("refused: {}: {reason}\n", names.join(", "));
     }
     out += "*: no other cell is both smaller and closer to the float model\n\n";
     let summary = &sweep.summary;

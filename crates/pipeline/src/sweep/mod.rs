@@ -25,7 +25,7 @@ use halfbyte_checkpoint::{create_folder, write_json};
 use halfbyte_model::{Decoder, LinearKind, Weights, open_device};
 use halfbyte_report::{
     CellRecord, SCHEMA_VERSION, SweepRecord, SweepSummaryRecord, WinnerRecord, read_sweep,
-    sweep_page, sweep_page_path, write_page, write_sweep,
+    refusals, sweep_page, sweep_page_path, write_page, write_sweep,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -228,10 +228,8 @@ impl<'a> SweepRun<'a> {
         let work = options.out.join("halfbyte").join("sweep");
         let (cells, cell_records) = cells(grid, &folder, &options.out, &work)?;
         check_limits(grid, &cell_records)?;
-        for cell in &cell_records {
-            if let Some(reason) = &cell.refused {
-                on_event(Event::Warning(format!("{}: {reason}", cell.cell)));
-            }
+        for (names, reason) in refusals(&cell_records) {
+            on_event(Event::Warning(format!("{}: {reason}", names.join(", "))));
         }
         let tokenizer = folder.tokenizer()?;
         let windows = clock.time("tokenize", || {
