@@ -290,7 +290,10 @@ fn size(sweep: &SweepRecord) -> Option<String> {
     let what = if measured { "measured" } else { "predicted" };
     let caption = format!(
         "Down and to the left is better; KL {what}. On the line: {}.{}",
-        best.join(", "),
+        match best.len() {
+            0..=6 => best.join(", "),
+            n => format!("{n} cells, marked in the table"),
+        },
         if measured {
             " Where bars overlap, the order is not certain."
         } else {
@@ -331,32 +334,32 @@ fn axis(label: &'static str, log: bool, whole: bool) -> Axis {
 
 /// What was expected of the cells beside what was measured.
 fn prediction(sweep: &SweepRecord) -> Option<String> {
-    let mut points = Vec::new();
+    let mut methods: Vec<(&str, Vec<Point>)> = Vec::new();
     for (index, cell) in sweep.cells.iter().enumerate() {
-        if let (Some(predicted), Some(e)) = (cell.predicted_kl, &cell.evaluation) {
-            let title = format!(
-                "{}: KL {} predicted, {} ± {} measured",
-                cell.cell,
-                short(predicted),
-                short(e.kl_mean),
-                short(e.kl_mean_se)
-            );
-            points.push(point(
-                predicted,
-                e.kl_mean,
-                Some(e.kl_mean_se),
-                index,
-                title,
-            ));
+        let (Some(predicted), Some(e)) = (cell.predicted_kl, &cell.evaluation) else {
+            continue;
+        };
+        let title = format!(
+            "{}: KL {} predicted, {} ± {} measured",
+            cell.cell,
+            short(predicted),
+            short(e.kl_mean),
+            short(e.kl_mean_se)
+        );
+        let mark = point(predicted, e.kl_mean, Some(e.kl_mean_se), index, title);
+        match methods.iter_mut().find(|(name, _)| *name == cell.method) {
+            Some((_, points)) => points.push(mark),
+            None => methods.push((&cell.method, vec![mark])),
         }
     }
-    if points.is_empty() {
+    if methods.is_empty() {
         return None;
     }
+    let n_cells = methods.iter().map(|(_, points)| points.len()).sum();
     let rho = sweep.summary.spearman.map_or_else(String::new, |rho| {
         format!(
             " Spearman's rank correlation over {} is {rho:.3}.",
-            counted(points.len(), "cell")
+            counted(n_cells, "cell")
         )
     });
     let caption = format!(
@@ -369,13 +372,15 @@ fn prediction(sweep: &SweepRecord) -> Option<String> {
         x: axis("KL predicted, nats", true, false),
         y: axis("KL measured, nats", true, false),
         diagonal: true,
-        series: vec![Series {
-            name: "cells".to_owned(),
-            class: "c0",
-            shape: Shape::Circle,
-            line: false,
-            points,
-        }],
+        series: (methods.into_iter().zip(MARKS.into_iter().cycle()))
+            .map(|((name, points), (class, shape))| Series {
+                name: name.to_owned(),
+                class,
+                shape,
+                line: false,
+                points,
+            })
+            .collect(),
     };
     Some(figure(
         "Measured over predicted KL",
