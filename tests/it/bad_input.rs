@@ -181,6 +181,42 @@ tells! {
     }
 }
 
+/// The same of `halfbyte sweep`.
+fn check_sweep(name: &str, sections: &str) {
+    let bench = Bench::new();
+    bench.write("pipeline.yaml", &format!("{PIPELINE}{sections}"));
+    let mut command = halfbyte();
+    command.current_dir(bench.path(""));
+    command.args(["sweep", "pipeline.yaml", "--device", "cpu", "--out", "out"]);
+    assert_snapshot(name, &bench.message_of(&mut command));
+}
+
+#[test]
+fn a_sweep_without_its_section() {
+    check_sweep("a_sweep_without_its_section", "");
+}
+
+#[test]
+fn a_sweep_of_which_no_cell_can_be() {
+    check_sweep(
+        "a_sweep_of_which_no_cell_can_be",
+        "sweep: {group_size: [96, 160]}\n",
+    );
+}
+
+#[test]
+fn a_sweep_whose_winner_would_be_too_large() {
+    check_sweep(
+        "a_sweep_whose_winner_would_be_too_large",
+        "sweep: {bits: [3, 4], winner: {max_bits_per_weight: 2.5}}\n",
+    );
+}
+
+#[test]
+fn a_sweep_of_awq() {
+    check_sweep("a_sweep_of_awq", "sweep: {method: [gptq, awq]}\n");
+}
+
 #[test]
 fn a_full_disk() {
     let bench = Bench::new();

@@ -11,3 +11,4 @@ mod golden;
 mod page;
 mod program;
 mod snapshot;
+mod sweep;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::program::{halfbyte, small_run, succeed};
+use crate::sweep::small_sweep;
 
 const CHECKS: &str = include_str!("page_checks.js");
 /// Stands before all of the page's own, so that nothing it does wrong goes unseen.
@@ -44,22 +45,60 @@ fn dump_dom(browser: &str, folder: &Path, page: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-#[test]
-fn a_browser_shows_every_chart_sorts_every_table_and_reports_no_error() {
-    let Some(browser) = browser() else {
+/// The page in a frame as wide as a screen and in one as wide as a phone, looked over by a script.
+fn look_over(browser: &str, folder: &Path, page: &str) {
+    assert!(page.len() < 3_000_000, "{} bytes", page.len());
+    let copy = page.replacen("<head>", &format!("<head>{KEEP_ERRORS}"), 1);
+    let attribute = copy.replace('&', "&amp;").replace('"', "&quot;");
+    let frame = |width| {
+        format!("<iframe width=\"{width}\" height=\"900\" srcdoc=\"{attribute}\"></iframe>")
+    };
+    let harness = format!(
+        "<!DOCTYPE html><meta charset=\"utf-8\"><pre id=\"found\"></pre>{}{}<script>{CHECKS}</script>",
+        frame(1280),
+        frame(390)
+    );
+    let path = folder.join("checks.html");
+    fs::write(&path, harness).unwrap();
+    let dom = dump_dom(browser, folder, &path);
+    let found = dom
+        .split_once("<pre id=\"found\">")
+        .and_then(|(_, rest)| rest.split_once("</pre>"));
+    let found = found.map_or("", |(found, _)| found);
+    assert!(
+        found.ends_with("end") && found.lines().count() > 100,
+        "the checks did not run to their end: {found}"
+    );
+    let failed: Vec<&str> = found
+        .lines()
+        .filter(|line| line.starts_with("FAILED"))
+        .collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// A browser, or a word that there is none.
+fn browser_or_skip() -> Option<&'static str> {
+    let found = browser();
+    if found.is_none() {
         // Straight to the terminal: the harness keeps back what a test that passes prints.
         use std::io::Write;
         let _ = writeln!(
             std::io::stderr(),
             "skipped: no chromium to open the page in"
         );
+    }
+    found
+}
+
+#[test]
+fn a_browser_shows_every_chart_sorts_every_table_and_reports_no_error() {
+    let Some(browser) = browser_or_skip() else {
         return;
     };
     let out = tempfile::tempdir().unwrap();
     let budget = ["--set", "budget={bits_per_weight: 4.5, bits: [3, 4, 8]}"];
     succeed(&mut small_run(out.path(), &budget));
     let page = fs::read_to_string(out.path().join("halfbyte/report.html")).unwrap();
-    assert!(page.len() < 3_000_000, "{} bytes", page.len());
     for id in [
         "heat",
         "heat-narrow",
@@ -74,33 +113,22 @@ fn a_browser_shows_every_chart_sorts_every_table_and_reports_no_error() {
         assert!(page.contains(&format!("<svg id=\"{id}\"")), "no chart {id}");
     }
     assert!(page.contains("id=\"tokens\""), "no worst tokens");
+    look_over(browser, out.path(), &page);
+}
 
-    let copy = page.replacen("<head>", &format!("<head>{KEEP_ERRORS}"), 1);
-    let attribute = copy.replace('&', "&amp;").replace('"', "&quot;");
-    let frame = |width| {
-        format!("<iframe width=\"{width}\" height=\"900\" srcdoc=\"{attribute}\"></iframe>")
+#[test]
+fn a_browser_shows_the_page_of_a_sweep_without_an_error() {
+    let Some(browser) = browser_or_skip() else {
+        return;
     };
-    let harness = format!(
-        "<!DOCTYPE html><meta charset=\"utf-8\"><pre id=\"found\"></pre>{}{}<script>{CHECKS}</script>",
-        frame(1280),
-        frame(390)
-    );
-    let path = out.path().join("checks.html");
-    fs::write(&path, harness).unwrap();
-    let dom = dump_dom(browser, out.path(), &path);
-    let found = dom
-        .split_once("<pre id=\"found\">")
-        .and_then(|(_, rest)| rest.split_once("</pre>"));
-    let found = found.map_or("", |(found, _)| found);
-    assert!(
-        found.ends_with("end") && found.lines().count() > 100,
-        "the checks did not run to their end: {found}"
-    );
-    let failed: Vec<&str> = found
-        .lines()
-        .filter(|line| line.starts_with("FAILED"))
-        .collect();
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    let out = tempfile::tempdir().unwrap();
+    let grid = "sweep={bits: [2, 3, 4, 8], group_size: [32, 96, -1], sym: [true]}";
+    succeed(&mut small_sweep(out.path(), &["--set", grid]));
+    let page = fs::read_to_string(out.path().join("halfbyte/sweep.html")).unwrap();
+    for id in ["pareto", "prediction", "loss-by-bits"] {
+        assert!(page.contains(&format!("<svg id=\"{id}\"")), "no chart {id}");
+    }
+    look_over(browser, out.path(), &page);
 }
 
 /// The page without the cells' values in full, of which only a few digits are shown.

@@ -239,6 +239,17 @@ impl Walk {
         Ok(stats)
     }
 
+    /// On to the next block, without statistics.
+    pub fn forward(&mut self, block: &Block, tick: &mut dyn FnMut(usize)) -> Result<(), WalkError> {
+        for batch in self.batches() {
+            let h = values(block.forward(self.stream(&self.paths[0], &batch)?))?;
+            self.paths[0].stream.write(batch.start, &h)?;
+            tick(batch.end * self.tokens);
+        }
+        self.at += 1;
+        Ok(())
+    }
+
     fn pass(
         &mut self,
         block: &Block,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use halfbyte_pipeline::Shard;
 use halfbyte_pipeline::config::{Device, Windows, parse_bytes};
 
 /// From Hugging Face safetensors to a calibrated low-bit checkpoint: one pipeline file, one program, no Python.
@@ -23,13 +24,15 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Quantize as the pipeline file says; a run that was cut off is taken up where it stood
     Run(Run),
+    /// Solve every combination of the settings under `sweep` from one pass, and report which is worth its size
+    Sweep(Sweep),
     /// Say what would be done, in seconds, reading no weights: sizes, memory, problems found
     Plan(Plan),
     /// Score a model on a text: perplexity, and divergence from a reference model
     Eval(Eval),
     /// Say what a model holds, tensor by tensor
     Inspect(Inspect),
-    /// Draw the page of a run again and print its summary, or compare several runs
+    /// Draw the page of a run or a sweep again and print its summary, or compare several runs
     Report(Report),
     /// List the adapters that wgpu finds, what they can do, and whether they compute what the CPU does
     Devices(Devices),
@@ -55,6 +58,16 @@ pub(crate) struct Run {
     /// Start anew whatever an earlier run left in DIR
     #[arg(long)]
     pub(crate) fresh: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sweep {
+    #[command(flatten)]
+    pub(crate) run: Run,
+    /// Do this share of the work, such as 2/4; all N processes are given the same DIR. Once for the blocks, once more,
+    /// when all have done theirs, for the scores; the last one reports
+    #[arg(long, value_name = "I/N", value_parser = shard, default_value = "1/1")]
+    pub(crate) shard: Shard,
 }
 
 #[derive(Debug, Args)]
@@ -103,7 +116,7 @@ pub(crate) struct Inspect {
 
 #[derive(Debug, Args)]
 pub(crate) struct Report {
-    /// Folders that runs have written
+    /// Folders that runs, or a sweep, have written
     #[arg(value_name = "RUN", required = true)]
     pub(crate) runs: Vec<PathBuf>,
     /// The page to write; where not given, one run's goes to halfbyte/report.html in its folder, and several get none
@@ -166,6 +179,19 @@ fn device(word: &str) -> Device {
         .into_iter()
         .find(|device| device.as_str() == word);
     named.unwrap_or_default()
+}
+
+fn shard(text: &str) -> Result<Shard, String> {
+    let wrong = || "wanted I/N with I from 1 to N, such as 2/4".to_owned();
+    let (index, of) = text.split_once('/').ok_or_else(wrong)?;
+    let number = |text: &str| text.parse::<usize>().map_err(|_| wrong());
+    match (number(index)?, number(of)?) {
+        (index, of) if (1..=of).contains(&index) => Ok(Shard {
+            index: index - 1,
+            of,
+        }),
+        _ => Err(wrong()),
+    }
 }
 
 fn size(text: &str) -> Result<String, String> {
@@ -243,6 +269,15 @@ mod tests {
     }
 
     #[test]
+    fn shards_are_counted_from_one() {
+        assert_eq!(shard("1/1"), Ok(Shard::ALONE));
+        assert_eq!(shard("4/4"), Ok(Shard { index: 3, of: 4 }));
+        for wrong in ["0/4", "5/4", "1", "a/b", "1/0", "/", "1/2/3", "-1/2"] {
+            assert!(shard(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn windows_are_a_count_indices_or_all() {
         assert_eq!(windows("32"), Ok(Windows::Count(32)));
         assert_eq!(windows("all"), Ok(Windows::All));
@@ -260,6 +295,7 @@ mod tests {
             "halfbyte run p.yaml --device cuda",
             "halfbyte run p.yaml --threads 0",
             "halfbyte run p.yaml --max-memory much",
+            "halfbyte sweep p.yaml --shard 3/2",
             "halfbyte eval m",
             "halfbyte eval m --text t --windows 0",
             "halfbyte report",

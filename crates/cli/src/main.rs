@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use halfbyte_pipeline::config::Pipeline;
-use halfbyte_pipeline::{EvalRequest, Inspection, Plan, RunOptions, exit_code};
+use halfbyte_pipeline::{EvalRequest, Inspection, Plan, RunOptions, SweepOptions, exit_code};
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
@@ -67,6 +67,23 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             let run = run?;
             print(&results::run(&run))?;
             run.gate.map_or(Ok(()), |gate| Err(gate.into()))
+        }
+        Command::Sweep(args) => {
+            let pipeline = Pipeline::load(&args.run.pipeline, &args.run.all_overrides())?;
+            use_threads(pipeline.resources.threads)?;
+            let options = SweepOptions {
+                out: args.run.out_folder(),
+                fresh: args.run.fresh,
+                shard: args.shard,
+            };
+            let swept = halfbyte_pipeline::sweep(&pipeline, &options, &mut |event| {
+                progress.event(&event);
+            });
+            progress.finish();
+            let swept = swept?;
+            print(&results::sweep(&swept))?;
+            let gate = swept.winner.and_then(|run| run.gate);
+            gate.map_or(Ok(()), |gate| Err(gate.into()))
         }
         Command::Plan(args) => {
             let pipeline = Pipeline::load(&args.pipeline, &args.overrides.set)?;

@@ -5,13 +5,42 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use halfbyte_pipeline::report::{
-    Comparison, RunRecord, comparison_page, find_run, page_path, read_run, run_page, summary_text,
-    write_page,
+    Comparison, RunRecord, comparison_page, find_run, page_path, read_run, read_sweep, run_page,
+    summary_text, sweep_page, sweep_page_path, sweep_text, write_page,
 };
 
 /// Writes the page asked for and says in words what it holds: one run's summary, or a table of several.
 pub(crate) fn report(runs: &[PathBuf], out: Option<&Path>) -> Result<String> {
     let folders: Vec<PathBuf> = runs.iter().map(|run| find_run(run)).collect();
+    if let [folder] = &folders[..]
+        && let Some(mut text) = sweep(folder, out)?
+    {
+        // The winner's run lies beside its sweep.
+        if out.is_none() && folder.join("halfbyte/run.json").is_file() {
+            text += "\n";
+            text += &report_runs(&folders, None)?;
+        }
+        return Ok(text);
+    }
+    report_runs(&folders, out)
+}
+
+/// The sweep in a folder, if there is one: what its shards left is put together first.
+fn sweep(folder: &Path, out: Option<&Path>) -> Result<Option<String>> {
+    let merged = halfbyte_pipeline::merge_sweep(folder)?;
+    let record = match merged {
+        Some(record) => record,
+        None if folder.join("halfbyte/sweep.json").is_file() => read_sweep(folder)?,
+        None => return Ok(None),
+    };
+    let path = out.map_or_else(|| sweep_page_path(folder), |out| file_in(out, "sweep.html"));
+    write_page(&path, &sweep_page(&record, out.is_none()))?;
+    let mut text = sweep_text(&record);
+    text += &format!("{:<15} {}\n", "page", path.display());
+    Ok(Some(text))
+}
+
+fn report_runs(folders: &[PathBuf], out: Option<&Path>) -> Result<String> {
     let mut records = folders
         .iter()
         .map(|folder| read_run(folder))
@@ -23,7 +52,7 @@ pub(crate) fn report(runs: &[PathBuf], out: Option<&Path>) -> Result<String> {
         let path = out.map_or_else(|| page_path(&folders[0]), |out| file_in(out, "report.html"));
         Some((path, run_page(&record, out.is_none())))
     } else {
-        let comparison = Comparison::of(names(&folders).into_iter().zip(records).collect());
+        let comparison = Comparison::of(names(folders).into_iter().zip(records).collect());
         text = comparison.text();
         out.map(|out| (file_in(out, "compare.html"), comparison_page(&comparison)))
     };

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use halfbyte_pipeline::{Evaluation, Run, report};
+use halfbyte_pipeline::{Evaluation, Run, Swept, report};
 
 /// The table of linears, then the summary, so that the summary stands last on the screen.
 pub(crate) fn run(run: &Run) -> String {
@@ -12,6 +12,26 @@ pub(crate) fn run(run: &Run) -> String {
         report::linears_table(record),
         report::summary_text(record)
     )
+}
+
+/// The winner's run first, then the table of cells; or what the other shards have still to do.
+pub(crate) fn sweep(swept: &Swept) -> String {
+    let mut text = match &swept.winner {
+        Some(winner) => format!("{}\n", report::summary_text(&winner.record)),
+        None => String::new(),
+    };
+    match &swept.record {
+        Some(record) => {
+            text += &report::sweep_text(record);
+            text += &format!(
+                "{:<15} {}\n",
+                "written",
+                swept.out.join("halfbyte").display()
+            );
+        }
+        None => text += swept.waiting.as_deref().unwrap_or_default(),
+    }
+    text
 }
 
 /// Perplexity, and the distance from the reference where there is one.

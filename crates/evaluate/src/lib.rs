@@ -9,4 +9,6 @@ mod divergence;
 mod score;
 
 pub use divergence::{TokenScore, compare, score};
-pub use score::{Against, EvaluateError, Evaluation, WorstToken, evaluate};
+pub use score::{
+    Against, EvaluateError, Evaluation, Judged, LoadBlock, WorstToken, evaluate, evaluate_all,
+};

@@ -1,5 +1,7 @@
+use std::ops::Range;
+
 use burn::prelude::*;
-use halfbyte_model::{Decoder, ModelError, values};
+use halfbyte_model::{Block, Decoder, Head, ModelError, values};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -84,6 +86,14 @@ pub enum EvaluateError {
     /// The model's fault.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A block could not be had from where the caller keeps it.
+    #[error("block {index}")]
+    Block {
+        /// Which block.
+        index: usize,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Two models that do not speak the same tokens.
     #[error(
         "the reference has a vocabulary of {reference} tokens and the model one of {model}; they cannot be compared"
@@ -105,6 +115,18 @@ pub enum EvaluateError {
     },
 }
 
+/// Gives a block by its index, ready for windows of so many tokens.
+pub type LoadBlock<'a> = dyn Fn(usize, usize) -> Result<Block, EvaluateError> + 'a;
+
+/// A model to score: a decoder, and its blocks, which may be others than those that the decoder reads.
+#[derive(Clone, Copy)]
+pub struct Judged<'a> {
+    /// Embedding, head and shape.
+    pub decoder: &'a Decoder,
+    /// The blocks.
+    pub block: &'a LoadBlock<'a>,
+}
+
 /// Scores `model` on windows of token ids of equal length, against `reference` where one is given. `tick` hears how
 /// many units of work of how many are done.
 pub fn evaluate(
@@ -113,128 +135,191 @@ pub fn evaluate(
     windows: &[Vec<u32>],
     tick: &mut dyn FnMut(u64, u64),
 ) -> Result<Evaluation, EvaluateError> {
+    let block = |index, tokens| Ok(model.block(index, tokens)?);
+    let model = Judged {
+        decoder: model,
+        block: &block,
+    };
+    let mut found = evaluate_all(&[model], reference, windows, tick)?;
+    Ok(found.swap_remove(0))
+}
+
+/// Scores several models side by side, so that the reference and its logits are computed once for all of them.
+///
+/// # Errors
+/// As [`evaluate`], and whatever the models' blocks fail with.
+pub fn evaluate_all(
+    models: &[Judged<'_>],
+    reference: Option<&Decoder>,
+    windows: &[Vec<u32>],
+    tick: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<Evaluation>, EvaluateError> {
     if windows.first().is_none_or(|w| w.len() < 2) {
         return Err(EvaluateError::NoWindows);
     }
     let vocab = |d: &Decoder| d.weights().config().vocab_size;
-    if let Some(reference) = reference
-        && vocab(reference) != vocab(model)
-    {
-        return Err(EvaluateError::Vocabulary {
-            reference: vocab(reference),
-            model: vocab(model),
-        });
+    for model in models {
+        if let Some(reference) = reference
+            && vocab(reference) != vocab(model.decoder)
+        {
+            return Err(EvaluateError::Vocabulary {
+                reference: vocab(reference),
+                model: vocab(model.decoder),
+            });
+        }
     }
-    let total =
-        (windows.len() * (model.n_blocks() + reference.map_or(0, Decoder::n_blocks) + 2)) as u64;
+    let float_block = |index, tokens| match reference {
+        Some(reference) => Ok(reference.block(index, tokens)?),
+        None => unreachable!("only a reference is asked for the reference's blocks"),
+    };
+    let float = reference.map(|decoder| Judged {
+        decoder,
+        block: &float_block,
+    });
+    let all = || models.iter().copied().chain(float);
+    let units: usize = all().map(|model| model.decoder.n_blocks() + 1).sum();
+    let total = (windows.len() * units) as u64;
     let mut done = 0;
     let mut step = |units: u64| {
         done += units;
         tick(done, total);
     };
-    let mut judged = Streams::embed(model, windows)?;
-    let mut float = match reference {
-        Some(reference) => Some(Streams::embed(reference, windows)?),
+    let mut judged = models
+        .iter()
+        .map(|model| Streams::embed(*model, windows))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut float = match float {
+        Some(float) => Some(Streams::embed(float, windows)?),
         None => None,
     };
-    let mut stream_error = Vec::new();
-    let deepest = reference.map_or(0, Decoder::n_blocks).max(model.n_blocks());
-    for index in 0..deepest {
-        judged.advance(index, &mut step)?;
+    let mut stream_errors = vec![Vec::new(); models.len()];
+    let deepest = all().map(|model| model.decoder.n_blocks()).max();
+    for index in 0..deepest.unwrap_or(0) {
         if let Some(float) = &mut float {
             float.advance(index, &mut step)?;
-            if float.shape() == judged.shape() {
-                stream_error.push(float.distance(&judged));
+        }
+        for (judged, errors) in judged.iter_mut().zip(&mut stream_errors) {
+            judged.advance(index, &mut step)?;
+            if let Some(float) = float.as_ref().filter(|f| f.shape() == judged.shape()) {
+                errors.push(float.distance(judged));
             }
         }
     }
-    let mut scores = Vec::with_capacity(windows.len());
-    let head = model.head()?;
+    let mut heads = Heads::default();
     let reference_head = match reference {
-        Some(reference) => Some(reference.head()?),
+        Some(reference) => Some(heads.of(reference)?),
         None => None,
     };
-    let vocab = vocab(model);
+    let model_heads = models
+        .iter()
+        .map(|model| heads.of(model.decoder))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut scores = vec![Vec::with_capacity(windows.len()); models.len()];
     for (index, ids) in windows.iter().enumerate() {
-        let mut window = Vec::with_capacity(ids.len() - 1);
+        let mut of_window = vec![Vec::with_capacity(ids.len() - 1); models.len()];
         for start in (0..ids.len() - 1).step_by(LOGIT_ROWS) {
             let rows = LOGIT_ROWS.min(ids.len() - 1 - start);
-            let logits = |streams: &Streams<'_>, head: &halfbyte_model::Head| {
-                let hidden = streams.hidden_size();
-                let h = streams.windows[index][start * hidden..(start + rows) * hidden].to_vec();
-                let h = TensorData::new(h, [rows, hidden]);
-                values(head.forward(Tensor::<2>::from_data(h, streams.decoder.device())))
-            };
             let targets = &ids[start + 1..start + 1 + rows];
-            let q = logits(&judged, &head)?;
             let p = match (&float, &reference_head) {
-                (Some(float), Some(head)) => Some(logits(float, head)?),
+                (Some(float), Some(head)) => {
+                    Some(float.logits(head, index, start..start + rows)?)
+                }
                 _ => None,
             };
-            if q.iter().chain(p.iter().flatten()).any(|x| !x.is_finite()) {
-                return Err(EvaluateError::NotFinite { window: index });
+            for ((judged, head), window) in judged.iter().zip(&model_heads).zip(&mut of_window) {
+                let q = judged.logits(head, index, start..start + rows)?;
+                window.extend(compare_rows(p.as_deref(), &q, targets));
             }
-            let part: Vec<TokenScore> = (0..rows)
-                .into_par_iter()
-                .map(|row| {
-                    let (range, target) = (row * vocab..(row + 1) * vocab, targets[row] as usize);
-                    match &p {
-                        Some(p) => compare(&p[range.clone()], &q[range], target),
-                        None => {
-                            let nll = score(&q[range], target);
-                            TokenScore {
-                                nll_reference: nll,
-                                nll,
-                                kl: 0.0,
-                                top_reference: 0,
-                                top: 0,
-                            }
-                        }
-                    }
-                })
-                .collect();
-            window.extend(part);
         }
-        scores.push(window);
-        step(2);
+        for (scores, window) in scores.iter_mut().zip(of_window) {
+            scores.push(window);
+        }
+        step(all().count() as u64);
     }
-    Ok(summarize(&scores, reference.map(|_| stream_error)))
+    let each = scores.iter().zip(stream_errors);
+    Ok(each
+        .map(|(scores, errors)| summarize(scores, reference.map(|_| errors)))
+        .collect())
+}
+
+/// Every row's score: of `q`, `[rows, vocab_size]`, against `p` where there is one.
+fn compare_rows(p: Option<&[f32]>, q: &[f32], targets: &[u32]) -> Vec<TokenScore> {
+    let vocab = q.len() / targets.len();
+    (0..targets.len())
+        .into_par_iter()
+        .map(|row| {
+            let (range, target) = (row * vocab..(row + 1) * vocab, targets[row] as usize);
+            match p {
+                Some(p) => compare(&p[range.clone()], &q[range], target),
+                None => {
+                    let nll = score(&q[range], target);
+                    TokenScore {
+                        nll_reference: nll,
+                        nll,
+                        kl: 0.0,
+                        top_reference: 0,
+                        top: 0,
+                    }
+                }
+            }
+        })
+        .collect()
+}
+
+/// Heads by their decoder: models that share one share its weight in memory.
+#[derive(Default)]
+struct Heads<'a> {
+    known: Vec<(&'a Decoder, Head)>,
+}
+
+impl<'a> Heads<'a> {
+    fn of(&mut self, decoder: &'a Decoder) -> Result<Head, ModelError> {
+        let known = self.known.iter();
+        let mut same = known.filter(|(known, _)| std::ptr::eq(*known, decoder));
+        if let Some((_, head)) = same.next() {
+            return Ok(head.clone());
+        }
+        let head = decoder.head()?;
+        self.known.push((decoder, head.clone()));
+        Ok(head)
+    }
 }
 
 /// A model's residual streams on their way through its blocks, one `[tokens, hidden_size]` a window.
 struct Streams<'a> {
-    decoder: &'a Decoder,
+    model: Judged<'a>,
     windows: Vec<Vec<f32>>,
     tokens: usize,
 }
 
 impl<'a> Streams<'a> {
-    fn embed(decoder: &'a Decoder, windows: &[Vec<u32>]) -> Result<Self, EvaluateError> {
+    fn embed(model: Judged<'a>, windows: &[Vec<u32>]) -> Result<Self, EvaluateError> {
         Ok(Self {
-            decoder,
+            model,
             tokens: windows[0].len(),
             windows: windows
                 .iter()
-                .map(|window| decoder.embed(window))
+                .map(|window| model.decoder.embed(window))
                 .collect::<Result<_, _>>()?,
         })
     }
 
     fn hidden_size(&self) -> usize {
-        self.decoder.weights().config().hidden_size
+        self.model.decoder.weights().config().hidden_size
     }
 
     fn shape(&self) -> (usize, usize) {
-        (self.decoder.n_blocks(), self.hidden_size())
+        (self.model.decoder.n_blocks(), self.hidden_size())
     }
 
     /// Through block `index`, where there is one.
     fn advance(&mut self, index: usize, step: &mut dyn FnMut(u64)) -> Result<(), EvaluateError> {
-        if index >= self.decoder.n_blocks() {
+        let Judged { decoder, block } = self.model;
+        if index >= decoder.n_blocks() {
             return Ok(());
         }
-        let (decoder, hidden) = (self.decoder, self.hidden_size());
-        let block = decoder.block(index, self.tokens)?;
+        let hidden = self.hidden_size();
+        let block = block(index, self.tokens)?;
         decoder.release_block(index);
         for stream in &mut self.windows {
             let tokens = stream.len() / hidden;
@@ -243,6 +328,24 @@ impl<'a> Streams<'a> {
             step(1);
         }
         Ok(())
+    }
+
+    /// What the head makes of some tokens of a window, `[tokens, vocab_size]`.
+    fn logits(
+        &self,
+        head: &Head,
+        window: usize,
+        tokens: Range<usize>,
+    ) -> Result<Vec<f32>, EvaluateError> {
+        let hidden = self.hidden_size();
+        let h = self.windows[window][tokens.start * hidden..tokens.end * hidden].to_vec();
+        let h = TensorData::new(h, [tokens.len(), hidden]);
+        let h = Tensor::<2>::from_data(h, self.model.decoder.device());
+        let logits = values(head.forward(h))?;
+        match logits.iter().all(|x| x.is_finite()) {
+            true => Ok(logits),
+            false => Err(EvaluateError::NotFinite { window }),
+        }
     }
 
     /// The mean over tokens of `‖h - ĥ‖² / ‖h‖²`, h our own.

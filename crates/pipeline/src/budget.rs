@@ -7,6 +7,7 @@
 //! alternative, measuring the KL of every linear perturbed by itself, runs the model some hundred times for the same
 //! numbers.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -207,26 +208,16 @@ impl Budgeting<'_> {
         ))
     }
 
-    /// Takes the sensitivity of every linear from a few windows, evenly spaced.
+    /// Takes the sensitivity of every linear.
     fn sense(&self, members: &mut [Member], on_event: &mut dyn FnMut(Event)) -> Result<()> {
-        let all = &self.windows.calibration;
-        let count = SENSITIVITY_WINDOWS.min(all.len());
-        let windows: Vec<&Window> = (0..count).map(|i| &all[i * all.len() / count]).collect();
-        let options = GradientOptions {
-            seed: self.pipeline.calibration.seed,
-            max_bytes: u64::MAX,
-            spill_folder: Some(self.spill_folder),
-        };
-        let mut tick = |done, total| {
-            on_event(Event::Phase {
-                block: None,
-                name: "sensitivity",
-                done,
-                total,
-                unit: "blocks",
-            })
-        };
-        let found = sensitivities(&windows, self.decoder, &options, &mut tick)?;
+        let seed = self.pipeline.calibration.seed;
+        let found = sense(
+            self.windows,
+            self.decoder,
+            seed,
+            self.spill_folder,
+            on_event,
+        )?;
         for member in members {
             member.sensitivity = found[member.block][&member.kind];
         }
@@ -346,6 +337,34 @@ impl Budgeting<'_> {
             linears: linears.collect(),
         })
     }
+}
+
+/// The sensitivity of every linear of every block, from a few windows, evenly spaced.
+pub(crate) fn sense(
+    windows: &Windows,
+    decoder: &Decoder,
+    seed: u64,
+    spill_folder: &Path,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<Vec<BTreeMap<LinearKind, f64>>> {
+    let all = &windows.calibration;
+    let count = SENSITIVITY_WINDOWS.min(all.len());
+    let windows: Vec<&Window> = (0..count).map(|i| &all[i * all.len() / count]).collect();
+    let options = GradientOptions {
+        seed,
+        max_bytes: u64::MAX,
+        spill_folder: Some(spill_folder),
+    };
+    let mut tick = |done, total| {
+        on_event(Event::Phase {
+            block: None,
+            name: "sensitivity",
+            done,
+            total,
+            unit: "blocks",
+        })
+    };
+    Ok(sensitivities(&windows, decoder, &options, &mut tick)?)
 }
 
 /// Members that must have the same width, by their indices.

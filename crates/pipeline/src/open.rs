@@ -104,9 +104,19 @@ pub(crate) fn open_calibration(
     on_event: &mut dyn FnMut(Event),
 ) -> Result<text::Windows> {
     let calibration = &pipeline.calibration;
-    if !pipeline.reads_text() {
-        return Ok(no_text(calibration));
+    if pipeline.reads_text() {
+        read_calibration(calibration, tokenizer, on_event)
+    } else {
+        Ok(no_text(calibration))
     }
+}
+
+/// Token windows of calibration sources.
+pub(crate) fn read_calibration(
+    calibration: &Calibration,
+    tokenizer: &Tokenizer,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<text::Windows> {
     let mut sources = Vec::new();
     for source in &calibration.sources {
         let kind = match &source.text {

@@ -6,6 +6,7 @@ use anyhow::Result;
 use halfbyte_model::{LinearKind, linear_shape};
 use halfbyte_pack::consumers;
 use halfbyte_quant::Coding;
+use halfbyte_report::CellRecord;
 use serde::Serialize;
 
 use crate::config::Pipeline;
@@ -14,6 +15,7 @@ use crate::inspect::describe;
 use crate::open::{open_calibration, open_evaluation, open_model};
 use crate::quantize::Layout;
 use crate::stage::Solver;
+use crate::sweep::plan_cells;
 use crate::tune::epochs;
 
 /// What a core with AVX-512 did on the way through a 135 M model, solves included (results/README.md).
@@ -52,6 +54,9 @@ pub struct Plan {
     pub operations: f64,
     /// Processor seconds they take at [`OPERATIONS_PER_SECOND`] a core: the right order of magnitude, no more.
     pub cpu_seconds: f64,
+    /// What `halfbyte sweep` would solve, where the pipeline has a sweep; the rest of the plan is of a run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cells: Vec<CellRecord>,
     /// What to know before starting.
     pub notices: Vec<String>,
 }
@@ -102,16 +107,10 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         .transpose()?;
 
     let mut linears: Vec<PlannedLinears> = Vec::new();
-    let (mut bits, mut weights) = (0.0, 0.0);
     for block in 0..config.num_hidden_layers {
         for kind in LinearKind::ALL {
             let module = kind.module(block);
             let [out_features, in_features] = linear_shape(config, kind);
-            if let Some(coding) = layout.coding(&module) {
-                let elements = (out_features * in_features) as f64;
-                bits += coding.bits_per_weight([out_features, in_features]) * elements;
-                weights += elements;
-            }
             let words = match (layout.coding(&module), layout.scheme(&module)) {
                 // as asked: a scale for the whole weight is held once a row
                 (Some(Coding::Grid(_)), Some(scheme)) => describe(&Coding::Grid(scheme)),
@@ -191,7 +190,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         blocks: config.num_hidden_layers,
         method: format!("{} ({})", pipeline.method, pipeline.recipe),
         linears,
-        bits_per_weight: bits / weights,
+        bits_per_weight: layout.bits_per_weight(config),
         bytes_before,
         exports,
         windows: counts,
@@ -201,6 +200,10 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         block_bytes: 4 * block_weights + 8 * hidden.max(mlp).max(heads).pow(2) * 2,
         operations,
         cpu_seconds: operations / OPERATIONS_PER_SECOND,
+        cells: match &pipeline.sweep {
+            Some(grid) => plan_cells(grid, &folder)?,
+            None => Vec::new(),
+        },
         notices,
     })
 }
@@ -257,6 +260,22 @@ impl fmt::Display for Plan {
             )?;
             for (consumer, verdict) in &export.consumers {
                 writeln!(f, "  {consumer}: {verdict}")?;
+            }
+        }
+        if !self.cells.is_empty() {
+            writeln!(f, "sweep of {} cells:", self.cells.len())?;
+        }
+        for cell in &self.cells {
+            let size = cell.bytes.zip(cell.bits_per_weight);
+            match (&cell.refused, size) {
+                (Some(reason), _) => writeln!(f, "  {}: refused: {reason}", cell.cell)?,
+                (None, Some((bytes, bits))) => writeln!(
+                    f,
+                    "  {}: {bits:.3} bits per weight, {:.1} MB",
+                    cell.cell,
+                    mb(bytes)
+                )?,
+                (None, None) => writeln!(f, "  {}", cell.cell)?,
             }
         }
         for notice in &self.notices {

@@ -67,6 +67,11 @@ pub fn quantize(
     for notice in &pipeline.notices {
         on_event(Event::Note(notice.clone()));
     }
+    if pipeline.sweep.is_some() {
+        on_event(Event::Note(
+            "`sweep` is left alone by a run; `halfbyte sweep` solves its cells".to_owned(),
+        ));
+    }
 
     let folder = open_model(
         &pipeline.model.source.location(),
@@ -103,13 +108,7 @@ pub fn quantize(
         );
     }
 
-    let solver = Solver::new(
-        pipeline,
-        layout
-            .formats
-            .iter()
-            .all(|(format, _)| format.allows_negative_scales()),
-    );
+    let solver = Solver::new(pipeline, layout.allow_negative_scales());
     if pipeline.quant.signed_scales == SignedScales::On {
         for (format, _) in &layout.formats {
             if !format.allows_negative_scales() {
@@ -372,15 +371,8 @@ impl Layout {
         pipeline: &Pipeline,
         folder: &halfbyte_checkpoint::ModelFolder,
     ) -> Result<Self> {
-        let config = folder.config();
-        if config.quantization_config.is_some() {
-            return Err(user_error(
-                format!("{}: the model is quantized already", folder.place()),
-                "give the float model it was made from",
-            ));
-        }
-        folder.check_tensors()?;
-        Self::of_config(pipeline, config, folder.has("lm_head.weight"))
+        check_float(folder)?;
+        Self::of_config(pipeline, folder.config(), folder.has("lm_head.weight"))
     }
 
     /// The same from the config alone.
@@ -467,6 +459,28 @@ impl Layout {
         Ok(())
     }
 
+    /// Stored bits a weight over the quantized linears, scales and zero points included.
+    pub(crate) fn bits_per_weight(&self, config: &halfbyte_checkpoint::ModelConfig) -> f64 {
+        let (mut bits, mut weights) = (0.0, 0.0);
+        for block in 0..config.num_hidden_layers {
+            for kind in LinearKind::ALL {
+                if let Some(coding) = self.coding(&kind.module(block)) {
+                    let shape = halfbyte_model::linear_shape(config, kind);
+                    let elements = (shape[0] * shape[1]) as f64;
+                    bits += coding.bits_per_weight(shape) * elements;
+                    weights += elements;
+                }
+            }
+        }
+        bits / weights
+    }
+
+    /// Whether every reader of all exports is known to take negative scales.
+    pub(crate) fn allow_negative_scales(&self) -> bool {
+        let mut formats = self.formats.iter();
+        formats.all(|(format, _)| format.allows_negative_scales())
+    }
+
     /// The scheme a linear is solved by, if it is quantized.
     pub(crate) fn scheme(&self, module: &str) -> Option<Scheme> {
         self.schemes.get(module).map(|(scheme, _)| *scheme)
@@ -476,6 +490,17 @@ impl Layout {
     pub(crate) fn coding(&self, module: &str) -> Option<Coding> {
         self.schemes.get(module).map(|(_, coding)| *coding)
     }
+}
+
+/// Refuses a model that is quantized already or lacks tensors.
+pub(crate) fn check_float(folder: &halfbyte_checkpoint::ModelFolder) -> Result<()> {
+    if folder.config().quantization_config.is_some() {
+        return Err(user_error(
+            format!("{}: the model is quantized already", folder.place()),
+            "give the float model it was made from",
+        ));
+    }
+    Ok(folder.check_tensors()?)
 }
 
 /// One block on its way through the stages.
@@ -529,6 +554,9 @@ impl BlockRun<'_> {
             let folded = self.clock.time("scale", fold)?;
             (self.floats, self.replaced) = (folded.linears, folded.replaced);
         }
+        if self.pipeline.propagation == Propagation::Float {
+            return self.run_float(decoder, walk, block);
+        }
         walk.begin_block(&block);
         let stats = self.walk(walk, "attention input", |walk, tick| {
             walk.attention_input(&block, tick)
@@ -559,6 +587,17 @@ impl BlockRun<'_> {
         self.walk(walk, "residual", |walk, tick| {
             walk.finish_block(&block, tick)
         })?;
+        decoder.release_block(self.block);
+        Ok(())
+    }
+
+    /// The block where all statistics are the float model's: one pass gives them all.
+    fn run_float(&mut self, decoder: &Decoder, walk: &mut Walk, mut block: Block) -> Result<()> {
+        let stats = self.walk(walk, "statistics", |walk, tick| {
+            walk.survey_and_finish(&block, tick)
+        })?;
+        self.attention_peaks = stats[0].parts[0].stats.max_abs.clone();
+        self.solve(decoder, &mut block, &LinearKind::ALL, &stats)?;
         decoder.release_block(self.block);
         Ok(())
     }

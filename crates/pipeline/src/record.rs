@@ -1,6 +1,6 @@
 //! What a run did, as records.
 
-use halfbyte_calibrate::text::{EvaluationText, TextReport};
+use halfbyte_calibrate::text::{EvaluationText, SourceReport, TextReport};
 use halfbyte_evaluate::{Evaluation, WorstToken};
 use halfbyte_model::Decoder;
 use halfbyte_report::{
@@ -34,7 +34,6 @@ impl Parts<'_> {
     pub(crate) fn record(self) -> RunRecord {
         let folder = self.decoder.weights().folder();
         let tensors = || folder.names().filter_map(|name| folder.tensor(name).ok());
-        let elements = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
         let weights: f64 = self
             .records
             .iter()
@@ -45,39 +44,12 @@ impl Parts<'_> {
             .iter()
             .map(|r| r.bits_per_weight * (r.out_features * r.in_features) as f64)
             .sum();
-        let total = |count: &dyn Fn(&halfbyte_calibrate::text::SourceReport) -> usize| {
-            self.calibration.sources.iter().map(count).sum::<usize>() as u64
-        };
         RunRecord {
             schema_version: SCHEMA_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pipeline: self.pipeline.to_value(),
-            model: ModelRecord {
-                source: self.pipeline.model.source.to_string(),
-                revision: self.pipeline.model.revision.clone(),
-                architecture: folder.config().row().architecture.to_owned(),
-                blocks: self.decoder.n_blocks(),
-                parameters: tensors().map(|t| elements(t.shape)).sum(),
-                dtype: folder
-                    .config()
-                    .dtype
-                    .clone()
-                    .unwrap_or_else(|| "float32".to_owned()),
-            },
-            calibration: CalibrationRecord {
-                sources: self
-                    .calibration
-                    .sources
-                    .iter()
-                    .map(|s| s.name.clone())
-                    .collect(),
-                sha256: self.calibration.windows_sha256.clone(),
-                samples: self.calibration.windows_calibration,
-                tokens_used: self.calibration.tokens_calibration as u64,
-                tokens_held_out: self.calibration.tokens_holdout as u64,
-                tokens_dropped: total(&|s| s.tokens_dropped),
-                tokens_truncated: total(&|s| s.tokens_truncated),
-            },
+            model: model(self.pipeline, self.decoder),
+            calibration: calibration(self.calibration),
             summary: SummaryRecord {
                 bits_per_weight: bits / weights,
                 bytes_before: tensors().map(|t| t.bytes.len() as u64).sum(),
@@ -103,6 +75,37 @@ impl Parts<'_> {
             tune: self.tune,
             evaluation: None,
         }
+    }
+}
+
+/// The model that was read.
+pub(crate) fn model(pipeline: &Pipeline, decoder: &Decoder) -> ModelRecord {
+    let folder = decoder.weights().folder();
+    let tensors = folder.names().filter_map(|name| folder.tensor(name).ok());
+    let elements = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
+    let dtype = folder.config().dtype.clone();
+    ModelRecord {
+        source: pipeline.model.source.to_string(),
+        revision: pipeline.model.revision.clone(),
+        architecture: folder.config().row().architecture.to_owned(),
+        blocks: decoder.n_blocks(),
+        parameters: tensors.map(|t| elements(t.shape)).sum(),
+        dtype: dtype.unwrap_or_else(|| "float32".to_owned()),
+    }
+}
+
+/// The text that was read.
+pub(crate) fn calibration(text: &TextReport) -> CalibrationRecord {
+    let total =
+        |count: fn(&SourceReport) -> usize| text.sources.iter().map(count).sum::<usize>() as u64;
+    CalibrationRecord {
+        sources: text.sources.iter().map(|s| s.name.clone()).collect(),
+        sha256: text.windows_sha256.clone(),
+        samples: text.windows_calibration,
+        tokens_used: text.tokens_calibration as u64,
+        tokens_held_out: text.tokens_holdout as u64,
+        tokens_dropped: total(|s| s.tokens_dropped),
+        tokens_truncated: total(|s| s.tokens_truncated),
     }
 }
 

@@ -181,6 +181,16 @@ impl Solver {
         })
     }
 
+    /// What its factors depend on beside the statistics; none where it needs no factor.
+    pub(crate) fn factor_key(
+        &self,
+    ) -> Option<(halfbyte_solve::Recipe, bool, halfbyte_solve::Damp)> {
+        match self {
+            Self::Gptq { options, .. } => Some((options.recipe, options.desc_act, options.damp)),
+            _ => None,
+        }
+    }
+
     /// Whether rows are to be solved with regard to each other.
     pub(crate) fn wants_gradients(&self) -> bool {
         matches!(self, Self::Gptq { best: true, .. })
@@ -450,6 +460,7 @@ impl<'a> Prepared<'a> {
             row_hessian: !task.row_factors.is_empty(),
             target_alpha: outcome.target_alpha,
             target_shift: outcome.target_shift,
+            predicted_kl: None,
         }
     }
 }
@@ -552,7 +563,11 @@ fn target(weight: MatRef<'_, f32>, stats: Option<&StageStats>) -> Result<Option<
 }
 
 /// Some rows of a weight with `columns` columns, or all.
-fn pick<'a>(weight: &'a [f32], rows: Option<&[usize]>, columns: usize) -> Cow<'a, [f32]> {
+pub(crate) fn pick<'a>(
+    weight: &'a [f32],
+    rows: Option<&[usize]>,
+    columns: usize,
+) -> Cow<'a, [f32]> {
     let of = |&row: &usize| &weight[row * columns..(row + 1) * columns];
     match rows {
         None => Cow::Borrowed(weight),
@@ -560,12 +575,12 @@ fn pick<'a>(weight: &'a [f32], rows: Option<&[usize]>, columns: usize) -> Cow<'a
     }
 }
 
-fn matrix(weight: &[f32], columns: usize) -> MatRef<'_, f32> {
+pub(crate) fn matrix(weight: &[f32], columns: usize) -> MatRef<'_, f32> {
     MatRef::from_row_major_slice(weight, weight.len() / columns, columns)
 }
 
 /// The values that plain rounding gives, `[rows, columns]`; no statistics change them.
-fn plain_rounding(weight: MatRef<'_, f32>, scheme: &Scheme) -> Result<Vec<f32>> {
+pub(crate) fn plain_rounding(weight: MatRef<'_, f32>, scheme: &Scheme) -> Result<Vec<f32>> {
     let solution = rtn(weight, None, scheme, &RtnOptions::default())?;
     Ok(solution.weight.dequantize())
 }

@@ -103,14 +103,20 @@ impl Work {
         fingerprint: String,
         fresh: bool,
     ) -> Result<(Self, usize, bool)> {
-        let folder = out.join("halfbyte").join("work");
+        Self::open_in(out, out.join("halfbyte").join("work"), fingerprint, fresh)
+    }
+
+    /// The same in a folder of the caller's choice.
+    pub(crate) fn open_in(
+        out: &Path,
+        folder: PathBuf,
+        fingerprint: String,
+        fresh: bool,
+    ) -> Result<(Self, usize, bool)> {
         create_folder(&folder)?;
         let mut work = Self {
-            out: out.to_owned(),
-            folder,
             fingerprint,
-            saved: None,
-            tuned: None,
+            ..Self::stateless(out, folder)
         };
         let state = work.state();
         let (done, other) = match state {
@@ -127,6 +133,17 @@ impl Work {
         }
         remove_partial_files(&work.folder)?;
         Ok((work, done, other))
+    }
+
+    /// Blocks of a folder whose state is kept elsewhere; nothing is made or cleared.
+    pub(crate) fn stateless(out: &Path, folder: PathBuf) -> Self {
+        Self {
+            out: out.to_owned(),
+            folder,
+            fingerprint: String::new(),
+            saved: None,
+            tuned: None,
+        }
     }
 
     /// The run's folder.
@@ -206,6 +223,18 @@ impl Work {
         records: &[LinearRecord],
         stream: Option<&dyn Fn() -> Result<Vec<u16>>>,
     ) -> Result<()> {
+        self.write_block(block, solved, replaced, records)?;
+        self.advance(block, stream)
+    }
+
+    /// Writes a finished block, and no word of it in the state.
+    pub(crate) fn write_block(
+        &self,
+        block: usize,
+        solved: &[Solved],
+        replaced: &[(String, Vec<f32>)],
+        records: &[LinearRecord],
+    ) -> Result<()> {
         write_solved(&self.file("block", block, "safetensors"), solved, replaced)?;
         let linears = solved.iter().map(|s| Entry {
             module: s.module.clone(),
@@ -231,6 +260,15 @@ impl Work {
                 records: records.to_vec(),
             },
         )?;
+        Ok(())
+    }
+
+    /// Says that a block is done, when it is time; see [`Work::save`].
+    pub(crate) fn advance(
+        &mut self,
+        block: usize,
+        stream: Option<&dyn Fn() -> Result<Vec<u16>>>,
+    ) -> Result<()> {
         let due = self
             .saved
             .is_none_or(|(at, took)| at.elapsed() > WORK_PER_SAVE * took);

@@ -124,8 +124,8 @@ impl ComparedRun {
     }
 }
 
-/// Whether another run is no larger and no worse, and better in one of both.
-pub(crate) fn is_beaten(one: (u64, f64), all: &[(u64, f64)]) -> bool {
+/// Whether another of `(bytes, KL)` is no larger and no worse, and better in one of both.
+pub fn is_beaten(one: (u64, f64), all: &[(u64, f64)]) -> bool {
     all.iter()
         .any(|other| other.0 <= one.0 && other.1 <= one.1 && *other != one)
 }

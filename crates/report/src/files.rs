@@ -3,6 +3,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::{LinearRecord, RunRecord, SCHEMA_VERSION};
 
@@ -40,36 +41,40 @@ pub enum ReportError {
 /// Writes `dir/halfbyte/run.json` and `dir/halfbyte/linears.csv`, each beside its final name first. Folders are made.
 pub fn write_run(dir: &Path, run: &RunRecord) -> Result<(), ReportError> {
     let dir = dir.join("halfbyte");
-    fs::create_dir_all(&dir).map_err(|source| ReportError::Io {
-        path: dir.clone(),
-        action: "create the folder",
-        source,
-    })?;
+    make_folder(&dir)?;
     let path = dir.join("run.json");
     let json = serde_json::to_vec_pretty(run).map_err(|source| ReportError::Parse {
         path: path.clone(),
         source,
     })?;
     write_whole(&path, &json)?;
-    let path = dir.join("linears.csv");
-    let csv = linears_csv(&run.linears).map_err(|source| ReportError::Io {
-        path: path.clone(),
+    write_linears(&dir.join("linears.csv"), &run.linears)
+}
+
+/// Writes records as a table with a line each, beside its final name first.
+pub(crate) fn write_linears(path: &Path, linears: &[LinearRecord]) -> Result<(), ReportError> {
+    let csv = linears_csv(linears).map_err(|source| ReportError::Io {
+        path: path.to_path_buf(),
         action: "write",
         source,
     })?;
-    write_whole(&path, &csv)
+    write_whole(path, &csv)
 }
 
 /// Writes a page as one file, beside its final name first. Its folder is made.
 pub fn write_page(path: &Path, html: &str) -> Result<(), ReportError> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|source| ReportError::Io {
-            path: folder.to_path_buf(),
-            action: "create the folder",
-            source,
-        })?;
+        make_folder(folder)?;
     }
     write_whole(path, html.as_bytes())
+}
+
+pub(crate) fn make_folder(folder: &Path) -> Result<(), ReportError> {
+    fs::create_dir_all(folder).map_err(|source| ReportError::Io {
+        path: folder.to_path_buf(),
+        action: "create the folder",
+        source,
+    })
 }
 
 /// Where the page of the run in `dir` lies.
@@ -77,13 +82,17 @@ pub fn page_path(dir: &Path) -> PathBuf {
     dir.join("halfbyte").join("report.html")
 }
 
-/// The folder of the run that `path` names: the folder itself, its `halfbyte` folder, or the run.json in that.
+/// The folder of the run or sweep that `path` names: the folder itself, its `halfbyte` folder, or the run.json or
+/// sweep.json in that.
 pub fn find_run(path: &Path) -> PathBuf {
     let folder = match path.file_name() {
-        Some(name) if name == "run.json" => path.parent().unwrap_or(path),
+        Some(name) if name == "run.json" || name == "sweep.json" => path.parent().unwrap_or(path),
         _ => path,
     };
-    if !folder.join("run.json").is_file() {
+    if !["run.json", "sweep.json"]
+        .iter()
+        .any(|name| folder.join(name).is_file())
+    {
         return folder.to_path_buf();
     }
     match folder.parent() {
@@ -95,24 +104,28 @@ pub fn find_run(path: &Path) -> PathBuf {
 
 /// Reads the run record that [`write_run`] left in `dir`.
 pub fn read_run(dir: &Path) -> Result<RunRecord, ReportError> {
+    read_record(&dir.join("halfbyte").join("run.json"))
+}
+
+/// Reads a record of this version's shape.
+pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, ReportError> {
     #[derive(Deserialize)]
     struct Version {
         schema_version: u32,
     }
-    let path = dir.join("halfbyte").join("run.json");
-    let json = fs::read(&path).map_err(|source| ReportError::Io {
-        path: path.clone(),
+    let json = fs::read(path).map_err(|source| ReportError::Io {
+        path: path.to_path_buf(),
         action: "read",
         source,
     })?;
     let parse = |source| ReportError::Parse {
-        path: path.clone(),
+        path: path.to_path_buf(),
         source,
     };
     let Version { schema_version } = serde_json::from_slice(&json).map_err(parse)?;
     if schema_version != SCHEMA_VERSION {
         return Err(ReportError::SchemaVersion {
-            path,
+            path: path.to_path_buf(),
             found: schema_version,
         });
     }
@@ -120,7 +133,7 @@ pub fn read_run(dir: &Path) -> Result<RunRecord, ReportError> {
 }
 
 /// A sibling takes the bytes and then the name, so that a full disk leaves the older file as it was.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
     let mut sibling = path.as_os_str().to_owned();
     sibling.push(".partial");
     let sibling = PathBuf::from(sibling);
@@ -139,7 +152,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
 }
 
 /// Columns of linears.csv: the fields of [`LinearRecord`] in their order.
-pub(crate) const COLUMNS: [&str; 33] = [
+pub(crate) const COLUMNS: [&str; 34] = [
     "block",
     "linear",
     "out_features",
@@ -173,6 +186,7 @@ pub(crate) const COLUMNS: [&str; 33] = [
     "row_hessian",
     "target_alpha",
     "target_shift",
+    "predicted_kl",
 ];
 
 fn linears_csv(linears: &[LinearRecord]) -> io::Result<Vec<u8>> {
@@ -227,6 +241,7 @@ pub(crate) fn cells(linear: &LinearRecord) -> [String; COLUMNS.len()] {
         linear.row_hessian.to_string(),
         maybe(linear.target_alpha),
         maybe(linear.target_shift),
+        maybe(linear.predicted_kl),
     ]
 }
 
@@ -264,7 +279,7 @@ mod tests {
         ));
         assert_eq!(
             lines[1],
-            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001,false,0.75,"
+            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001,false,0.75,,"
         );
         assert_eq!(lines.len(), 1 + run().linears.len());
         assert!(lines[4].contains(",\"damping raised, Cholesky failed twice; 3 dead columns\","));

@@ -132,5 +132,6 @@ fn linear(block: usize, linear: &str, loss: f64, heldout: f64) -> LinearRecord {
         row_hessian: false,
         target_alpha: Some(0.75),
         target_shift: None,
+        predicted_kl: None,
     }
 }

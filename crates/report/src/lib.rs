@@ -13,16 +13,21 @@ mod files;
 mod markup;
 mod page;
 mod record;
+mod sweep;
 mod text;
 
 pub use card::model_card;
-pub use compare::Comparison;
+pub use compare::{Comparison, is_beaten};
 pub use files::{ReportError, find_run, page_path, read_run, write_page, write_run};
-pub use page::{comparison_page, run_page};
+pub use page::{comparison_page, run_page, sweep_page};
 pub use record::{
     BudgetRecord, CalibrationRecord, EvaluationRecord, ExportRecord, HessianKind, LinearRecord,
     ModelRecord, PhaseRecord, RunRecord, SCHEMA_VERSION, SensitivityRecord, SummaryRecord,
     TokenRecord, TuneRecord, UniformRecord,
+};
+pub use sweep::{
+    CellRecord, SweepRecord, SweepSummaryRecord, WinnerRecord, geometric_means, rank_correlation,
+    read_sweep, refusals, sweep_page_path, sweep_text, write_sweep,
 };
 pub use text::{linears_table, summary_text};
 

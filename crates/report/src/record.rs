@@ -181,6 +181,10 @@ pub struct LinearRecord {
     /// `tr(S H Sᵀ) / tr(W H Wᵀ)` of the step `S` taken.
     #[serde(default)]
     pub target_shift: Option<f64>,
+    /// KL divergence in nats a token that its error is expected to cost the model: its sensitivity times its loss, both by
+    /// the float model. None outside a sweep.
+    #[serde(default)]
+    pub predicted_kl: Option<f64>,
 }
 
 /// Bits shared out among the linears. KL divergences are in nats a token, predicted as sensitivity times loss from the

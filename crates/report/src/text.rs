@@ -310,7 +310,7 @@ pub(crate) fn heldout_ratio(linear: &LinearRecord) -> Option<f64> {
 }
 
 /// Over the linears that have the value; none if none has.
-fn geometric_mean(
+pub(crate) fn geometric_mean(
     linears: &[&LinearRecord],
     value: fn(&LinearRecord) -> Option<f64>,
 ) -> Option<f64> {

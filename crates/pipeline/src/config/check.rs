@@ -12,7 +12,7 @@ use super::file::{
 use super::{
     Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate,
     Located, Method, Model, ModelSource, Pattern, Pipeline, Propagation, Quant, Recipe, Report,
-    Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune,
+    Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune, sweep,
 };
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
@@ -35,6 +35,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         ));
     }
     demands_of_method(&file, &quant, &rules)?;
+    let sweep = sweep::check(&file, base_dir)?;
     Ok(Pipeline {
         model,
         calibration,
@@ -51,6 +52,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
             learning_rate: file.tune.learning_rate,
         },
         budget: file.budget.as_ref().map(|b| budget(b, &file)).transpose()?,
+        sweep,
         rules,
         ignore,
         evaluate,
@@ -74,13 +76,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
 fn budget(budget: &BudgetFile, file: &PipelineFile) -> Result<Budget, Fault> {
     let limit = match (budget.bits_per_weight, &budget.bytes) {
         (Some(bits), None) => BudgetLimit::BitsPerWeight(bits),
-        (None, Some(bytes)) => BudgetLimit::Bytes(parse_bytes(bytes).ok_or_else(|| {
-            Fault::new(
-                &["budget", "bytes"],
-                format!("`{bytes}` is not a size"),
-                "write it as 90MB, 1.5GiB or a count of bytes",
-            )
-        })?),
+        (None, Some(bytes)) => BudgetLimit::Bytes(size(&["budget", "bytes"], bytes)?),
         _ => {
             return Err(Fault::new(
                 &["budget"],
@@ -113,6 +109,17 @@ fn budget(budget: &BudgetFile, file: &PipelineFile) -> Result<Budget, Fault> {
         limit,
         bits,
         floors: floors.collect::<Result<_, Fault>>()?,
+    })
+}
+
+/// The size that stands at `at`.
+pub(super) fn size(at: &[&str], text: &str) -> Result<u64, Fault> {
+    parse_bytes(text).ok_or_else(|| {
+        Fault::new(
+            at,
+            format!("`{text}` is not a size"),
+            "write it as 90MB, 1.5GiB or a count of bytes",
+        )
     })
 }
 

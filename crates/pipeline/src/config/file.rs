@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::words::{
-    Damp, Device, Format, Method, Packing, Propagation, Recipe, SignedScales, Windows,
+    Damp, Device, Format, Measure, Method, Packing, Propagation, Recipe, SignedScales, Windows,
+    WinnerBy,
 };
 
 /// A halfbyte pipeline: how a model folder becomes a smaller one.
@@ -37,6 +38,9 @@ pub(super) struct PipelineFile {
     /// Bits chosen linear by linear so that the whole fits a size; left out, all linears have `quant.bits`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) budget: Option<BudgetFile>,
+    /// What `halfbyte sweep` tries; `halfbyte run` leaves it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sweep: Option<SweepFile>,
     /// Exceptions by module name; the first that matches wins.
     #[serde(default)]
     pub(super) rules: Vec<RuleFile>,
@@ -177,6 +181,55 @@ pub(super) struct BudgetFile {
     /// Least widths by module name; the first that matches wins.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) floors: Vec<FloorFile>,
+}
+
+/// The settings a sweep tries, every combination a cell. An axis left out has the file's own value alone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SweepFile {
+    /// Bits a code.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "bits_list_schema")]
+    pub(super) bits: Vec<u8>,
+    /// Columns that share a scale.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "group_size_list_schema")]
+    pub(super) group_size: Vec<i64>,
+    /// Whether the zero point is fixed at the middle code.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
+    pub(super) sym: Vec<bool>,
+    /// How codes are chosen; not awq and awq+gptq.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
+    pub(super) method: Vec<Method>,
+    /// Which form of the method; not best.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
+    pub(super) recipe: Vec<Recipe>,
+    /// Which cells are scored on the text of `evaluate`; left out, all where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) measure: Option<Measure>,
+    /// The cell to run and export in the end; left out, none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) winner: Option<WinnerFile>,
+}
+
+/// The cell to run and export in the end: the best that keeps to the limits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WinnerFile {
+    /// What it is least in; left out, kl, or predicted_kl where nothing is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) by: Option<WinnerBy>,
+    /// Most stored bits a weight over the quantized linears, scales and zero points included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "budget_bits_schema")]
+    pub(super) max_bits_per_weight: Option<f64>,
+    /// Most bytes of all tensors of the first export, such as 90MB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "text_schema")]
+    pub(super) max_bytes: Option<String>,
 }
 
 /// A least width by module name.
@@ -373,6 +426,10 @@ fn text_schema(_: &mut SchemaGenerator) -> Schema {
 
 fn group_size_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"type": "integer", "minimum": 16, "maximum": 1024}, {"const": -1}, {"const": 0}]})
+}
+
+fn group_size_list_schema(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "array", "items": group_size_schema(generator), "minItems": 1})
 }
 
 fn damp_schema(_: &mut SchemaGenerator) -> Schema {

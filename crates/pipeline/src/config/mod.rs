@@ -14,6 +14,7 @@ mod file;
 mod pattern;
 mod read;
 mod schema;
+mod sweep;
 mod synonyms;
 mod words;
 
@@ -33,8 +34,10 @@ use file::{
 
 pub use error::ConfigError;
 pub use pattern::{Pattern, PatternError};
+pub use sweep::{Cell, Sweep, Winner};
 pub use words::{
-    Damp, Device, Format, Method, Packing, Propagation, Recipe, SignedScales, Windows,
+    Damp, Device, Format, Measure, Method, Packing, Propagation, Recipe, SignedScales, Windows,
+    WinnerBy,
 };
 
 /// The default pipeline, every key explained; `halfbyte` users start from a copy of it.
@@ -62,6 +65,8 @@ pub struct Pipeline {
     pub tune: Tune,
     /// Bits chosen linear by linear so that the whole fits a size.
     pub budget: Option<Budget>,
+    /// What `halfbyte sweep` tries; a run leaves it alone.
+    pub sweep: Option<Sweep>,
     /// Exceptions by module name; the first that matches wins.
     pub rules: Vec<Rule>,
     /// Modules that stay as they are; asked before the rules.
@@ -318,14 +323,14 @@ impl Pipeline {
     /// ignore, the exported formats (they decide `signed_scales: auto`), and `report.llm_int8`, which decides the records. Two runs of the same fingerprint may
     /// share finished blocks, provided that the files behind the paths have not changed: that is for the caller to
     /// mix in. Folders count by their real place, so that `./model` in two places is two models. Evaluation, gate,
-    /// report, resources and output folders do not count.
+    /// report, resources, sweep and output folders do not count.
     pub fn fingerprint(&self) -> String {
         let mut value = self.to_value();
         if let Some(sections) = value.as_object_mut() {
             sections.retain(|key, _| {
                 !matches!(
                     key.as_str(),
-                    "evaluate" | "gate" | "report" | "resources" | "export"
+                    "evaluate" | "gate" | "report" | "resources" | "export" | "sweep"
                 )
             });
             let formats: BTreeSet<_> = self.export.iter().map(|e| e.format.to_string()).collect();
@@ -485,6 +490,7 @@ impl From<&Pipeline> for PipelineFile {
             propagation,
             tune,
             budget,
+            sweep,
             rules,
             ignore,
             export,
@@ -524,6 +530,7 @@ impl From<&Pipeline> for PipelineFile {
                     floors: budget.floors.iter().map(floor).collect(),
                 }
             }),
+            sweep: sweep.as_ref().map(Sweep::as_written),
             rules: rules.iter().map(RuleFile::from).collect(),
             ignore: ignore.iter().map(ToString::to_string).collect(),
             export: export.iter().map(ExportFile::from).collect(),

@@ -99,6 +99,14 @@ pub(super) const SYNONYMS: &[Synonym] = &[
     same("", "quant_method", "method"),
     same("", "ignore_layers", "ignore"),
     same("", "modules_to_not_convert", "ignore"),
+    same("sweep", "w_bit", "bits"),
+    same("sweep", "wbits", "bits"),
+    same("sweep", "num_bits", "bits"),
+    same("sweep", "nbits", "bits"),
+    same("sweep", "q_group_size", "group_size"),
+    same("sweep", "groupsize", "group_size"),
+    same("sweep", "symmetric", "sym"),
+    same("sweep", "quant_method", "method"),
     same("budget", "avg_bits", "bits_per_weight"),
     same("budget", "target_bits", "bits_per_weight"),
     same("budget", "target_bpw", "bits_per_weight"),
@@ -107,7 +115,6 @@ pub(super) const SYNONYMS: &[Synonym] = &[
 #[rustfmt::skip]
 const LATER: &[Later] = &[
     Later { path: "export.*.format", values: &["gguf", "mlx"], hint: "use compressed-tensors, gptq, gptq_v2, awq, int-quantized or bitsandbytes" },
-    Later { path: "sweep", values: &[], hint: "leave it out and run once for each setting, with `--set quant.bits=3` and so on" },
 ];
 
 /// A key that was renamed: where it stands, as ours and as written.

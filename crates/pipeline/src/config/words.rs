@@ -56,6 +56,30 @@ pub enum Propagation {
     Asymmetric,
 }
 
+/// Which cells of a sweep are scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Measure {
+    /// Every one.
+    All,
+    /// Those of which no other is both smaller and better by its predicted KL.
+    Pareto,
+    /// None.
+    None,
+}
+
+/// What a sweep's winner is least in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WinnerBy {
+    /// Measured KL divergence to the float model.
+    Kl,
+    /// Measured perplexity.
+    Perplexity,
+    /// Predicted KL: losses weighted by what the model feels of them.
+    PredictedKl,
+}
+
 /// How texts become windows of `sequence_length` tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -222,4 +246,13 @@ macro_rules! display_as_written {
         }
     )*};
 }
-display_as_written!(Method, Recipe, Propagation, Packing, Format, Device);
+display_as_written!(
+    Method,
+    Recipe,
+    Propagation,
+    Measure,
+    WinnerBy,
+    Packing,
+    Format,
+    Device
+);

@@ -8,12 +8,14 @@ mod kinds;
 mod loss;
 mod record;
 mod run;
+mod sweep;
 mod table;
 mod tokens;
 mod yaml;
 
 pub use comparison::comparison_page;
 pub use run::run_page;
+pub use sweep::sweep_page;
 
 use crate::markup::escape;
 

@@ -5,7 +5,10 @@ use super::{Section, paragraph};
 use crate::files::{COLUMNS, cells};
 use crate::markup::{counted, escape, short};
 use crate::text::{grouped, written};
-use crate::{RunRecord, model_card};
+use crate::{
+    CalibrationRecord, EvaluationRecord, ModelRecord, RunRecord, SCHEMA_VERSION, SweepRecord,
+    model_card,
+};
 
 /// Labels of [`COLUMNS`] on the page.
 const LABELS: [&str; COLUMNS.len()] = [
@@ -42,6 +45,7 @@ const LABELS: [&str; COLUMNS.len()] = [
     "row Hessian",
     "target share",
     "target shift",
+    "predicted KL",
 ];
 
 pub(super) fn linears(run: &RunRecord) -> Section {
@@ -119,11 +123,54 @@ pub(super) fn linears(run: &RunRecord) -> Section {
 }
 
 pub(super) fn provenance(run: &RunRecord, beside_run: bool) -> Section {
-    let (model, calibration) = (&run.model, &run.calibration);
+    let mut rows = origin(&run.version, &run.model, &run.calibration);
+    rows.extend(run.evaluation.as_ref().map(scored));
+    for export in &run.exports {
+        rows.push(("written", written(export)));
+    }
+    let mut html = facts(&rows);
+    if beside_run {
+        html += "<p>";
+        for (index, export) in run.exports.iter().enumerate() {
+            html += &format!(
+                "<a href=\"../{}README.md\">Model card draft ({})</a> ",
+                escape(&export_folder(run, index)),
+                escape(&export.format)
+            );
+        }
+        html += "<a href=\"run.json\">run.json</a> <a href=\"linears.csv\">linears.csv</a></p>\n";
+    }
+    html += &resolved(&run.pipeline);
+    html += &format!(
+        "<details><summary>Model card draft</summary>\n<pre tabindex=\"0\">{}</pre></details>\n",
+        escape(&model_card(run))
+    );
+    Section {
+        id: "provenance",
+        name: "Provenance",
+        html,
+    }
+}
+
+/// The same of a sweep.
+pub(super) fn provenance_of_sweep(sweep: &SweepRecord) -> Section {
+    let mut rows = origin(&sweep.version, &sweep.model, &sweep.calibration);
+    let mut scores = sweep.cells.iter().filter_map(|c| c.evaluation.as_ref());
+    rows.extend(scores.next().map(scored));
+    Section {
+        id: "provenance",
+        name: "Provenance",
+        html: facts(&rows) + &resolved(&sweep.pipeline),
+    }
+}
+
+type Fact = (&'static str, String);
+
+fn origin(version: &str, model: &ModelRecord, calibration: &CalibrationRecord) -> Vec<Fact> {
     let mut rows = vec![
         (
             "halfbyte",
-            format!("{} (schema_version {})", run.version, run.schema_version),
+            format!("{version} (schema_version {SCHEMA_VERSION})"),
         ),
         ("model", model.source.clone()),
     ];
@@ -156,45 +203,26 @@ pub(super) fn provenance(run: &RunRecord, beside_run: bool) -> Section {
         ));
         rows.push(("sha256 of the windows", calibration.sha256.clone()));
     }
-    if let Some(e) = &run.evaluation {
-        rows.push((
-            "evaluation",
-            format!(
-                "{}: {} of {} tokens",
-                e.text,
-                counted(e.windows, "window"),
-                grouped(e.sequence_length as u64)
-            ),
-        ));
-    }
-    for export in &run.exports {
-        rows.push(("written", written(export)));
-    }
-    let mut html = facts(&rows);
-    if beside_run {
-        html += "<p>";
-        for (index, export) in run.exports.iter().enumerate() {
-            html += &format!(
-                "<a href=\"../{}README.md\">Model card draft ({})</a> ",
-                escape(&export_folder(run, index)),
-                escape(&export.format)
-            );
-        }
-        html += "<a href=\"run.json\">run.json</a> <a href=\"linears.csv\">linears.csv</a></p>\n";
-    }
-    html += &format!(
+    rows
+}
+
+fn scored(e: &EvaluationRecord) -> Fact {
+    (
+        "evaluation",
+        format!(
+            "{}: {} of {} tokens",
+            e.text,
+            counted(e.windows, "window"),
+            grouped(e.sequence_length as u64)
+        ),
+    )
+}
+
+fn resolved(pipeline: &serde_json::Value) -> String {
+    format!(
         "<details><summary>Pipeline as resolved, every default filled in</summary>\n<pre tabindex=\"0\">{}</pre></details>\n",
-        escape(&yaml(&run.pipeline))
-    );
-    html += &format!(
-        "<details><summary>Model card draft</summary>\n<pre tabindex=\"0\">{}</pre></details>\n",
-        escape(&model_card(run))
-    );
-    Section {
-        id: "provenance",
-        name: "Provenance",
-        html,
-    }
+        escape(&yaml(pipeline))
+    )
 }
 
 /// The export's folder in the run's, with a slash behind it; empty where it is the run's own.

@@ -1,0 +1,588 @@
+//! A whole grid of settings from one pass over the float model.
+//!
+//! The float model is walked once. For each block the statistics are in memory; every cell of the grid is solved from
+//! them and written into its own work folder, and only then does the walk go on. So nothing but one block's statistics
+//! is ever kept, cells whose damping and order agree share a factored Hessian, and a kill costs one block. The rejected
+//! alternative, a cell at a time, would keep all blocks' statistics, or take them again for every cell. What it costs: a
+//! cell's statistics never see rounded stages, so the winner is run once more, in sequence, before it is exported.
+//!
+//! `OUT/halfbyte/sweep/` holds a folder a cell, with the blocks as a run's work folder has them and `score.json`, and a
+//! folder a shard, with the walk's state and stream and `shard.json`. No file is written by two processes, all are
+//! renamed into place, so shards may run side by side, one after another, or be killed.
+
+mod cells;
+mod measure;
+mod merge;
+mod solve;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use halfbyte_calibrate::text::{EvaluationText, Windows};
+use halfbyte_checkpoint::{create_folder, write_json};
+use halfbyte_model::{Decoder, LinearKind, Weights, open_device};
+use halfbyte_report::{
+    CellRecord, SCHEMA_VERSION, SweepRecord, SweepSummaryRecord, WinnerRecord, read_sweep,
+    refusals, sweep_page, sweep_page_path, write_page, write_sweep,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokenizers::Tokenizer;
+
+use crate::budget::sense;
+use crate::config::{Evaluate, Measure, Pipeline, Sweep, Winner, WinnerBy};
+use crate::error::user_error;
+use crate::event::Event;
+use crate::open::{open_evaluation, open_model, read_calibration};
+use crate::quantize::{Run, RunOptions, check_float, device_choice, quantize};
+use crate::record;
+use crate::usage::{Clock, usage};
+use crate::work::Work;
+
+pub(crate) use cells::plan_cells;
+use cells::{Cell, cells};
+pub use merge::merge_sweep;
+use merge::{Merged, ShardFile, shard_folder};
+
+/// Where a sweep goes.
+#[derive(Clone, Debug)]
+pub struct SweepOptions {
+    /// The folder that `halfbyte/`, and the winner's exports, are written into.
+    pub out: PathBuf,
+    /// Start over instead of going on where an interrupted sweep stopped.
+    pub fresh: bool,
+    /// The share of the work that is this process's.
+    pub shard: Shard,
+}
+
+/// One of several processes that share a sweep and its folder: it solves every `of`-th block and measures every
+/// `of`-th cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// Counted from 0.
+    pub index: usize,
+    /// Processes in all, at least 1.
+    pub of: usize,
+}
+
+/// What a sweep left behind.
+#[derive(Clone, Debug)]
+pub struct Swept {
+    /// All records, as in `sweep.json`; none while other shards' work is missing.
+    pub record: Option<SweepRecord>,
+    /// What is missing, in words.
+    pub waiting: Option<String>,
+    /// The run of the winner, where one was asked for.
+    pub winner: Option<Run>,
+    /// Where `halfbyte/sweep.json`, `sweep.csv`, `cells/` and `sweep.html` lie.
+    pub out: PathBuf,
+}
+
+impl Shard {
+    /// The only one.
+    pub const ALONE: Self = Self { index: 0, of: 1 };
+
+    /// Whether a block or a cell is this shard's.
+    fn owns(self, index: usize) -> bool {
+        index % self.of == self.index
+    }
+}
+
+impl std::fmt::Display for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.index + 1, self.of)
+    }
+}
+
+/// Solves every cell of the pipeline's `sweep`, measures as it says, reports, and runs the winner.
+///
+/// A sweep of the same pipeline, model and text goes on where an earlier one stopped; one that is finished is not done
+/// again.
+///
+/// # Errors
+/// As [`crate::quantize`]; and a grid of which nothing can be solved, or limits that no cell keeps to.
+pub fn sweep(
+    pipeline: &Pipeline,
+    options: &SweepOptions,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<Swept> {
+    let grid = pipeline.sweep.as_ref().ok_or_else(|| {
+        user_error(
+            "the pipeline has no `sweep` section",
+            "add one, such as `sweep: {bits: [3, 4], group_size: [32, 64]}`",
+        )
+    })?;
+    for notice in &pipeline.notices {
+        on_event(Event::Note(notice.clone()));
+    }
+    let mut run = SweepRun::open(pipeline, grid, options, on_event)?;
+    let mut warnings = run.windows.report.warnings.clone();
+    for warning in &warnings {
+        on_event(Event::Warning(warning.clone()));
+    }
+    let swept = |record, waiting, winner| Swept {
+        record,
+        waiting,
+        winner,
+        out: options.out.clone(),
+    };
+    if !options.fresh
+        && let Ok(record) = read_sweep(&options.out)
+        && record.fingerprint == run.fingerprint
+        && record.summary.unmeasured == 0
+    {
+        on_event(Event::Note(
+            "this sweep is finished; --fresh does it again".to_owned(),
+        ));
+        if options.shard.of > 1 {
+            return Ok(swept(Some(record), None, None));
+        }
+        let (record, winner) = run.run_winner(record, on_event)?;
+        run.clear()?;
+        return Ok(swept(Some(record), None, winner));
+    }
+    run.solve(&mut warnings, on_event)?;
+    let missing = merge::unsolved(&run.folder, &run.fingerprint, options.shard.of);
+    if !missing.is_empty() {
+        return Ok(swept(None, Some(run.is_waiting("blocks", &missing)), None));
+    }
+    run.measure(on_event)?;
+    let Merged {
+        mut record,
+        linears,
+    } = merge::merge(&run.folder, &run.fingerprint)?;
+    if record.summary.unmeasured > 0 {
+        let waiting = format!(
+            "cells not measured yet: {}, which are other shards'. The last shard reports",
+            record.summary.unmeasured
+        );
+        return Ok(swept(None, Some(waiting), None));
+    }
+    if !run.is_last()? {
+        let waiting = format!(
+            "another shard is writing the report; were it cut off, `halfbyte report {}` would do it",
+            options.out.display()
+        );
+        return Ok(swept(None, Some(waiting), None));
+    }
+    write_all(&options.out, pipeline, &record, &linears)?;
+    let winner;
+    (record, winner) = run.run_winner(record, on_event)?;
+    run.clear()?;
+    Ok(swept(Some(record), None, winner))
+}
+
+/// Writes the record, the tables and, where the pipeline wants one, the page.
+fn write_all(
+    out: &Path,
+    pipeline: &Pipeline,
+    record: &SweepRecord,
+    linears: &[(String, Vec<halfbyte_report::LinearRecord>)],
+) -> Result<()> {
+    write_sweep(out, record, linears)?;
+    if pipeline.report.html {
+        write_page(&sweep_page_path(out), &sweep_page(record, true))?;
+    }
+    Ok(())
+}
+
+/// A sweep on its way.
+struct SweepRun<'a> {
+    pipeline: &'a Pipeline,
+    grid: &'a Sweep,
+    options: &'a SweepOptions,
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    windows: Windows,
+    evaluation: Option<(&'a Evaluate, EvaluationText)>,
+    cells: Vec<Cell<'a>>,
+    /// Names the sweep.
+    fingerprint: String,
+    /// `OUT/halfbyte/sweep`.
+    folder: PathBuf,
+    /// All records but the figures.
+    skeleton: SweepRecord,
+    clock: Clock,
+    start: Instant,
+    cpu_before: f64,
+}
+
+impl<'a> SweepRun<'a> {
+    /// Opens and checks all that is read; no weight yet.
+    fn open(
+        pipeline: &'a Pipeline,
+        grid: &'a Sweep,
+        options: &'a SweepOptions,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Self> {
+        let (start, cpu_before) = (Instant::now(), usage().cpu_seconds);
+        let mut clock = Clock::default();
+        let folder = open_model(
+            &pipeline.model.source.location(),
+            pipeline.model.revision.clone(),
+            on_event,
+        )?;
+        check_float(&folder)?;
+        let work = options.out.join("halfbyte").join("sweep");
+        let (cells, cell_records) = cells(grid, &folder, &options.out, &work)?;
+        check_limits(grid, &cell_records)?;
+        for (names, reason) in refusals(&cell_records) {
+            on_event(Event::Warning(format!("{}: {reason}", names.join(", "))));
+        }
+        let tokenizer = folder.tokenizer()?;
+        let windows = clock.time("tokenize", || {
+            read_calibration(&pipeline.calibration, &tokenizer, on_event)
+        })?;
+        let evaluation = match &pipeline.evaluate {
+            Some(settings) => Some((settings, open_evaluation(settings, &tokenizer)?)),
+            None => None,
+        };
+        let identity = folder.identity()?;
+        let mut digest = Sha256::new();
+        for cell in &cells {
+            digest.update(cell.name);
+            digest.update(cell.pipeline.fingerprint());
+        }
+        digest.update(identity.fingerprint);
+        digest.update(&windows.report.windows_sha256);
+        digest.update(env!("CARGO_PKG_VERSION"));
+        if let Some((_, text)) = evaluation
+            .as_ref()
+            .filter(|_| grid.measure != Measure::None)
+        {
+            digest.update(grid.measure.to_string());
+            for id in text.windows.iter().flatten() {
+                digest.update(id.to_le_bytes());
+            }
+        }
+        let digest = digest.finalize();
+        let fingerprint: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let decoder = Decoder::new(
+            Weights::new(folder)?,
+            open_device(device_choice(pipeline.resources.device))?,
+        );
+        let skeleton = SweepRecord {
+            schema_version: SCHEMA_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            fingerprint: fingerprint.clone(),
+            pipeline: pipeline.to_value(),
+            model: record::model(pipeline, &decoder),
+            calibration: record::calibration(&windows.report),
+            cells: cell_records,
+            winner: None,
+            summary: SweepSummaryRecord::default(),
+        };
+        Ok(Self {
+            pipeline,
+            grid,
+            options,
+            decoder,
+            tokenizer,
+            windows,
+            evaluation,
+            cells,
+            fingerprint,
+            folder: work,
+            skeleton,
+            clock,
+            start,
+            cpu_before,
+        })
+    }
+
+    /// Solves this shard's blocks for all cells, from where it stopped.
+    fn solve(&mut self, warnings: &mut Vec<String>, on_event: &mut dyn FnMut(Event)) -> Result<()> {
+        let shard = self.options.shard;
+        let place = shard_folder(&self.folder, shard);
+        if self.options.fresh {
+            merge::forget(&self.folder, &self.fingerprint, shard, &self.cells)?;
+        }
+        let (mut walked, done, other) = Work::open_in(
+            &self.options.out,
+            place,
+            self.fingerprint.clone(),
+            self.options.fresh,
+        )?;
+        if other {
+            let text = "the sweep folder held another sweep's blocks; starting over".to_owned();
+            on_event(Event::Warning(text.clone()));
+            warnings.push(text);
+        }
+        let blocks = self.decoder.n_blocks();
+        on_event(Event::Started {
+            model: self.pipeline.model.source.to_string(),
+            blocks,
+            resumed: done,
+            linears: self.cells.iter().map(Cell::n_linears).sum(),
+            tokens: self.windows.report.tokens_calibration as u64,
+        });
+        if done < blocks {
+            let sensitivities = self.sensitivities(walked.folder(), on_event)?;
+            solve::blocks(self, &mut walked, done, &sensitivities, on_event)?;
+        }
+        let finished = ShardFile::read(&self.folder, shard)
+            .is_some_and(|file| file.record.fingerprint == self.fingerprint);
+        if !finished {
+            self.save_shard(warnings)?;
+        }
+        Ok(())
+    }
+
+    /// What a unit of every linear's loss costs the model, kept for a process that goes on later.
+    fn sensitivities(
+        &mut self,
+        folder: &Path,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Vec<BTreeMap<LinearKind, f64>>> {
+        #[derive(Serialize, Deserialize)]
+        struct File {
+            fingerprint: String,
+            blocks: Vec<Vec<f64>>,
+        }
+        let path = folder.join("sensitivity.json");
+        let known = std::fs::read(&path).ok();
+        let known = known.and_then(|text| serde_json::from_slice::<File>(&text).ok());
+        if let Some(file) = known.filter(|file| file.fingerprint == self.fingerprint) {
+            let of = |values: Vec<f64>| LinearKind::ALL.into_iter().zip(values).collect();
+            return Ok(file.blocks.into_iter().map(of).collect());
+        }
+        let (decoder, windows) = (&self.decoder, &self.windows);
+        let seed = self.pipeline.calibration.seed;
+        self.clock
+            .time("sensitivity", || {
+                sense(windows, decoder, seed, folder, on_event)
+            })
+            .and_then(|found| {
+                let of = |block: &BTreeMap<LinearKind, f64>| block.values().copied().collect();
+                let file = File {
+                    fingerprint: self.fingerprint.clone(),
+                    blocks: found.iter().map(of).collect(),
+                };
+                write_json(&path, &file)?;
+                Ok(found)
+            })
+    }
+
+    /// Scores this shard's cells among those that are to be measured.
+    fn measure(&mut self, on_event: &mut dyn FnMut(Event)) -> Result<()> {
+        let Some((settings, text)) = self.evaluation.take() else {
+            return Ok(());
+        };
+        let measured = measure::measure(self, settings, &text, on_event);
+        self.evaluation = Some((settings, text));
+        if measured? > 0 {
+            let before = ShardFile::read(&self.folder, self.options.shard);
+            let warnings = before.map_or_else(Vec::new, |file| file.record.summary.warnings);
+            self.save_shard(&warnings)?;
+        }
+        Ok(())
+    }
+
+    /// Says that this shard has solved its blocks, and what that took: this process on top of those before it.
+    fn save_shard(&mut self, warnings: &[String]) -> Result<()> {
+        let shard = self.options.shard;
+        let before = ShardFile::read(&self.folder, shard)
+            .filter(|file| file.record.fingerprint == self.fingerprint)
+            .map(|file| file.record.summary)
+            .unwrap_or_default();
+        let now = usage();
+        let mut summary = SweepSummaryRecord {
+            shards: shard.of,
+            seconds: before.seconds + self.start.elapsed().as_secs_f64(),
+            cpu_seconds: before.cpu_seconds + now.cpu_seconds - self.cpu_before,
+            peak_rss_bytes: before
+                .peak_rss_bytes
+                .max(Some(now.peak_rss_bytes).filter(|bytes| *bytes > 0)),
+            phases: self.clock.phases(),
+            warnings: warnings.to_vec(),
+            ..SweepSummaryRecord::default()
+        };
+        merge::add_phases(&mut summary.phases, &before.phases);
+        // What comes next counts from here.
+        (self.start, self.cpu_before) = (Instant::now(), now.cpu_seconds);
+        self.clock = Clock::default();
+        let file = ShardFile {
+            shard,
+            record: SweepRecord {
+                summary,
+                ..self.skeleton.clone()
+            },
+        };
+        let folder = shard_folder(&self.folder, shard);
+        create_folder(&folder)?;
+        Ok(write_json(&folder.join("shard.json"), &file)?)
+    }
+
+    fn is_waiting(&self, what: &str, missing: &[usize]) -> String {
+        let list: Vec<String> = missing
+            .iter()
+            .map(|index| (index + 1).to_string())
+            .collect();
+        format!(
+            "shard {} has solved its blocks; {what} of shard {} of {} are missing. The same command, run again when they are there, measures",
+            self.options.shard,
+            list.join(", "),
+            self.options.shard.of
+        )
+    }
+
+    /// Removes the work once all is reported.
+    fn clear(&self) -> Result<()> {
+        if !self.folder.exists() {
+            return Ok(());
+        }
+        std::fs::remove_dir_all(&self.folder)
+            .with_context(|| format!("{}: cannot be removed", self.folder.display()))
+    }
+
+    /// Whether this process is the one that reports: of several shards that see all work done, the first to ask.
+    fn is_last(&self) -> Result<bool> {
+        if self.options.shard.of == 1 {
+            return Ok(true);
+        }
+        let path = merge::reported(&self.folder, &self.fingerprint);
+        match std::fs::create_dir(&path) {
+            Ok(()) => Ok(true),
+            // taken, or all is done and cleared away
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotFound
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error).with_context(|| format!("{}: cannot be made", path.display())),
+        }
+    }
+
+    /// Runs the best cell within the limits as a run of its own, in the order of propagation that the pipeline asks for.
+    fn run_winner(
+        &self,
+        mut record: SweepRecord,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<(SweepRecord, Option<Run>)> {
+        let Some(limits) = &self.grid.winner else {
+            return Ok((record, None));
+        };
+        let best = best(&record.cells, limits).with_context(|| {
+            user_error(
+                "sweep.winner: no cell within the limits has a score",
+                "raise the limits, or have all cells measured",
+            )
+        })?;
+        let cell = self.cells.iter().find(|cell| cell.name == best);
+        let cell = cell.with_context(|| best.clone())?;
+        let known = record.winner.as_ref().map(|winner| &winner.cell);
+        if known == Some(&best) && halfbyte_report::read_run(&self.options.out).is_ok() {
+            return Ok((record, None));
+        }
+        on_event(Event::Note(format!(
+            "{best} is the winner by {}; it is run by itself",
+            limits.by
+        )));
+        let pipeline = Pipeline {
+            propagation: self.pipeline.propagation,
+            ..cell.pipeline.clone()
+        };
+        let options = RunOptions {
+            out: self.options.out.clone(),
+            fresh: false,
+        };
+        let run = quantize(&pipeline, &options, on_event)?;
+        let score = run.record.evaluation.as_ref();
+        record.winner = Some(WinnerRecord {
+            cell: best,
+            by: limits.by.to_string(),
+            kl_mean: score.map(|e| e.kl_mean),
+            kl_mean_se: score.map(|e| e.kl_mean_se),
+        });
+        write_all(&self.options.out, self.pipeline, &record, &[])?;
+        Ok((record, Some(run)))
+    }
+}
+
+/// Limits that no cell keeps to are told before the work.
+fn check_limits(grid: &Sweep, cells: &[CellRecord]) -> Result<()> {
+    let Some(winner) = &grid.winner else {
+        return Ok(());
+    };
+    let solved = || cells.iter().filter(|cell| cell.refused.is_none());
+    if solved().any(|cell| within(cell, winner)) {
+        return Ok(());
+    }
+    let bits = solved().filter_map(|cell| cell.bits_per_weight);
+    let bytes = solved().filter_map(|cell| cell.bytes).min();
+    Err(user_error(
+        format!(
+            "sweep.winner: no cell keeps to the limits; the smallest has {:.3} bits a weight and {} bytes",
+            bits.fold(f64::INFINITY, f64::min),
+            bytes.unwrap_or(0)
+        ),
+        "raise the limits, or add smaller widths to `sweep.bits`",
+    ))
+}
+
+fn within(cell: &CellRecord, winner: &Winner) -> bool {
+    let bits = winner.max_bits_per_weight.zip(cell.bits_per_weight);
+    let bytes = winner.max_bytes.zip(cell.bytes);
+    bits.is_none_or(|(most, bits)| bits <= most) && bytes.is_none_or(|(most, bytes)| bytes <= most)
+}
+
+/// The name of the best cell within the limits; none where no such cell has a score.
+fn best(cells: &[CellRecord], winner: &Winner) -> Option<String> {
+    let score = |cell: &CellRecord| match winner.by {
+        WinnerBy::Kl => cell.evaluation.as_ref().map(|e| e.kl_mean),
+        WinnerBy::Perplexity => cell.evaluation.as_ref().map(|e| e.perplexity),
+        WinnerBy::PredictedKl => cell.predicted_kl,
+    };
+    let candidates = cells.iter().filter(|cell| within(cell, winner));
+    let scored = candidates.filter_map(|cell| Some((cell, score(cell).filter(|s| !s.is_nan())?)));
+    let best = scored.min_by(|a, b| a.1.total_cmp(&b.1))?;
+    Some(best.0.cell.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_winner_is_the_best_that_keeps_to_the_limits() {
+        let cell = |name: &str, bits: f64, bytes: u64, predicted: f64| CellRecord {
+            cell: name.to_owned(),
+            bits_per_weight: Some(bits),
+            bytes: Some(bytes),
+            predicted_kl: Some(predicted),
+            ..CellRecord::default()
+        };
+        let cells = [
+            cell("small", 2.5, 25, 0.9),
+            cell("middle", 4.25, 42, 0.1),
+            cell("large", 8.5, 85, 0.001),
+            cell("broken", 2.0, 20, f64::NAN),
+        ];
+        let winner = |bits, bytes| {
+            let limits = Winner {
+                by: WinnerBy::PredictedKl,
+                max_bits_per_weight: bits,
+                max_bytes: bytes,
+            };
+            best(&cells, &limits)
+        };
+        assert_eq!(winner(None, None).as_deref(), Some("large"));
+        assert_eq!(winner(Some(4.25), None).as_deref(), Some("middle"));
+        assert_eq!(winner(Some(8.5), Some(41)).as_deref(), Some("small"));
+        assert_eq!(winner(Some(2.0), None), None);
+    }
+
+    #[test]
+    fn shards_share_out_every_block_once() {
+        for index in 0..7 {
+            let owners = (0..3).filter(|&i| Shard { index: i, of: 3 }.owns(index));
+            assert_eq!(owners.count(), 1);
+        }
+        assert_eq!(Shard { index: 1, of: 3 }.to_string(), "2/3");
+    }
+}
