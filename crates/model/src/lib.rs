@@ -10,13 +10,16 @@
 mod attention;
 mod backward;
 mod block;
+mod cache;
 mod decoder;
 mod device;
 mod error;
 mod gradient;
 mod host;
 mod linear;
+mod loaded;
 mod rope;
+mod stored;
 mod weights;
 
 pub use block::{Block, Linears, Stage, linear_shape};
@@ -24,6 +27,8 @@ pub use decoder::{Decoder, Head};
 pub use device::{DeviceChoice, open_device, values};
 pub use error::ModelError;
 pub use gradient::{BlockGradients, NormKind, ParameterGradients};
-pub use linear::{Linear, LinearKind};
+pub use cache::KeyValueCache;
+pub use linear::{Execution, Linear, LinearKind};
+pub use loaded::{Cache, LoadedModel};
 pub use rope::rope_frequencies;
 pub use weights::Weights;
