@@ -5,8 +5,10 @@
 //! took. KL divergence tells methods apart with a fraction of the tokens perplexity needs; both come with standard
 //! errors over windows. The two walk side by side, which shows how far apart they are after each block.
 
+mod agreement;
 mod divergence;
 mod score;
 
+pub use agreement::{Agreement, Continuation, GenerationCost, agreement};
 pub use divergence::{TokenScore, compare, score};
-pub use score::{Against, EvaluateError, Evaluation, WorstToken, evaluate};
+pub use score::{Against, EvaluateError, Evaluation, KeptDense, WorstToken, evaluate};

@@ -1,8 +1,9 @@
 use burn::prelude::*;
-use halfbyte_model::{Decoder, ModelError, values};
+use halfbyte_model::{Decoder, Execution, LinearKind, ModelError, values};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::Agreement;
 use crate::divergence::{TokenScore, compare, score};
 
 /// Tokens whose logits exist at once.
@@ -24,6 +25,21 @@ pub struct Evaluation {
     pub perplexity_se: f64,
     /// What the reference adds, where there is one.
     pub against: Option<Against>,
+    /// How far the two generate the same, where that was asked for.
+    pub generation: Option<Agreement>,
+    /// Whether the model's codes were multiplied as they are.
+    pub packed: bool,
+    /// Of these, linears that no kernel takes.
+    pub kept_dense: Vec<KeptDense>,
+}
+
+/// A linear that the checkpoint has as codes and that was multiplied dense.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeptDense {
+    /// Its module path.
+    pub linear: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// A model's distance from a reference.
@@ -198,7 +214,10 @@ pub fn evaluate(
         scores.push(window);
         step(2);
     }
-    Ok(summarize(&scores, reference.map(|_| stream_error)))
+    let mut evaluation = summarize(&scores, reference.map(|_| stream_error));
+    evaluation.packed = model.execution() == Execution::Packed;
+    evaluation.kept_dense = judged.kept_dense;
+    Ok(evaluation)
 }
 
 /// A model's residual streams on their way through its blocks, one `[tokens, hidden_size]` a window.
@@ -206,6 +225,7 @@ struct Streams<'a> {
     decoder: &'a Decoder,
     windows: Vec<Vec<f32>>,
     tokens: usize,
+    kept_dense: Vec<KeptDense>,
 }
 
 impl<'a> Streams<'a> {
@@ -213,6 +233,7 @@ impl<'a> Streams<'a> {
         Ok(Self {
             decoder,
             tokens: windows[0].len(),
+            kept_dense: Vec::new(),
             windows: windows
                 .iter()
                 .map(|window| decoder.embed(window))
@@ -236,6 +257,13 @@ impl<'a> Streams<'a> {
         let (decoder, hidden) = (self.decoder, self.hidden_size());
         let block = decoder.block(index, self.tokens)?;
         decoder.release_block(index);
+        let kept = LinearKind::ALL.into_iter().filter_map(|kind| {
+            Some(KeptDense {
+                linear: kind.module(index),
+                reason: block.linears.get(kind).kept_dense()?.to_owned(),
+            })
+        });
+        self.kept_dense.extend(kept);
         for stream in &mut self.windows {
             let tokens = stream.len() / hidden;
             let h = TensorData::new(std::mem::take(stream), [1, tokens, hidden]);
@@ -308,6 +336,9 @@ fn summarize(scores: &[Vec<TokenScore>], stream_error: Option<Vec<f64>>) -> Eval
         perplexity: nll.exp(),
         perplexity_se: nll.exp() * nll_se,
         against,
+        generation: None,
+        packed: false,
+        kept_dense: Vec::new(),
     }
 }
 
@@ -333,8 +364,8 @@ fn worst_tokens(scores: &[Vec<TokenScore>]) -> Vec<WorstToken> {
     all
 }
 
-/// The mean of windows of equal length and its standard error; 0 for a single window, where there is none.
-fn mean_and_error(values: &[f64]) -> (f64, f64) {
+/// The mean of windows of equal length, or of prompts, and its standard error; 0 for a single one, where there is none.
+pub(crate) fn mean_and_error(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);

@@ -155,7 +155,11 @@ impl Block {
 
     /// Rotated queries `[windows, heads, tokens, head_dim]` and keys `[windows, kv_heads, tokens, head_dim]` of `x`.
     pub fn query_key(&self, x: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
-        self.query_key_from(self.linears.q.forward(x.clone()), self.linears.k.forward(x), 0)
+        self.query_key_from(
+            self.linears.q.forward(x.clone()),
+            self.linears.k.forward(x),
+            0,
+        )
     }
 
     /// The same from what q and k give, for tokens at positions from `first` on.
@@ -251,7 +255,10 @@ impl Block {
     /// `cache`, and these go there too.
     pub fn forward_cached(&self, h: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
         let x = self.attention_input(h.clone());
-        let (q, k) = (self.linears.q.forward(x.clone()), self.linears.k.forward(x.clone()));
+        let (q, k) = (
+            self.linears.q.forward(x.clone()),
+            self.linears.k.forward(x.clone()),
+        );
         let (q, k) = self.query_key_from(q, k, cache.len());
         let v = self.split_heads(self.linears.v.forward(x), self.kv_heads);
         let a = self.join_heads(cache.attend(q, k, v, self.sliding_window));

@@ -22,14 +22,24 @@ impl Decoder {
         }
     }
 
-    /// The same with weights held as `execution` says.
+    /// The same with the blocks' weights held as `execution` says.
     pub fn with_execution(self, execution: Execution) -> Self {
         Self { execution, ..self }
+    }
+
+    /// The weights it reads, to be read otherwise.
+    pub fn into_weights(self) -> Weights {
+        self.weights
     }
 
     /// The weights it reads.
     pub fn weights(&self) -> &Weights {
         &self.weights
+    }
+
+    /// How the blocks' weights are held.
+    pub fn execution(&self) -> Execution {
+        self.execution
     }
 
     /// Where its tensors live.
@@ -66,14 +76,18 @@ impl Decoder {
         self.weights.embed(ids)
     }
 
-    /// The final norm and the language model head.
+    /// The final norm and the language model head, which is dense: for many rows at once.
     pub fn head(&self) -> Result<Head, ModelError> {
+        self.head_with(Execution::Dense)
+    }
+
+    pub(crate) fn head_with(&self, execution: Execution) -> Result<Head, ModelError> {
         let config = self.weights.config();
         Ok(Head {
             norm: self
                 .weights
                 .norm("model.norm.weight", config.hidden_size, &self.device)?,
-            linear: self.weights.head(self.execution, &self.device)?,
+            linear: self.weights.head(execution, &self.device)?,
         })
     }
 

@@ -188,7 +188,10 @@ impl<F: Fn(usize) -> Range<usize> + Sync> NullaryFnOnce for Attend<'_, F> {
         for (row, q) in self.rows.chunks_exact_mut(width).enumerate() {
             let seen = (self.seen)(row % self.tokens);
             weights.clear();
-            weights.extend(seen.clone().map(|p| scale * dot(q, &self.keys[at(p)..][..width])));
+            weights.extend(
+                seen.clone()
+                    .map(|p| scale * dot(q, &self.keys[at(p)..][..width])),
+            );
             softmax_row(&mut weights);
             q.fill(0.0);
             for (position, weight) in seen.zip(&weights) {

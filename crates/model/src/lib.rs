@@ -23,11 +23,11 @@ mod stored;
 mod weights;
 
 pub use block::{Block, Linears, Stage, linear_shape};
+pub use cache::KeyValueCache;
 pub use decoder::{Decoder, Head};
 pub use device::{DeviceChoice, open_device, values};
 pub use error::ModelError;
 pub use gradient::{BlockGradients, NormKind, ParameterGradients};
-pub use cache::KeyValueCache;
 pub use linear::{Execution, Linear, LinearKind};
 pub use loaded::{Cache, LoadedModel};
 pub use rope::rope_frequencies;

@@ -85,7 +85,10 @@ pub struct Linear {
 
 /// What a weight is multiplied by.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "seven a block, never moved about")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "seven a block, never moved about"
+)]
 pub(crate) enum Form {
     /// f32, for products of any size and for derivatives.
     Dense(Tensor<2>),
@@ -142,9 +145,7 @@ impl Form {
         let ([out, _], [tokens, _]) = (self.shape(), x.dims());
         match self {
             Self::Dense(weight) => x.matmul(weight.clone().transpose()),
-            Self::Stored(weight) if tokens > STORED_TOKENS => {
-                x.matmul(dense(weight).transpose())
-            }
+            Self::Stored(weight) if tokens > STORED_TOKENS => x.matmul(dense(weight).transpose()),
             Self::Stored(weight) => {
                 let y = weight.multiply(&host::taken(x));
                 Tensor::from_data(TensorData::new(y, [tokens, out]), &Device::flex())
@@ -215,9 +216,7 @@ impl Linear {
     /// `[windows, tokens, in_features]` to `[windows, tokens, out_features]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [windows, tokens, features] = x.dims();
-        let y = self
-            .form
-            .multiply(x.reshape([windows * tokens, features]));
+        let y = self.form.multiply(x.reshape([windows * tokens, features]));
         let y = match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze(),
             None => y,

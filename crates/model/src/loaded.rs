@@ -55,7 +55,7 @@ impl LoadedModel {
             decoder.release_block(index);
             loaded(index + 1);
         }
-        let head = decoder.head()?;
+        let head = decoder.head_with(execution)?;
         // what was read of the file is held a second time now
         decoder.weights().release("");
         Ok(Self {

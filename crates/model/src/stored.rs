@@ -192,14 +192,23 @@ mod tests {
             assert_eq!(found.len(), wanted.len());
             for (found, wanted) in found.iter().zip(&wanted) {
                 let tolerance = width as f64 * 6e-8;
-                assert!((f64::from(*found) - wanted).abs() < tolerance, "{found} {wanted}");
+                assert!(
+                    (f64::from(*found) - wanted).abs() < tolerance,
+                    "{found} {wanted}"
+                );
             }
         }
     }
 
     #[test]
     fn products_are_those_of_f64_on_odd_shapes() {
-        for (tokens, out, width) in [(1, 1, 1), (1, 37, 64), (3, 5, 131), (9, 70, 576), (20, 3, 77)] {
+        for (tokens, out, width) in [
+            (1, 1, 1),
+            (1, 37, 64),
+            (3, 5, 131),
+            (9, 70, 576),
+            (20, 3, 77),
+        ] {
             check(tokens, out, width);
         }
     }

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use halfbyte_checkpoint::{Dtype, ModelConfig, ModelFolder, TensorView};
-use halfbyte_pack::{QuantizedLayout, read_quantization_config};
 use halfbyte_kernels::PackedWeight;
+use halfbyte_pack::{QuantizedLayout, read_quantization_config};
 use halfbyte_quant::{CodedWeight, Coding};
 
 use crate::block::Norm;
@@ -135,12 +135,11 @@ impl Weights {
         let (dense, reason) = match self.quantized(module, shape)? {
             CodedWeight::Grid(weight) => match PackedWeight::new(&weight) {
                 Ok(packed) => {
-                    let form = Form::codes(packed, device).map_err(|source| {
-                        ModelError::Kernel {
+                    let form =
+                        Form::codes(packed, device).map_err(|source| ModelError::Kernel {
                             module: module.to_owned(),
                             source,
-                        }
-                    })?;
+                        })?;
                     return Ok((form, None));
                 }
                 Err(error) => (weight.dequantize(), error.to_string()),
@@ -154,12 +153,7 @@ impl Weights {
     }
 
     /// A float weight in its own type on the CPU, in f32 elsewhere.
-    fn stored(
-        &self,
-        name: &str,
-        shape: [usize; 2],
-        device: &Device,
-    ) -> Result<Form, ModelError> {
+    fn stored(&self, name: &str, shape: [usize; 2], device: &Device) -> Result<Form, ModelError> {
         let view = self.folder.tensor(name)?;
         if host::is_host_device(device) && view.dtype == Dtype::BF16 && *view.shape == shape {
             let weight = StoredWeight::from_bf16(view.bytes, shape);
