@@ -133,3 +133,89 @@ impl LoadedModel {
         Ok(h)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use halfbyte_checkpoint::ModelFolder;
+
+    use super::*;
+    use crate::{DeviceChoice, open_device};
+
+    /// Logits of a window whose tokens come in as `parts` against those of all at once without a cache. Tolerance, of the
+    /// largest logit: that of the golden tests, since sums run in another order.
+    fn check(name: &str, choice: DeviceChoice, execution: Execution, parts: &[usize]) {
+        let device = match open_device(choice) {
+            Ok(device) => device,
+            Err(error) => {
+                println!("skipped: {error}");
+                return;
+            }
+        };
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        let weights = || Weights::new(ModelFolder::open(&golden.join(name)).unwrap()).unwrap();
+        let tokens: usize = parts.iter().sum();
+        let vocab = weights().config().vocab_size;
+        let ids: Vec<u32> = (0..tokens)
+            .map(|i| ((i * 29 + i / 5) % vocab) as u32)
+            .collect();
+        let whole = Decoder::new(weights(), device.clone());
+        let wanted = values(whole.logits(std::slice::from_ref(&ids)).unwrap()).unwrap();
+
+        let model = LoadedModel::load(weights(), tokens, execution, device, &mut |_| ()).unwrap();
+        let mut cache = model.cache();
+        let mut found = Vec::new();
+        for &part in parts {
+            let first = cache.len();
+            found.extend(model.logits(&ids[first..first + part], &mut cache).unwrap());
+        }
+        assert_eq!((cache.len(), found.len()), (tokens, wanted.len()));
+        let largest = wanted.iter().fold(1.0f32, |m, x| m.max(x.abs()));
+        for (at, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+            let difference = (found - wanted).abs();
+            assert!(
+                difference <= 1e-4 * largest,
+                "{name} on {}: {found} for {wanted} at token {}",
+                choice.as_str(),
+                at / vocab
+            );
+        }
+        let next = model.next_logits(&ids[..1], &mut model.cache()).unwrap();
+        let first = found[..vocab].iter().zip(&next);
+        assert!(
+            first
+                .into_iter()
+                .all(|(a, b)| (a - b).abs() <= 1e-4 * largest)
+        );
+        assert!(
+            model.next_logits(&ids[..1], &mut cache).is_err(),
+            "one position too many"
+        );
+    }
+
+    const MODELS: [&str; 4] = ["llama", "mistral_sliding_window", "qwen2", "qwen3"];
+
+    #[test]
+    fn with_a_cache_logits_are_those_of_the_whole_window() {
+        for name in MODELS {
+            for execution in [Execution::Dense, Execution::Packed] {
+                // more than a chunk of queries, then single tokens, a few, and a single one again
+                check(name, DeviceChoice::Cpu, execution, &[140, 1, 1, 7, 1]);
+                check(name, DeviceChoice::Cpu, execution, &[1, 1, 30]);
+            }
+        }
+    }
+
+    #[test]
+    fn with_a_cache_on_wgpu_too_which_grows_in_steps() {
+        for name in MODELS {
+            check(
+                name,
+                DeviceChoice::Vulkan,
+                Execution::Dense,
+                &[253, 1, 4, 1],
+            );
+        }
+    }
+}

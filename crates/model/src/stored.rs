@@ -1,10 +1,9 @@
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-/// Numbers that are multiplied and added side by side, whatever the processor has, so that results do not depend on it.
-const LANES: usize = 16;
-/// Sums in flight: one alone would wait for itself.
-const CHAINS: usize = 4;
+/// Numbers that are multiplied and added side by side, whatever the processor has, so that results do not depend on it:
+/// more than a register holds, since one sum alone would wait for itself. Nested arrays of sums stay in memory.
+const LANES: usize = 32;
 /// Numbers of the weight a task reads.
 const TASK: usize = 1 << 14;
 /// Tokens that share one reading of a row.
@@ -142,26 +141,15 @@ impl<E: Element> NullaryFnOnce for Task<'_, E> {
 
 #[inline(always)]
 fn dot<E: Element>(weight: &[E], x: &[f32]) -> f32 {
-    let mut sums = [[0.0f32; LANES]; CHAINS];
-    let (whole, rest) = weight.as_chunks::<{ LANES * CHAINS }>();
-    let (x_whole, x_rest) = x.as_chunks::<{ LANES * CHAINS }>();
-    for (weight, x) in whole.iter().zip(x_whole) {
-        let (weight, _) = weight.as_chunks::<LANES>();
-        let (x, _) = x.as_chunks::<LANES>();
-        for ((sums, weight), x) in sums.iter_mut().zip(weight).zip(x) {
-            for lane in 0..LANES {
-                sums[lane] = weight[lane].value().mul_add(x[lane], sums[lane]);
-            }
-        }
-    }
-    let mut total = [0.0f32; LANES];
-    for sums in sums {
+    let mut sums = [0.0f32; LANES];
+    let ((weight, rest), (x, x_rest)) = (weight.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+    for (weight, x) in weight.iter().zip(x) {
         for lane in 0..LANES {
-            total[lane] += sums[lane];
+            sums[lane] = weight[lane].value().mul_add(x[lane], sums[lane]);
         }
     }
     let rest: f32 = rest.iter().zip(x_rest).map(|(w, x)| w.value() * x).sum();
-    total.iter().sum::<f32>() + rest
+    sums.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]
