@@ -269,13 +269,20 @@ fn a_chat_template_is_used_unless_the_prompt_is_to_stand_as_it_is() {
 
 #[test]
 fn a_reader_that_has_seen_enough_ends_it_quietly() {
-    let mut command = generate(Path::new("embedded:tiny"), &["--temperature", "1"]);
-    command.args(["--max-new-tokens", "1500"]);
-    let mut command = {
-        let mut command = command;
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().unwrap()
-    };
+    let mut command = halfbyte()
+        .args([
+            "generate",
+            "embedded:tiny",
+            "--prompt",
+            PROMPT,
+            "--temperature",
+            "1",
+        ])
+        .args(["--max-new-tokens", "1500", "--device", "cpu"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut first = [0; 4];
     let mut stdout = command.stdout.take().unwrap();
     stdout.read_exact(&mut first).unwrap();

@@ -119,10 +119,20 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "N", default_value = "256")]
     pub(crate) max_new_tokens: NonZeroUsize,
     /// What logits are divided by; 0 takes the likeliest token always
-    #[arg(long, value_name = "T", default_value = "0")]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value = "0",
+        allow_negative_numbers = true
+    )]
     pub(crate) temperature: f64,
     /// Draw from the likeliest tokens that have this share of the probability together
-    #[arg(long, value_name = "P", default_value = "1")]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value = "1",
+        allow_negative_numbers = true
+    )]
     pub(crate) top_p: f64,
     /// Where the random numbers start
     #[arg(long, value_name = "N", default_value = "0")]

@@ -343,8 +343,8 @@ fn decode<const BITS: usize>(words: &[u32], decoded: &mut [[f32; LANES]]) {
     let strings = strings::<BITS>(words);
     for (step, values) in decoded.iter_mut().enumerate() {
         let place = Place::of(step, BITS);
-        for lane in 0..LANES {
-            values[lane] = code::<BITS>(&strings, place, lane);
+        for (lane, value) in values.iter_mut().enumerate() {
+            *value = code::<BITS>(&strings, place, lane);
         }
     }
 }
