@@ -53,7 +53,8 @@ pub(crate) fn evaluation(evaluation: &Evaluation) -> String {
         let _ = write!(
             text,
             "generation      {} prompts, {} tokens each: same for {:.1} ± {:.1} tokens, to the end {:.0} %, ROUGE-L {:.3} ± {:.3}\n\
-             speed           {}; reference {}\n",
+             speed           {}\n\
+             of reference    {}\n",
             generation.prompts,
             generation.max_new_tokens,
             generation.agreement_length,
@@ -159,8 +160,8 @@ mod tests {
             evaluation(&scored),
             format!(
                 "{alone}generation      8 prompts, 64 tokens each: same for 20.2 ± 3.0 tokens, to the end 12 %, ROUGE-L 0.500 ± 0.060\n\
-                 speed           30.0 tokens/s with 104.0 MiB of weights and 1.5 MiB of keys and values; reference 10.0 \
-                 tokens/s with 256.0 MiB of weights and 1.5 MiB of keys and values\n"
+                 speed           30.0 tokens/s with 104.0 MiB of weights and 1.5 MiB of keys and values\n\
+                 of reference    10.0 tokens/s with 256.0 MiB of weights and 1.5 MiB of keys and values\n"
             )
         );
     }

@@ -308,10 +308,16 @@ impl PackedWeight {
 fn strings<const BITS: usize>(words: &[u32]) -> [[u32; LANES]; 3] {
     let mut strings = [[0; LANES]; 3];
     if BITS == 3 {
-        for (lane, (row, quarter)) in lanes().enumerate() {
-            for (word, string) in (3 * quarter..).zip(&mut strings) {
-                let load = word / LOAD_WORDS * TILE_ROWS + row;
-                string[lane] = words[load * LOAD_WORDS + word % LOAD_WORDS];
+        let (loads, _) = words.as_chunks::<LANES>();
+        // of known size, so that the compiler moves registers rather than words
+        let loads = [loads[0], loads[1], loads[2]];
+        for (word, string) in strings.iter_mut().enumerate() {
+            for row in 0..TILE_ROWS {
+                for quarter in 0..LOAD_WORDS {
+                    let word = 3 * quarter + word;
+                    let from = row * LOAD_WORDS + word % LOAD_WORDS;
+                    string[row * LOAD_WORDS + quarter] = loads[word / LOAD_WORDS][from];
+                }
             }
         }
     } else {

@@ -71,51 +71,80 @@ pub fn evaluate(request: &EvalRequest, on_event: &mut dyn FnMut(Event)) -> Resul
     let choice: WindowChoice = window_choice(&request.windows);
     let text: EvaluationText =
         evaluation_windows(&text, &tokenizer, request.sequence_length, &choice)?;
-    let prompts = match &request.prompts {
-        Some(path) => Prompts::read(path, model.weights().folder(), &plain(&model)?)?,
-        None => Prompts::of_windows(&text.windows, PROMPTS, PROMPT_TOKENS),
+    let comparison = match &reference {
+        Some(reference) if request.max_new_tokens > 0 => Some(Comparison::plan(
+            &model,
+            reference,
+            &text.windows,
+            request,
+            on_event,
+        )?),
+        _ => None,
     };
     let mut evaluation = scores(&model, reference.as_ref(), &text.windows, on_event)?;
     if let Some(warning) = kept_dense_warning(&evaluation.kept_dense) {
         on_event(Event::Warning(warning));
     }
-    if let Some(reference) = reference
-        && request.max_new_tokens > 0
-    {
-        let generation = compare_generations(reference, model, &prompts, request, on_event)?;
+    if let (Some(comparison), Some(reference)) = (comparison, reference) {
+        let generation = comparison.run(model, reference, request.device, on_event)?;
         evaluation.generation = Some(generation);
     }
     Ok(evaluation)
 }
 
-/// Has both models go on from the prompts, one after the other, so that one of them is in memory at a time.
-fn compare_generations(
-    reference: Decoder,
-    model: Decoder,
-    prompts: &Prompts,
-    request: &EvalRequest,
-    on_event: &mut dyn FnMut(Event),
-) -> Result<Agreement> {
-    let positions = |decoder: &Decoder| decoder.weights().config().max_position_embeddings;
-    let positions = positions(&reference).min(positions(&model));
-    let max_new_tokens = prompts.room(request.max_new_tokens, positions)?;
-    if max_new_tokens < request.max_new_tokens {
-        on_event(Event::Warning(format!(
-            "max_new_tokens: {} asked for, {max_new_tokens} are left of the models' {positions} positions",
-            request.max_new_tokens
-        )));
+/// What both models go on from, and how far.
+struct Comparison {
+    prompts: Prompts,
+    max_new_tokens: usize,
+}
+
+impl Comparison {
+    fn plan(
+        model: &Decoder,
+        reference: &Decoder,
+        windows: &[Vec<u32>],
+        request: &EvalRequest,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Self> {
+        let positions = |decoder: &Decoder| decoder.weights().config().max_position_embeddings;
+        let positions = positions(reference).min(positions(model));
+        let prompts = match &request.prompts {
+            Some(path) => Prompts::read(path, model.weights().folder(), &plain(model)?)?,
+            None => Prompts::of_windows(windows, PROMPTS, PROMPT_TOKENS.min(positions / 2).max(1)),
+        };
+        let max_new_tokens = prompts.room(request.max_new_tokens, positions)?;
+        if max_new_tokens < request.max_new_tokens {
+            on_event(Event::Warning(format!(
+                "max_new_tokens: {} asked for, {max_new_tokens} are left of the models' {positions} positions",
+                request.max_new_tokens
+            )));
+        }
+        Ok(Self {
+            prompts,
+            max_new_tokens,
+        })
     }
-    let mut run = |decoder: Decoder| -> Result<(Vec<Continuation>, GenerationCost)> {
-        let tokenizer = plain(&decoder)?;
-        let positions = prompts.longest() + max_new_tokens;
-        let weights = decoder.into_weights();
-        let engine = Engine::load(weights, tokenizer, positions, request.device, on_event)?;
-        continuations(&engine, &prompts.ids, max_new_tokens, on_event)
-    };
-    let (float, cost_float) = run(reference)?;
-    let (ours, cost) = run(model)?;
-    let pairs: Vec<_> = float.into_iter().zip(ours).collect();
-    Ok(agreement(&pairs, max_new_tokens, cost_float, cost))
+
+    /// One model after the other, so that one of them is in memory at a time.
+    fn run(
+        &self,
+        model: Decoder,
+        reference: Decoder,
+        device: Device,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Agreement> {
+        let mut run = |decoder: Decoder| -> Result<(Vec<Continuation>, GenerationCost)> {
+            let tokenizer = plain(&decoder)?;
+            let positions = self.prompts.longest() + self.max_new_tokens;
+            let weights = decoder.into_weights();
+            let engine = Engine::load(weights, tokenizer, positions, device, on_event)?;
+            continuations(&engine, &self.prompts.ids, self.max_new_tokens, on_event)
+        };
+        let (float, cost_float) = run(reference)?;
+        let (ours, cost) = run(model)?;
+        let pairs: Vec<_> = float.into_iter().zip(ours).collect();
+        Ok(agreement(&pairs, self.max_new_tokens, cost_float, cost))
+    }
 }
 
 fn continuations(
