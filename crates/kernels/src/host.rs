@@ -379,12 +379,6 @@ fn decode_multiply<const BITS: usize>(chunks: &[u32], x: &[[f32; REPEATED]]) -> 
     totals
 }
 
-/// Row in the tile and quarter of the chunk of each lane.
-#[inline(always)]
-fn lanes() -> impl Iterator<Item = (usize, usize)> {
-    (0..LANES).map(|lane| (lane / LOAD_WORDS, lane % LOAD_WORDS))
-}
-
 /// `Σ_step decoded[step] x[step]`, lane by lane.
 #[inline(always)]
 fn multiply_add(decoded: &[[f32; LANES]], x: &[[f32; REPEATED]]) -> Lanes {
