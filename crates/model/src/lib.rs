@@ -1,4 +1,5 @@
-//! A decoder on burn, one block at a time: load a block, run its stages, swap its weights.
+//! A decoder on burn, one block at a time: load a block, run its stages, swap its weights. Or all blocks at once, for
+//! generating: [`LoadedModel`], with weights as small as they are stored and a cache of keys and values.
 //!
 //! In: a model folder's tensors. Out: activations as `Tensor<3>` `[windows, tokens, features]`. A block offers its
 //! stages as plain functions, so that statistics can be taken between them and each linear runs once a pass; the
