@@ -52,7 +52,7 @@ fn crates_see_only_what_the_architecture_allows() {
         ("pack", &["quant"]),
         ("kernels", &["quant"]),
         ("report", &["quant"]),
-        ("model", &["quant", "checkpoint", "pack"]),
+        ("model", &["quant", "checkpoint", "pack", "kernels"]),
         ("calibrate", &["quant", "model"]),
         ("tune", &["quant", "model"]),
         ("evaluate", &["quant", "model"]),

@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Score a model on a text: perplexity, and divergence from a reference model
     Eval(Eval),
+    /// Go on from a prompt; the text comes on stdout as it grows, speed and memory on stderr at the end
+    Generate(Generate),
     /// Say what a model holds, tensor by tensor
     Inspect(Inspect),
     /// Draw the page of a run or a sweep again and print its summary, or compare several runs
@@ -98,7 +100,57 @@ pub(crate) struct Eval {
     /// A count (evenly spaced), indices from 0 with commas such as 0,7,9 (one alone: `7,`), or all
     #[arg(long, value_name = "N|LIST|all", default_value = "32", value_parser = windows)]
     pub(crate) windows: Windows,
+    /// Multiply the model's codes as they are, rather than the dense weights they stand for: the same scores but for
+    /// rounding, slower on long windows
+    #[arg(long)]
+    pub(crate) packed: bool,
+    /// Prompts that both models go on from, one a line; the first 32 tokens of up to 8 windows where not given
+    #[arg(long, value_name = "FILE", requires = "reference")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Tokens that both models give for each prompt, the likeliest always; 0 leaves that comparison out
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub(crate) max_new_tokens: usize,
     /// One JSON document on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// Folder, hub id or `embedded:tiny`
+    pub(crate) model: String,
+    /// What the text begins with. A model that has a chat template is given it as the user's message in a conversation,
+    /// as mlx-lm does; --raw turns that off
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// The prompt as it stands, without the model's chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Tokens after which to stop, where the model does not end the text before
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub(crate) max_new_tokens: NonZeroUsize,
+    /// What logits are divided by; 0 takes the likeliest token always
+    #[arg(
+        long,
+        value_name = "T",
+        default_value = "0",
+        allow_negative_numbers = true
+    )]
+    pub(crate) temperature: f64,
+    /// Draw from the likeliest tokens that have this share of the probability together
+    #[arg(
+        long,
+        value_name = "P",
+        default_value = "1",
+        allow_negative_numbers = true
+    )]
+    pub(crate) top_p: f64,
+    /// Where the random numbers start
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(crate) seed: u64,
+    /// One JSON document on stdout at the end, in place of the text as it grows
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -299,6 +351,10 @@ mod tests {
             "halfbyte eval m",
             "halfbyte eval m --text t --windows 0",
             "halfbyte report",
+            "halfbyte generate m",
+            "halfbyte generate m --prompt p --max-new-tokens 0",
+            "halfbyte generate m --prompt p --temperature warm",
+            "halfbyte eval m --text t --prompts p",
             "halfbyte frob",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();

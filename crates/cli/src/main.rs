@@ -6,6 +6,7 @@
 mod args;
 mod devices;
 mod failure;
+mod generate;
 mod progress;
 mod reports;
 mod results;
@@ -98,6 +99,9 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
                 text: args.text,
                 sequence_length: args.sequence_length.get(),
                 windows: args.windows,
+                packed: args.packed,
+                prompts: args.prompts,
+                max_new_tokens: args.max_new_tokens,
                 device: args.machine.device.unwrap_or_default(),
             };
             let evaluation = halfbyte_pipeline::evaluate(&request, &mut |event| {
@@ -107,6 +111,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             let evaluation = evaluation?;
             print_result(&evaluation, results::evaluation, args.json)
         }
+        Command::Generate(args) => generate::generate(args, progress),
         Command::Inspect(args) => {
             let inspection = halfbyte_pipeline::inspect(&args.model)?;
             print_result(&inspection, Inspection::to_string, args.json)

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use halfbyte_pipeline::{Evaluation, Run, Swept, report};
+use halfbyte_pipeline::{Evaluation, Generation, GenerationCost, Run, Swept, report};
 
 /// The table of linears, then the summary, so that the summary stands last on the screen.
 pub(crate) fn run(run: &Run) -> String {
@@ -42,6 +42,9 @@ pub(crate) fn evaluation(evaluation: &Evaluation) -> String {
         perplexity,
         perplexity_se,
         against,
+        generation,
+        packed: _,
+        kept_dense: _,
     } = evaluation;
     let mut text = format!(
         "scored          {tokens} tokens in {windows} windows\nperplexity      {perplexity:.3} ± {perplexity_se:.3}\n"
@@ -66,13 +69,58 @@ pub(crate) fn evaluation(evaluation: &Evaluation) -> String {
             100.0 * against.top1_agreement_se,
         );
     }
+    if let Some(generation) = generation {
+        let _ = write!(
+            text,
+            "generation      {} prompts, {} tokens each: same for {:.1} ± {:.1} tokens, to the end {:.0} %, ROUGE-L {:.3} ± {:.3}\n\
+             speed           {}\n\
+             of reference    {}\n",
+            generation.prompts,
+            generation.max_new_tokens,
+            generation.agreement_length,
+            generation.agreement_length_se,
+            100.0 * generation.identical,
+            generation.rouge_l,
+            generation.rouge_l_se,
+            cost(&generation.cost),
+            cost(&generation.cost_float),
+        );
+    }
     text
+}
+
+fn cost(cost: &GenerationCost) -> String {
+    format!(
+        "{:.1} tokens/s with {} MiB of weights and {} MiB of keys and values",
+        cost.tokens_per_second,
+        mebibytes(cost.weight_bytes),
+        mebibytes(cost.cache_bytes)
+    )
+}
+
+/// Speed and memory of a generation.
+pub(crate) fn generation(generation: &Generation) -> String {
+    let (cost, tokens) = (&generation.cost, generation.tokens.len());
+    format!(
+        "{} tokens of prompt, {:.1} tokens/s; {tokens} new, {:.1} tokens/s\n\
+         {} MiB of weights, {} MiB of keys and values, {} MiB at the peak",
+        generation.prompt_tokens,
+        cost.prompt_tokens_per_second,
+        cost.tokens_per_second,
+        mebibytes(cost.weight_bytes),
+        mebibytes(cost.cache_bytes),
+        mebibytes(cost.memory_bytes_peak),
+    )
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / f64::from(1 << 20))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use halfbyte_pipeline::Against;
+    use halfbyte_pipeline::{Against, Agreement};
 
     #[test]
     fn an_evaluation_tells_the_distance_only_where_there_is_a_reference() {
@@ -82,6 +130,9 @@ mod tests {
             perplexity: 22.787,
             perplexity_se: 0.9,
             against: None,
+            generation: None,
+            packed: false,
+            kept_dense: vec![],
         };
         let alone = "scored          8184 tokens in 8 windows\nperplexity      22.787 ± 0.900\n";
         assert_eq!(evaluation(&scored), alone);
@@ -106,6 +157,31 @@ mod tests {
                 "{alone}reference       19.884 ± 0.800, ln ratio +0.1363 ± 0.0100\n\
                  KL              mean 0.1351 ± 0.0020, median 0.0800, 99 % below 1.100, largest 9.500\n\
                  same top token  80.8 ± 0.4 %\n"
+            )
+        );
+        scored.against = None;
+        let cost_of = |tokens_per_second, mebibytes: u64| GenerationCost {
+            tokens_per_second,
+            weight_bytes: mebibytes << 20,
+            cache_bytes: 3 << 19,
+        };
+        scored.generation = Some(Agreement {
+            prompts: 8,
+            max_new_tokens: 64,
+            agreement_length: 20.25,
+            agreement_length_se: 3.0,
+            identical: 0.125,
+            rouge_l: 0.5,
+            rouge_l_se: 0.06,
+            cost_float: cost_of(10.0, 256),
+            cost: cost_of(30.0, 104),
+        });
+        assert_eq!(
+            evaluation(&scored),
+            format!(
+                "{alone}generation      8 prompts, 64 tokens each: same for 20.2 ± 3.0 tokens, to the end 12 %, ROUGE-L 0.500 ± 0.060\n\
+                 speed           30.0 tokens/s with 104.0 MiB of weights and 1.5 MiB of keys and values\n\
+                 of reference    10.0 tokens/s with 256.0 MiB of weights and 1.5 MiB of keys and values\n"
             )
         );
     }

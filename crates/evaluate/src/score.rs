@@ -1,10 +1,11 @@
 use std::ops::Range;
 
 use burn::prelude::*;
-use halfbyte_model::{Block, Decoder, Head, ModelError, values};
+use halfbyte_model::{Block, Decoder, Execution, Head, LinearKind, ModelError, values};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::Agreement;
 use crate::divergence::{TokenScore, compare, score};
 
 /// Tokens whose logits exist at once.
@@ -26,6 +27,21 @@ pub struct Evaluation {
     pub perplexity_se: f64,
     /// What the reference adds, where there is one.
     pub against: Option<Against>,
+    /// How far the two generate the same, where that was asked for.
+    pub generation: Option<Agreement>,
+    /// Whether the model's codes were multiplied as they are.
+    pub packed: bool,
+    /// Of these, linears that no kernel takes.
+    pub kept_dense: Vec<KeptDense>,
+}
+
+/// A linear that the checkpoint has as codes and that was multiplied dense.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeptDense {
+    /// Its module path.
+    pub linear: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// A model's distance from a reference.
@@ -236,10 +252,14 @@ pub fn evaluate_all(
         }
         step(all().count() as u64);
     }
-    let each = scores.iter().zip(stream_errors);
-    Ok(each
-        .map(|(scores, errors)| summarize(scores, reference.map(|_| errors)))
-        .collect())
+    let each = scores.iter().zip(stream_errors).zip(judged);
+    let evaluation = |((scores, errors), judged): ((&Vec<_>, _), Streams<'_>)| {
+        let mut evaluation = summarize(scores, reference.map(|_| errors));
+        evaluation.packed = judged.model.decoder.execution() == Execution::Packed;
+        evaluation.kept_dense = judged.kept_dense;
+        evaluation
+    };
+    Ok(each.map(evaluation).collect())
 }
 
 /// Every row's score: of `q`, `[rows, vocab_size]`, against `p` where there is one.
@@ -290,6 +310,7 @@ struct Streams<'a> {
     model: Judged<'a>,
     windows: Vec<Vec<f32>>,
     tokens: usize,
+    kept_dense: Vec<KeptDense>,
 }
 
 impl<'a> Streams<'a> {
@@ -297,6 +318,7 @@ impl<'a> Streams<'a> {
         Ok(Self {
             model,
             tokens: windows[0].len(),
+            kept_dense: Vec::new(),
             windows: windows
                 .iter()
                 .map(|window| model.decoder.embed(window))
@@ -321,6 +343,13 @@ impl<'a> Streams<'a> {
         let hidden = self.hidden_size();
         let block = block(index, self.tokens)?;
         decoder.release_block(index);
+        let kept = LinearKind::ALL.into_iter().filter_map(|kind| {
+            Some(KeptDense {
+                linear: kind.module(index),
+                reason: block.linears.get(kind).kept_dense()?.to_owned(),
+            })
+        });
+        self.kept_dense.extend(kept);
         for stream in &mut self.windows {
             let tokens = stream.len() / hidden;
             let h = TensorData::new(std::mem::take(stream), [1, tokens, hidden]);
@@ -411,6 +440,9 @@ fn summarize(scores: &[Vec<TokenScore>], stream_error: Option<Vec<f64>>) -> Eval
         perplexity: nll.exp(),
         perplexity_se: nll.exp() * nll_se,
         against,
+        generation: None,
+        packed: false,
+        kept_dense: Vec::new(),
     }
 }
 
@@ -436,8 +468,8 @@ fn worst_tokens(scores: &[Vec<TokenScore>]) -> Vec<WorstToken> {
     all
 }
 
-/// The mean of windows of equal length and its standard error; 0 for a single window, where there is none.
-fn mean_and_error(values: &[f64]) -> (f64, f64) {
+/// The mean of windows of equal length, or of prompts, and its standard error; 0 for a single one, where there is none.
+pub(crate) fn mean_and_error(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);

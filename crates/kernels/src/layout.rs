@@ -2,6 +2,8 @@ use half::{bf16, f16};
 use halfbyte_quant::{QuantizedWeight, Scheme};
 use rayon::prelude::*;
 
+use crate::reference;
+
 /// Rows of a tile: their words lie side by side.
 pub(crate) const TILE_ROWS: usize = 8;
 /// Words of a 16-byte load.
@@ -281,6 +283,12 @@ impl PackedWeight {
     /// Group of a column.
     pub(crate) fn group_of(&self, column: usize) -> usize {
         column.checked_div(self.format.group).unwrap_or(0)
+    }
+
+    /// The weight it stands for, `[out_features, in_features]` row-major: `scale * (code - zero)` in f32. Slow: for
+    /// checks, and for what the kernels do not do.
+    pub fn dequantize(&self) -> Vec<f32> {
+        reference::dequantize(self)
     }
 
     /// Bits the layout stores per weight of a scheme, when no padding is needed: codes, scales of 16 bits, zero points

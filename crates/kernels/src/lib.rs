@@ -1,7 +1,7 @@
-//! Products with packed low-bit weights on any GPU that wgpu reaches: dequantize, matrix-vector for decoding (1 to 8
-//! tokens), matrix-matrix for prefill. Weights of 2, 3, 4 or 8 bits with any group size come in as
-//! [`QuantizedWeight`](halfbyte_quant::QuantizedWeight), are packed once, and meet activations as burn tensors in f32 or
-//! f16; sums are f32. A product never has the dense weight in device memory.
+//! Products with packed low-bit weights on any GPU that wgpu reaches, and on the CPU ([`PackedWeight::multiply`]):
+//! dequantize, matrix-vector for decoding (1 to 8 tokens), matrix-matrix for prefill. Weights of 2, 3, 4 or 8 bits with any
+//! group size come in as [`QuantizedWeight`](halfbyte_quant::QuantizedWeight), are packed once, and meet activations as burn
+//! tensors in f32 or f16 (f32 numbers on the CPU); sums are f32. A product never has the dense weight in device memory.
 //!
 //! ```text
 //! QuantizedWeight -> PackedWeight::new -> DeviceWeight::upload -> multiply(x) = x Wᵀ

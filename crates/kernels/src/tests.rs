@@ -405,6 +405,29 @@ fn scales_of_nothing_give_nothing() {
     let x = activations(2, 64);
     let y = multiply(&on_device, &x, DType::F32, &device);
     compare("scales of nothing", &y, &x, &packed, DType::F32);
+    let y = packed.multiply(&x).unwrap();
+    compare("scales of nothing on the CPU", &y, &x, &packed, DType::F32);
+}
+
+/// So that a text does not hang on how many tokens went through the model at once.
+#[test]
+fn on_the_cpu_a_token_gives_the_same_whatever_comes_with_it() {
+    for coding in [
+        (2, 64, false),
+        (3, 64, false),
+        (4, 32, true),
+        (8, 24, false),
+    ] {
+        let packed = PackedWeight::new(&weight(coding, [19, 200], ScaleType::F16)).unwrap();
+        let x = activations(9, 200);
+        let together = packed.multiply(&x).unwrap();
+        let alone = x.chunks(200).map(|x| packed.multiply(x).unwrap());
+        assert_eq!(
+            together,
+            alone.flatten().collect::<Vec<f32>>(),
+            "{coding:?}"
+        );
+    }
 }
 
 #[test]

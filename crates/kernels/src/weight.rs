@@ -1,3 +1,5 @@
+use std::fmt;
+
 use burn::tensor::{DType, Device, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
@@ -60,6 +62,17 @@ impl Buffer {
     fn arg(&self) -> BufferArg {
         // SAFETY: the handle was made of that many words.
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.words) }
+    }
+}
+
+impl fmt::Debug for DeviceWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceWeight")
+            .field("format", &self.format)
+            .field("out_features", &self.out_features)
+            .field("in_features", &self.in_features)
+            .field("device", &self.device)
+            .finish_non_exhaustive()
     }
 }
 

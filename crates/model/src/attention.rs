@@ -11,10 +11,10 @@ const CHUNK: usize = 128;
 
 /// Mixes `values` by causal attention: `softmax(q kᵀ / √d + mask) values`, per query head.
 ///
-/// `q` `[windows, heads, tokens, head_dim]`, `k` `[windows, kv_heads, tokens, head_dim]`, `values`
-/// `[windows, kv_heads, tokens, features]` to `[windows, heads, tokens, features]`. `sliding_window` keys, the
-/// query's own included, are seen when it is set. Keys and values are never repeated: the query heads that share a
-/// kv head are stacked as rows of one product.
+/// `q` `[windows, heads, tokens, head_dim]`, `k` `[windows, kv_heads, positions, head_dim]`, `values`
+/// `[windows, kv_heads, positions, features]` to `[windows, heads, tokens, features]`; the queries are those of the last
+/// positions. `sliding_window` keys, the query's own included, are seen when it is set. Keys and values are never
+/// repeated: the query heads that share a kv head are stacked as rows of one product.
 pub(crate) fn attention_mix(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -22,10 +22,10 @@ pub(crate) fn attention_mix(
     sliding_window: Option<usize>,
 ) -> Tensor<4> {
     let [windows, heads, tokens, head_dim] = q.dims();
-    let kv_heads = values.dims()[1];
+    let [_, kv_heads, positions, _] = values.dims();
     let shared = heads / kv_heads;
     let q = q.mul_scalar(1.0 / (head_dim as f32).sqrt());
-    let mixed = chunks(tokens, sliding_window).map(|chunk| {
+    let mixed = chunks(positions - tokens..positions, sliding_window).map(|chunk| {
         let q = chunk.queries(&q, kv_heads);
         let scores = q.matmul(chunk.keys(&k).swap_dims(2, 3));
         let weights = if host::is_host(&scores) {
@@ -47,6 +47,7 @@ pub(crate) fn attention_mix(
 /// Some queries in a row and the keys that any of them may see.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunk {
+    first_row: usize,
     first_query: usize,
     n_queries: usize,
     pub(crate) first_key: usize,
@@ -61,7 +62,7 @@ impl Chunk {
         let [windows, heads, _, features] = all.dims();
         let rows = heads / kv_heads * self.n_queries;
         all.clone()
-            .narrow(2, self.first_query, self.n_queries)
+            .narrow(2, self.first_row, self.n_queries)
             .reshape([windows, kv_heads, rows, features])
     }
 
@@ -78,8 +79,8 @@ impl Chunk {
 
     /// The chunk's keys that a row of stacked queries sees; `row` counts on over windows and heads.
     pub(crate) fn seen(&self, row: usize) -> Range<usize> {
-        let query = self.first_query + row % self.n_queries;
-        first_seen(query, self.sliding_window) - self.first_key..query + 1 - self.first_key
+        let keys = seen(self.first_query + row % self.n_queries, self.sliding_window);
+        keys.start - self.first_key..keys.end - self.first_key
     }
 
     /// True where a query may not look, `[queries, keys]`: at later tokens, and at those the sliding window has passed.
@@ -93,17 +94,21 @@ impl Chunk {
     }
 }
 
-/// The first key that a query sees.
-fn first_seen(query: usize, sliding_window: Option<usize>) -> usize {
-    sliding_window.map_or(0, |w| (query + 1).saturating_sub(w))
+/// The positions that the query at a position sees.
+pub(crate) fn seen(query: usize, sliding_window: Option<usize>) -> Range<usize> {
+    sliding_window.map_or(0, |w| (query + 1).saturating_sub(w))..query + 1
 }
 
-/// All queries, chunk by chunk.
-pub(crate) fn chunks(tokens: usize, sliding_window: Option<usize>) -> impl Iterator<Item = Chunk> {
-    (0..tokens).step_by(CHUNK).map(move |first_query| {
-        let n_queries = CHUNK.min(tokens - first_query);
-        let first_key = first_seen(first_query, sliding_window);
+/// The queries at some positions, chunk by chunk.
+pub(crate) fn chunks(
+    queries: Range<usize>,
+    sliding_window: Option<usize>,
+) -> impl Iterator<Item = Chunk> {
+    queries.clone().step_by(CHUNK).map(move |first_query| {
+        let n_queries = CHUNK.min(queries.end - first_query);
+        let first_key = seen(first_query, sliding_window).start;
         Chunk {
+            first_row: first_query - queries.start,
             first_query,
             n_queries,
             first_key,

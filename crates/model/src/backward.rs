@@ -35,7 +35,7 @@ pub(crate) fn backward(
     let linear = |kind: LinearKind, x: &Tensor<3>| block.linears.get(kind).forward(x.clone());
     let x1 = block.attention_input(h.clone());
     let (q0, k0) = (linear(Q, &x1), linear(K, &x1));
-    let (q, k) = block.query_key_from(q0.clone(), k0.clone());
+    let (q, k) = block.query_key_from(q0.clone(), k0.clone(), 0);
     let v = block.split_heads(linear(V, &x1), block.kv_heads());
     let a = block.attention_from(q.clone(), k.clone(), v.clone());
     let h2 = block.attention_output(h.clone(), a.clone());
@@ -48,7 +48,7 @@ pub(crate) fn backward(
         let linear = block.linears.get(kind);
         d.clone()
             .reshape([windows * tokens, features])
-            .matmul(linear.weight.clone())
+            .matmul(linear.weight())
             .reshape([windows, tokens, linear.in_features()])
     };
     let mut norms = Vec::new();
@@ -129,7 +129,7 @@ fn attention_backward(
     let shape = [windows, kv_heads, tokens, head_dim];
     let (mut dk, mut dv) = (host::Sum::new(shape), host::Sum::new(shape));
     let mut dq = Vec::new();
-    for chunk in chunks(tokens, block.sliding_window()) {
+    for chunk in chunks(0..tokens, block.sliding_window()) {
         let (q, da) = (chunk.queries(&q, kv_heads), chunk.queries(&da, kv_heads));
         let (k, v) = (chunk.keys(&k), chunk.keys(&v));
         let scores = q.clone().matmul(k.clone().swap_dims(2, 3));

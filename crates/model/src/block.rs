@@ -5,7 +5,7 @@ use halfbyte_checkpoint::{Activation, ModelConfig};
 use crate::attention::attention_mix;
 use crate::host;
 use crate::rope::RopeTables;
-use crate::{Linear, LinearKind, ModelError, NormKind, Weights};
+use crate::{Execution, KeyValueCache, Linear, LinearKind, ModelError, NormKind, Weights};
 
 /// Where a block's inputs are observed, and which linears hang on each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,7 +77,8 @@ impl Linears {
 
 /// One decoder block: `h += O(attention(norm1 h)); h += Down(act(Gate x) * Up x), x = norm2 h`.
 ///
-/// All activations are `[windows, tokens, features]`; windows start at position 0.
+/// All activations are `[windows, tokens, features]`; windows start at position 0, but for
+/// [`forward_cached`](Self::forward_cached).
 #[derive(Clone, Debug)]
 pub struct Block {
     /// The weights that quantizing replaces.
@@ -95,16 +96,18 @@ pub struct Block {
 }
 
 impl Block {
-    /// Loads block `index`, ready for windows of up to `tokens` tokens.
-    pub fn load(
+    /// Loads block `index`, ready for as many positions as `rope` has.
+    pub(crate) fn load(
         weights: &Weights,
         index: usize,
-        tokens: usize,
+        rope: RopeTables,
+        execution: Execution,
         device: &Device,
     ) -> Result<Self, ModelError> {
         let config = weights.config();
         let linear = |kind: LinearKind| {
-            weights.linear(&kind.module(index), linear_shape(config, kind), device)
+            let shape = linear_shape(config, kind);
+            weights.linear(&kind.module(index), shape, execution, device)
         };
         let norm = |name: &str, width: usize| {
             weights.norm(
@@ -136,7 +139,7 @@ impl Block {
             mlp_norm: norm("post_attention_layernorm", config.hidden_size)?,
             q_norm,
             k_norm,
-            rope: RopeTables::new(&config.rope, config.head_dim, tokens, device),
+            rope,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
@@ -152,17 +155,26 @@ impl Block {
 
     /// Rotated queries `[windows, heads, tokens, head_dim]` and keys `[windows, kv_heads, tokens, head_dim]` of `x`.
     pub fn query_key(&self, x: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
-        self.query_key_from(self.linears.q.forward(x.clone()), self.linears.k.forward(x))
+        self.query_key_from(
+            self.linears.q.forward(x.clone()),
+            self.linears.k.forward(x),
+            0,
+        )
     }
 
-    /// The same from what q and k give.
-    pub(crate) fn query_key_from(&self, q: Tensor<3>, k: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
+    /// The same from what q and k give, for tokens at positions from `first` on.
+    pub(crate) fn query_key_from(
+        &self,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        first: usize,
+    ) -> (Tensor<4>, Tensor<4>) {
         let head = |y: Tensor<3>, norm: &Option<Norm>, heads: usize| {
             let mut y = self.split_heads(y, heads);
             if let Some(norm) = norm {
                 y = norm.forward(y);
             }
-            self.rope.apply(y)
+            self.rope.apply(y, first)
         };
         (
             head(q, &self.q_norm, self.heads),
@@ -191,10 +203,7 @@ impl Block {
 
     /// The same from the values, `[windows, kv_heads, tokens, head_dim]`.
     pub(crate) fn attention_from(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<3> {
-        let [windows, _, tokens, _] = v.dims();
-        attention_mix(q, k, v, self.sliding_window)
-            .swap_dims(1, 2)
-            .reshape([windows, tokens, self.heads * self.head_dim])
+        self.join_heads(attention_mix(q, k, v, self.sliding_window))
     }
 
     /// `h + O(a)`.
@@ -238,6 +247,22 @@ impl Block {
         let x = self.attention_input(h.clone());
         let (q, k) = self.query_key(x.clone());
         let h = self.attention_output(h, self.attention(q, k, x));
+        let m = self.mlp_mix(self.mlp_input(h.clone()));
+        self.mlp_output(h, m)
+    }
+
+    /// The whole block for the next tokens of one window, `[1, tokens, hidden_size]`: those of earlier calls are in
+    /// `cache`, and these go there too.
+    pub fn forward_cached(&self, h: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
+        let x = self.attention_input(h.clone());
+        let (q, k) = (
+            self.linears.q.forward(x.clone()),
+            self.linears.k.forward(x.clone()),
+        );
+        let (q, k) = self.query_key_from(q, k, cache.len());
+        let v = self.split_heads(self.linears.v.forward(x), self.kv_heads);
+        let a = self.join_heads(cache.attend(q, k, v, self.sliding_window));
+        let h = self.attention_output(h, a);
         let m = self.mlp_mix(self.mlp_input(h.clone()));
         self.mlp_output(h, m)
     }
@@ -286,6 +311,13 @@ impl Block {
     /// Whether the block's derivatives can be taken by hand for such an input.
     pub(crate) fn is_by_hand(&self, h: &Tensor<3>) -> bool {
         self.activation == Activation::Silu && host::is_host(h)
+    }
+
+    fn join_heads(&self, mixed: Tensor<4>) -> Tensor<3> {
+        let [windows, heads, tokens, head_dim] = mixed.dims();
+        mixed
+            .swap_dims(1, 2)
+            .reshape([windows, tokens, heads * head_dim])
     }
 
     pub(crate) fn split_heads(&self, y: Tensor<3>, heads: usize) -> Tensor<4> {

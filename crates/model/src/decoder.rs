@@ -1,24 +1,45 @@
 use burn::prelude::*;
 
 use crate::block::Norm;
-use crate::{Block, ModelError, Weights};
+use crate::rope::RopeTables;
+use crate::{Block, Execution, Linear, ModelError, Weights};
 
 /// A model walked block by block: the embedding before the blocks and the head after them.
 #[derive(Debug)]
 pub struct Decoder {
     weights: Weights,
     device: Device,
+    execution: Execution,
 }
 
 impl Decoder {
     /// A decoder over opened weights; nothing is read yet.
     pub fn new(weights: Weights, device: Device) -> Self {
-        Self { weights, device }
+        Self {
+            weights,
+            device,
+            execution: Execution::Dense,
+        }
+    }
+
+    /// The same with the blocks' weights held as `execution` says.
+    pub fn with_execution(self, execution: Execution) -> Self {
+        Self { execution, ..self }
+    }
+
+    /// The weights it reads, to be read otherwise.
+    pub fn into_weights(self) -> Weights {
+        self.weights
     }
 
     /// The weights it reads.
     pub fn weights(&self) -> &Weights {
         &self.weights
+    }
+
+    /// How the blocks' weights are held.
+    pub fn execution(&self) -> Execution {
+        self.execution
     }
 
     /// Where its tensors live.
@@ -33,7 +54,16 @@ impl Decoder {
 
     /// Loads one block for windows of up to `tokens` tokens.
     pub fn block(&self, index: usize, tokens: usize) -> Result<Block, ModelError> {
-        Block::load(&self.weights, index, tokens, &self.device)
+        self.block_with(index, self.rope(tokens))
+    }
+
+    pub(crate) fn block_with(&self, index: usize, rope: RopeTables) -> Result<Block, ModelError> {
+        Block::load(&self.weights, index, rope, self.execution, &self.device)
+    }
+
+    pub(crate) fn rope(&self, tokens: usize) -> RopeTables {
+        let config = self.weights.config();
+        RopeTables::new(&config.rope, config.head_dim, tokens, &self.device)
     }
 
     /// Lets the operating system take back a block's pages of the file.
@@ -46,18 +76,18 @@ impl Decoder {
         self.weights.embed(ids)
     }
 
-    /// The final norm and the language model head.
+    /// The final norm and the language model head, which is dense: for many rows at once.
     pub fn head(&self) -> Result<Head, ModelError> {
+        self.head_with(Execution::Dense)
+    }
+
+    pub(crate) fn head_with(&self, execution: Execution) -> Result<Head, ModelError> {
         let config = self.weights.config();
-        let weight = self.weights.head()?;
         Ok(Head {
             norm: self
                 .weights
                 .norm("model.norm.weight", config.hidden_size, &self.device)?,
-            weight: Tensor::from_data(
-                TensorData::new(weight, [config.vocab_size, config.hidden_size]),
-                &self.device,
-            ),
+            linear: self.weights.head(execution, &self.device)?,
         })
     }
 
@@ -85,12 +115,13 @@ impl Decoder {
 #[derive(Clone, Debug)]
 pub struct Head {
     pub(crate) norm: Norm,
-    pub(crate) weight: Tensor<2>,
+    pub(crate) linear: Linear,
 }
 
 impl Head {
     /// `[rows, hidden_size]` to logits `[rows, vocab_size]`.
     pub fn forward(&self, h: Tensor<2>) -> Tensor<2> {
-        self.norm.forward(h).matmul(self.weight.clone().transpose())
+        let x: Tensor<3> = self.norm.forward(h).unsqueeze();
+        self.linear.forward(x).squeeze_dim(0)
     }
 }

@@ -1,4 +1,5 @@
 use halfbyte_checkpoint::CheckpointError;
+use halfbyte_kernels::KernelError;
 use halfbyte_pack::UnpackError;
 
 /// Why a model cannot be loaded or run.
@@ -34,6 +35,22 @@ pub enum ModelError {
         position: usize,
         /// Rows of the embedding.
         vocab_size: usize,
+    },
+    /// More tokens than the model was loaded for.
+    #[error("a window of {wanted} tokens; the model was loaded for windows of 1 to {loaded}")]
+    Positions {
+        /// Positions that would be filled.
+        wanted: usize,
+        /// Positions there are.
+        loaded: usize,
+    },
+    /// A packed linear cannot be multiplied on the device.
+    #[error("{module}: {source}")]
+    Kernel {
+        /// Module path.
+        module: String,
+        /// Why.
+        source: KernelError,
     },
     /// No such accelerator.
     #[error("device {asked}: {reason}; use --device cpu, or install a driver for it")]

@@ -82,6 +82,7 @@ impl Block {
         let (queries, keys) = self.query_key_from(
             self.linears.get(LinearKind::Q).forward(x.clone()) + q.clone(),
             self.linears.get(LinearKind::K).forward(x.clone()) + k.clone(),
+            0,
         );
         let mixed = self.attention(queries, keys, x) + attention.clone();
         let h = self.attention_output(input.clone(), mixed) + o.clone();
@@ -113,7 +114,7 @@ impl Head {
     /// Carries derivatives with regard to the logits back to the last residual stream: `h` `[rows, hidden_size]`,
     /// `gradient` `[rows, vocab_size]`, giving `[rows, hidden_size]`.
     pub fn gradient(&self, h: Tensor<2>, gradient: Tensor<2>) -> Tensor<2> {
-        let gradient = gradient.matmul(self.weight.clone());
+        let gradient = gradient.matmul(self.linear.weight());
         let h = h.autodiff().require_grad();
         let mut gradients = (self.norm.forward(h.clone()) * gradient).sum().backward();
         h.grad_remove(&mut gradients)
@@ -178,7 +179,7 @@ impl Block {
     fn parameter_gradients_by_tape(&self, h: Tensor<3>, gradient: Tensor<3>) -> ParameterGradients {
         let mut block = self.clone();
         for kind in LinearKind::ALL {
-            let weight = &mut block.linears.get_mut(kind).weight;
+            let weight = block.linears.get_mut(kind).weight_mut();
             *weight = weight.clone().autodiff().require_grad();
         }
         for kind in NormKind::ALL {
@@ -190,7 +191,7 @@ impl Block {
         let y = block.forward(input.clone());
         let mut gradients = (y * gradient).sum().backward();
         let weights = LinearKind::ALL.into_iter().filter_map(|kind| {
-            let weight = &block.linears.get(kind).weight;
+            let weight = block.linears.get(kind).weight();
             Some((kind, weight.grad_remove(&mut gradients)?))
         });
         let weights = weights.collect();
@@ -199,7 +200,7 @@ impl Block {
             Some((kind, weight.grad_remove(&mut gradients)?))
         });
         let norms = norms.collect();
-        let device = self.linears.get(LinearKind::Q).weight.device();
+        let device = self.linears.get(LinearKind::Q).weight().device();
         ParameterGradients {
             input: input
                 .grad_remove(&mut gradients)
@@ -225,7 +226,7 @@ impl Block {
 impl Head {
     /// As [`Self::gradient`], with the derivative with regard to the final norm's weight beside it.
     pub fn parameter_gradients(&self, h: Tensor<2>, gradient: Tensor<2>) -> (Tensor<2>, Tensor<1>) {
-        let gradient = gradient.matmul(self.weight.clone());
+        let gradient = gradient.matmul(self.linear.weight());
         let mut norm = self.norm.clone();
         norm.weight = norm.weight.autodiff().require_grad();
         let device = h.device();

@@ -61,7 +61,8 @@ fn in_place<const D: usize>(tensor: Tensor<D>, rows: &impl Rows) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), &device)
 }
 
-fn taken<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+/// A tensor's numbers, without a copy where nobody else holds them.
+pub(crate) fn taken<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     let values = tensor.try_into_vec_as::<f32>();
     values.unwrap_or_else(|e| unreachable!("the CPU device's memory is at hand: {e}"))
 }
@@ -124,6 +125,77 @@ fn softmax_row(row: &mut [f32]) {
     }
     let share = 1.0 / sums.iter().sum::<f32>();
     row.iter_mut().for_each(|x| *x *= share);
+}
+
+/// Attention of one window over keys and values that are kept a token after the other: `q` `[1, heads, tokens,
+/// head_dim]`, `keys` and `values` `[positions, kv_heads, head_dim]`, to `[1, heads, tokens, head_dim]`. `seen` gives the
+/// positions that a token's query sees, never none.
+pub(crate) fn attend(
+    q: Tensor<4>,
+    keys: &[f32],
+    values: &[f32],
+    kv_heads: usize,
+    seen: impl Fn(usize) -> Range<usize> + Sync,
+) -> Tensor<4> {
+    let (shape, device) = (q.dims(), q.device());
+    let [_, heads, tokens, head_dim] = shape;
+    let mut rows = taken(q);
+    let arch = Arch::new();
+    // the query heads that share a kv head lie together
+    let groups = rows.par_chunks_mut(heads / kv_heads * tokens * head_dim);
+    groups.enumerate().for_each(|(kv_head, rows)| {
+        arch.dispatch(Attend {
+            rows,
+            keys,
+            values,
+            kv_heads,
+            kv_head,
+            head_dim,
+            tokens,
+            seen: &seen,
+        });
+    });
+    Tensor::from_data(TensorData::new(rows, shape), &device)
+}
+
+/// Turns the queries that share a kv head into what they see.
+struct Attend<'a, F> {
+    rows: &'a mut [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    kv_heads: usize,
+    kv_head: usize,
+    head_dim: usize,
+    tokens: usize,
+    seen: &'a F,
+}
+
+impl<F: Fn(usize) -> Range<usize> + Sync> NullaryFnOnce for Attend<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let width = self.head_dim;
+        let scale = 1.0 / (width as f32).sqrt();
+        let at = |position: usize| (position * self.kv_heads + self.kv_head) * width;
+        let mut weights = Vec::new();
+        for (row, q) in self.rows.chunks_exact_mut(width).enumerate() {
+            let seen = (self.seen)(row % self.tokens);
+            weights.clear();
+            weights.extend(
+                seen.clone()
+                    .map(|p| scale * dot(q, &self.keys[at(p)..][..width])),
+            );
+            softmax_row(&mut weights);
+            q.fill(0.0);
+            for (position, weight) in seen.zip(&weights) {
+                let value = &self.values[at(position)..][..width];
+                for (sum, value) in q.iter_mut().zip(value) {
+                    *sum += weight * value;
+                }
+            }
+        }
+    }
 }
 
 /// `silu(gate) * up`.

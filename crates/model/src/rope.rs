@@ -1,11 +1,12 @@
 use std::f64::consts::PI;
+use std::sync::Arc;
 
 use burn::prelude::*;
 use halfbyte_checkpoint::{Rope, RopeScaling};
 
 use crate::host;
 
-/// Cosines and sines of every position, `[tokens, head_dim]` each, both halves filled.
+/// Cosines and sines of every position, `[tokens, head_dim]` each, both halves filled. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct RopeTables {
     cos: Table,
@@ -16,7 +17,7 @@ pub(crate) struct RopeTables {
 #[derive(Clone, Debug)]
 struct Table {
     device: Tensor<2>,
-    host: Vec<f32>,
+    host: Arc<[f32]>,
 }
 
 impl RopeTables {
@@ -38,7 +39,7 @@ impl RopeTables {
                     TensorData::new(values.clone(), [tokens, head_dim]),
                     device,
                 ),
-                host: values,
+                host: values.into(),
             }
         };
         Self {
@@ -53,12 +54,13 @@ impl RopeTables {
         host::rotate(d, &self.cos.host, &back)
     }
 
-    /// Rotates `[windows, heads, tokens, head_dim]`: `x cos + rotate_half(x) sin` (RoFormer, arXiv 2104.09864, with
+    /// Rotates `[windows, heads, tokens, head_dim]`, the tokens at positions from `first` on: `x cos + rotate_half(x) sin` (RoFormer, arXiv 2104.09864, with
     /// the halves split as Hugging Face checkpoints have them).
-    pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+    pub(crate) fn apply(&self, x: Tensor<4>, first: usize) -> Tensor<4> {
         let [_, _, tokens, head_dim] = x.dims();
         if host::is_host(&x) {
-            return host::rotate(x, &self.cos.host, &self.sin.host);
+            let from = first * head_dim;
+            return host::rotate(x, &self.cos.host[from..], &self.sin.host[from..]);
         }
         let half = head_dim / 2;
         let rotated = Tensor::cat(
@@ -72,13 +74,13 @@ impl RopeTables {
             .cos
             .device
             .clone()
-            .narrow(0, 0, tokens)
+            .narrow(0, first, tokens)
             .unsqueeze::<4>();
         let sin = self
             .sin
             .device
             .clone()
-            .narrow(0, 0, tokens)
+            .narrow(0, first, tokens)
             .unsqueeze::<4>();
         x * cos + rotated * sin
     }

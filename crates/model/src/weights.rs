@@ -1,10 +1,15 @@
+use std::sync::Arc;
+
 use burn::prelude::*;
 use halfbyte_checkpoint::{Dtype, ModelConfig, ModelFolder, TensorView};
+use halfbyte_kernels::PackedWeight;
 use halfbyte_pack::{QuantizedLayout, read_quantization_config};
 use halfbyte_quant::{CodedWeight, Coding};
 
 use crate::block::Norm;
-use crate::{Linear, ModelError};
+use crate::linear::Form;
+use crate::stored::StoredWeight;
+use crate::{Execution, Linear, ModelError};
 
 /// A folder's tensors as a decoder wants them: linears dense or packed, norms, embedding, head.
 #[derive(Debug)]
@@ -43,14 +48,21 @@ impl Weights {
 
     /// A linear's weight, `[out_features, in_features]` row-major, dequantized where it is packed.
     pub fn weight(&self, module: &str, shape: [usize; 2]) -> Result<Vec<f32>, ModelError> {
-        let dense = format!("{module}.weight");
-        // some formats keep codes under the weight's own name
-        let stored = self.folder.tensor(&dense).map(|view| view.dtype);
-        let is_float = matches!(stored, Ok(Dtype::F32 | Dtype::F16 | Dtype::BF16));
-        match &self.layout {
-            Some(_) if !is_float => Ok(self.quantized(module, shape)?.dequantize()),
-            _ => Ok(self.folder.f32(&dense, &shape)?),
+        if self.has_codes(module) {
+            Ok(self.quantized(module, shape)?.dequantize())
+        } else {
+            Ok(self.folder.f32(&format!("{module}.weight"), &shape)?)
         }
+    }
+
+    fn has_codes(&self, module: &str) -> bool {
+        // some formats keep codes under the weight's own name
+        let stored = self.folder.tensor(&format!("{module}.weight"));
+        let is_float = matches!(
+            stored.map(|view| view.dtype),
+            Ok(Dtype::F32 | Dtype::F16 | Dtype::BF16)
+        );
+        self.layout.is_some() && !is_float
     }
 
     /// How a linear is stored, if it is packed.
@@ -90,6 +102,7 @@ impl Weights {
         &self,
         module: &str,
         shape: [usize; 2],
+        execution: Execution,
         device: &Device,
     ) -> Result<Linear, ModelError> {
         let bias = format!("{module}.bias");
@@ -98,12 +111,57 @@ impl Weights {
         } else {
             None
         };
-        Ok(Linear::new(
-            self.weight(module, shape)?,
-            shape,
-            bias,
-            device,
-        ))
+        let (form, kept_dense) = match execution {
+            Execution::Dense => {
+                let weight = self.weight(module, shape)?;
+                (Form::dense(weight, shape, device), None)
+            }
+            Execution::Packed if self.has_codes(module) => self.codes(module, shape, device)?,
+            Execution::Packed => {
+                let weight = self.stored(&format!("{module}.weight"), shape, device)?;
+                (weight, None)
+            }
+        };
+        Ok(Linear::of(form, bias, device).with_reason(kept_dense))
+    }
+
+    /// A packed linear's codes as the kernels multiply them, or its floats and why not.
+    fn codes(
+        &self,
+        module: &str,
+        shape: [usize; 2],
+        device: &Device,
+    ) -> Result<(Form, Option<String>), ModelError> {
+        let (dense, reason) = match self.quantized(module, shape)? {
+            CodedWeight::Grid(weight) => match PackedWeight::new(&weight) {
+                Ok(packed) => {
+                    let form =
+                        Form::codes(packed, device).map_err(|source| ModelError::Kernel {
+                            module: module.to_owned(),
+                            source,
+                        })?;
+                    return Ok((form, None));
+                }
+                Err(error) => (weight.dequantize(), error.to_string()),
+            },
+            CodedWeight::Codebook(weight) => {
+                let reason = format!("no kernel for {} codes", weight.codebook().as_str());
+                (weight.dequantize(), reason)
+            }
+        };
+        Ok((held(dense, shape, device), Some(reason)))
+    }
+
+    /// A float weight in its own type on the CPU, in f32 elsewhere.
+    fn stored(&self, name: &str, shape: [usize; 2], device: &Device) -> Result<Form, ModelError> {
+        let view = self.folder.tensor(name)?;
+        if crate::is_host(device) && view.dtype == Dtype::BF16 && *view.shape == shape {
+            let weight = StoredWeight::from_bf16(view.bytes, shape);
+            if let Some(weight) = weight {
+                return Ok(Form::Stored(Arc::new(weight)));
+            }
+        }
+        Ok(held(self.folder.f32(name, &shape)?, shape, device))
     }
 
     pub(crate) fn norm(
@@ -126,16 +184,19 @@ impl Weights {
     }
 
     /// `[vocab_size, hidden_size]`: lm_head, or the embedding where the two are tied.
-    pub(crate) fn head(&self) -> Result<Vec<f32>, ModelError> {
+    pub(crate) fn head(&self, execution: Execution, device: &Device) -> Result<Linear, ModelError> {
         let config = self.config();
         let name = if self.folder.has("lm_head.weight") {
             "lm_head.weight"
         } else {
             EMBEDDING
         };
-        Ok(self
-            .folder
-            .f32(name, &[config.vocab_size, config.hidden_size])?)
+        let shape = [config.vocab_size, config.hidden_size];
+        let form = match execution {
+            Execution::Dense => Form::dense(self.folder.f32(name, &shape)?, shape, device),
+            Execution::Packed => self.stored(name, shape, device)?,
+        };
+        Ok(Linear::of(form, None, device))
     }
 
     pub(crate) fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, ModelError> {
@@ -159,6 +220,15 @@ impl Weights {
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// A float weight as it is multiplied by a few tokens.
+fn held(weight: Vec<f32>, shape: [usize; 2], device: &Device) -> Form {
+    if crate::is_host(device) {
+        Form::Stored(Arc::new(StoredWeight::from_f32(weight, shape)))
+    } else {
+        Form::dense(weight, shape, device)
+    }
+}
 
 fn as_packed(view: TensorView<'_>) -> Option<halfbyte_pack::TensorView<'_>> {
     let dtype = match view.dtype {

@@ -33,6 +33,7 @@ mod tests;
 
 pub use error::TextError;
 pub use evaluation::{EvaluationText, WindowChoice, evaluation_windows};
+pub use random::SplitMix64;
 pub use read::read_text;
 pub use report::{DroppedDocuments, SourceReport, TextReport};
 pub use source::{SourceKind, TextSource};

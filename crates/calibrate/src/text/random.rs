@@ -1,11 +1,11 @@
 //! A small seeded generator, so that the choice of windows never depends on another crate's version.
 
 /// SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16.
-pub(crate) struct SplitMix64(u64);
+pub struct SplitMix64(u64);
 
 impl SplitMix64 {
     /// A stream of its own for each `(seed, stream)`.
-    pub(crate) fn new(seed: u64, stream: u64) -> Self {
+    pub fn new(seed: u64, stream: u64) -> Self {
         let mut first = Self(seed);
         Self(first.next().wrapping_add(Self(stream).next()))
     }
@@ -24,7 +24,7 @@ impl SplitMix64 {
     }
 
     /// A number in [0, 1).
-    pub(crate) fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

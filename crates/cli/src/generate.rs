@@ -1,0 +1,54 @@
+//! `halfbyte generate`: text on stdout as it grows, what it took on stderr.
+
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+
+use anyhow::{Context, Result};
+use halfbyte_pipeline::{GenerateRequest, Generator, Sampling};
+
+use crate::args::Generate;
+use crate::progress::Progress;
+use crate::{json, print, print_error, results, use_threads};
+
+pub(crate) fn generate(args: Generate, progress: &mut Progress) -> Result<()> {
+    use_threads(args.machine.threads.map(usize::from))?;
+    let request = GenerateRequest {
+        model: args.model,
+        prompt: args.prompt,
+        raw: args.raw,
+        max_new_tokens: args.max_new_tokens.get(),
+        sampling: Sampling {
+            temperature: args.temperature,
+            top_p: args.top_p,
+            seed: args.seed,
+        },
+        device: args.machine.device.unwrap_or_default(),
+    };
+    let generator = Generator::load(&request, &mut |event| progress.event(&event));
+    progress.finish();
+    let generator = generator?;
+    let mut written = Ok(());
+    let generation = generator.generate(&mut |text| {
+        if args.json {
+            return ControlFlow::Continue(());
+        }
+        let mut stdout = io::stdout().lock();
+        written = write!(stdout, "{text}").and_then(|()| stdout.flush());
+        match written {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    })?;
+    match written {
+        // The reader, `head` perhaps, has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+        written => written.context("writing to stdout")?,
+    }
+    if args.json {
+        print(&json(&generation)?)?;
+    } else {
+        print("")?;
+    }
+    print_error(&results::generation(&generation));
+    Ok(())
+}

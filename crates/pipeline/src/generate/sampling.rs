@@ -1,0 +1,180 @@
+use anyhow::Result;
+use halfbyte_calibrate::text::SplitMix64;
+
+use super::Sampling;
+use crate::error::user_error;
+
+/// Chooses tokens, one after the other.
+pub(super) struct Sampler {
+    sampling: Sampling,
+    random: SplitMix64,
+}
+
+impl Sampler {
+    pub(super) fn new(sampling: Sampling) -> Self {
+        Self {
+            sampling,
+            random: SplitMix64::new(sampling.seed, 0),
+        }
+    }
+
+    /// The next token by its logits, `[vocab_size]`.
+    pub(super) fn next(&mut self, logits: &[f32]) -> Result<u32> {
+        if logits.iter().any(|x| !x.is_finite()) {
+            return Err(user_error(
+                "a logit is not finite; the model overflows",
+                "check the model with `halfbyte eval`, or give it a shorter prompt",
+            ));
+        }
+        let token = if self.sampling.temperature == 0.0 {
+            likeliest(logits)
+        } else {
+            let probabilities = probabilities(logits, self.sampling.temperature);
+            let nucleus = nucleus(&probabilities, self.sampling.top_p);
+            draw(&nucleus, self.random.unit())
+        };
+        Ok(token as u32)
+    }
+}
+
+/// The first of the largest.
+fn likeliest(logits: &[f32]) -> usize {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|&x| x == largest).unwrap_or(0)
+}
+
+/// `softmax(logits / temperature)`.
+fn probabilities(logits: &[f32], temperature: f64) -> Vec<f64> {
+    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let exp = |x: &f32| ((f64::from(*x) - largest) / temperature).exp();
+    let mut all: Vec<f64> = logits.iter().map(exp).collect();
+    let sum: f64 = all.iter().sum();
+    all.iter_mut().for_each(|p| *p /= sum);
+    all
+}
+
+/// The likeliest tokens, as few as have `top_p` of the probability together, likeliest first and of equals the lower id
+/// first (nucleus sampling, Holtzman et al., arXiv 1904.09751, section 3.1).
+fn nucleus(probabilities: &[f64], top_p: f64) -> Vec<(usize, f64)> {
+    // All tokens below this bound together have less than what may be left out, so that few need sorting.
+    let bound = (1.0 - top_p) / probabilities.len() as f64;
+    let tokens = probabilities.iter().copied().enumerate();
+    let mut some: Vec<(usize, f64)> = tokens.filter(|(_, p)| *p >= bound).collect();
+    if top_p < 1.0 {
+        some.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let mut sum = 0.0;
+        let enough = some.iter().position(|(_, p)| {
+            sum += p;
+            sum >= top_p
+        });
+        some.truncate(enough.map_or(some.len(), |last| last + 1));
+    }
+    some
+}
+
+/// The token at a place in [0, 1) of the tokens' probabilities laid end to end.
+fn draw(tokens: &[(usize, f64)], place: f64) -> usize {
+    let whole: f64 = tokens.iter().map(|(_, p)| p).sum();
+    let mut left = place * whole;
+    for (token, p) in tokens {
+        left -= p;
+        if left < 0.0 {
+            return *token;
+        }
+    }
+    // rounding has left a hair
+    tokens.last().map_or(0, |(token, _)| *token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logits(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 37) % 101) as f32 / 12.0).collect()
+    }
+
+    /// Sorts everything and cuts where the sum is reached.
+    fn textbook(logits: &[f32], temperature: f64, top_p: f64) -> Vec<(usize, f64)> {
+        let sum: f64 = logits
+            .iter()
+            .map(|x| (f64::from(*x) / temperature).exp())
+            .sum();
+        let p = |x: f32| (f64::from(x) / temperature).exp() / sum;
+        let mut all: Vec<(usize, f64)> = logits.iter().map(|x| p(*x)).enumerate().collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let mut kept = Vec::new();
+        while kept.iter().map(|(_, p)| p).sum::<f64>() < top_p && kept.len() < all.len() {
+            kept.push(all[kept.len()]);
+        }
+        kept
+    }
+
+    #[test]
+    fn the_nucleus_is_the_textbooks() {
+        let logits = logits(997);
+        for temperature in [0.3, 1.0, 2.5] {
+            for top_p in [0.001, 0.2, 0.5, 0.9, 0.999] {
+                let found = nucleus(&probabilities(&logits, temperature), top_p);
+                let wanted = textbook(&logits, temperature, top_p);
+                assert_eq!(found.len(), wanted.len(), "{temperature} {top_p}");
+                for (found, wanted) in found.iter().zip(&wanted) {
+                    assert_eq!(found.0, wanted.0);
+                    assert!((found.1 - wanted.1).abs() < 1e-12);
+                }
+            }
+        }
+        assert_eq!(nucleus(&probabilities(&logits, 1.0), 1.0).len(), 997);
+    }
+
+    /// 40 000 draws: the standard error of a share is 0.0025 at most, and five of them are allowed.
+    #[test]
+    fn tokens_come_as_often_as_their_probability_says() {
+        let logits = [1.0, 2.0, 0.0, 2.5, -1.0];
+        for (temperature, top_p) in [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8)] {
+            let sampling = Sampling {
+                temperature,
+                top_p,
+                seed: 3,
+            };
+            let mut sampler = Sampler::new(sampling);
+            let mut seen = [0.0; 5];
+            for _ in 0..40_000 {
+                seen[sampler.next(&logits).unwrap() as usize] += 1.0 / 40_000.0;
+            }
+            let kept = textbook(&logits, temperature, top_p);
+            let whole: f64 = kept.iter().map(|(_, p)| p).sum();
+            for (token, seen) in seen.into_iter().enumerate() {
+                let wanted = kept.iter().find(|(kept, _)| *kept == token);
+                let wanted = wanted.map_or(0.0, |(_, p)| p / whole);
+                assert!((seen - wanted).abs() < 0.0125, "{token}: {seen} {wanted}");
+                assert!(wanted > 0.0 || seen == 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_tokens_and_another_one_others() {
+        let tokens = |seed| {
+            let mut sampler = Sampler::new(Sampling {
+                temperature: 1.0,
+                top_p: 0.95,
+                seed,
+            });
+            let logits = logits(300);
+            (0..20)
+                .map(|_| sampler.next(&logits).unwrap())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(tokens(7), tokens(7));
+        assert_ne!(tokens(7), tokens(8));
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest_and_nothing_that_is_no_number() {
+        let mut sampler = Sampler::new(Sampling::GREEDY);
+        assert_eq!(sampler.next(&[0.0, 3.0, -1.0, 3.0]).unwrap(), 1);
+        assert!(sampler.next(&[0.0, f32::NAN]).is_err());
+        assert!(sampler.next(&[f32::INFINITY, 0.0]).is_err());
+    }
+}
