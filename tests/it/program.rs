@@ -308,6 +308,50 @@ fn the_quickstart_leaves_two_exports_that_hold_the_same_codes() {
 }
 
 #[test]
+fn explain_tells_of_a_linear_what_the_run_found() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(&mut small_run(out.path(), &["--set", "evaluate=false"]));
+    let explain = |linear: &str| {
+        let mut command = halfbyte();
+        command
+            .arg("explain")
+            .arg(out.path())
+            .arg(linear)
+            .output()
+            .unwrap()
+    };
+    let told = explain("3.mlp.down_proj");
+    assert!(told.status.success());
+    let told = String::from_utf8(told.stdout).unwrap();
+    let record = read_run(out.path()).unwrap();
+    let linear = record
+        .linears
+        .iter()
+        .find(|l| l.linear.ends_with("3.mlp.down_proj"));
+    let linear = linear.unwrap();
+    let finer = linear.finer_group_loss.unwrap();
+    assert!((0.3..1.0).contains(&finer), "{finer}");
+    let rank = linear.effective_rank.unwrap();
+    assert!((1.0..linear.in_features as f64).contains(&rank), "{rank}");
+    assert!(
+        told.starts_with("model.layers.3.mlp.down_proj: 4 bits"),
+        "{told}"
+    );
+    assert!(
+        told.contains("{match: model.layers.3.mlp.down_proj, bits: 5}"),
+        "{told}"
+    );
+
+    let unknown = explain("gate");
+    assert_eq!(unknown.status.code(), Some(2));
+    let told = String::from_utf8(unknown.stderr).unwrap();
+    assert!(
+        told.contains("gate: no quantized linear has a name that ends so"),
+        "{told}"
+    );
+}
+
+#[test]
 fn results_are_the_same_bits_on_one_two_and_seven_threads() {
     let export = |threads: &str| {
         let out = tempfile::tempdir().unwrap();

@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Say what a model holds, tensor by tensor
     Inspect(Inspect),
+    /// Say why a linear of a run loses what it does, what rule would mend it, and what that costs
+    Explain(Explain),
     /// Draw the page of a run or a sweep again and print its summary, or compare several runs
     Report(Report),
     /// List the adapters that wgpu finds, what they can do, and whether they compute what the CPU does
@@ -174,6 +176,14 @@ pub(crate) struct Report {
     /// The page to write; where not given, one run's goes to halfbyte/report.html in its folder, and several get none
     #[arg(long, value_name = "FILE.html")]
     pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// Folder that a run has written
+    pub(crate) run: PathBuf,
+    /// A linear's name as in linears.csv, or the end of it that no other has, such as `3.mlp.down_proj`
+    pub(crate) linear: String,
 }
 
 #[derive(Debug, Args)]

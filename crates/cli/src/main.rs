@@ -116,6 +116,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             let inspection = halfbyte_pipeline::inspect(&args.model)?;
             print_result(&inspection, Inspection::to_string, args.json)
         }
+        Command::Explain(args) => print(&reports::explain(&args.run, &args.linear)?),
         Command::Report(args) => print(&reports::report(&args.runs, args.out.as_deref())?),
         Command::Devices(args) => print_result(&devices::find(), Devices::to_string, args.json),
         Command::Schema => print(&json(&Pipeline::schema())?),

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use halfbyte_pipeline::report::{
-    Comparison, RunRecord, comparison_page, find_run, page_path, read_run, read_sweep, run_page,
-    summary_text, sweep_page, sweep_page_path, sweep_text, write_page,
+    Comparison, RunRecord, comparison_page, explain as explain_linear, find_run, page_path,
+    read_run, read_sweep, run_page, summary_text, sweep_page, sweep_page_path, sweep_text,
+    write_page,
 };
 
 /// Writes the page asked for and says in words what it holds: one run's summary, or a table of several.
@@ -23,6 +24,11 @@ pub(crate) fn report(runs: &[PathBuf], out: Option<&Path>) -> Result<String> {
         return Ok(text);
     }
     report_runs(&folders, out)
+}
+
+/// Why one linear of a run loses what it does.
+pub(crate) fn explain(run: &Path, linear: &str) -> Result<String> {
+    Ok(explain_linear(&read_run(&find_run(run))?, linear)?)
 }
 
 /// The sweep in a folder, if there is one: what its shards left is put together first.

@@ -9,7 +9,7 @@ use halfbyte_evaluate::EvaluateError;
 use halfbyte_model::ModelError;
 use halfbyte_pack::{Refusal, UnpackError};
 use halfbyte_quant::SchemeError;
-use halfbyte_report::ReportError;
+use halfbyte_report::{ExplainError, ReportError};
 use halfbyte_solve::SolveError;
 
 use crate::config::ConfigError;
@@ -66,6 +66,7 @@ fn is_users(e: &(dyn Error + 'static)) -> bool {
         || e.is::<TextError>()
         || e.is::<StoreError>()
         || e.is::<ReportError>()
+        || e.is::<ExplainError>()
         || e.is::<halfbyte_pack::ConfigError>()
         || e.is::<Refusal>()
         || e.is::<UnpackError>();

@@ -7,6 +7,7 @@
 pub mod config;
 
 mod budget;
+mod codes;
 mod error;
 mod evaluate;
 mod event;

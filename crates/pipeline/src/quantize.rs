@@ -13,6 +13,7 @@ use halfbyte_pack::{Format, ScaleDtype};
 use halfbyte_quant::{Coding, Scheme};
 use halfbyte_report::{BudgetRecord, LinearRecord, RunRecord};
 
+use crate::codes::count_codes;
 use crate::config::{Device, Pipeline, Propagation, SignedScales, Treatment};
 use crate::error::{GateFailed, user_error};
 use crate::event::Event;
@@ -295,6 +296,7 @@ pub fn quantize(
         resumed,
         tune: work.tune_record().cloned(),
         budget: shared_out,
+        codes: count_codes(&work, blocks)?,
         clock: &clock,
     }
     .record();

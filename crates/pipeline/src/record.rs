@@ -4,8 +4,8 @@ use halfbyte_calibrate::text::{EvaluationText, SourceReport, TextReport};
 use halfbyte_evaluate::{Evaluation, WorstToken};
 use halfbyte_model::Decoder;
 use halfbyte_report::{
-    BudgetRecord, CalibrationRecord, EvaluationRecord, ExportRecord, LinearRecord, ModelRecord,
-    RunRecord, SCHEMA_VERSION, SummaryRecord, TokenRecord, TuneRecord,
+    BudgetRecord, CalibrationRecord, CodesRecord, EvaluationRecord, ExportRecord, LinearRecord,
+    ModelRecord, RunRecord, SCHEMA_VERSION, SummaryRecord, TokenRecord, TuneRecord,
 };
 
 use crate::config::Pipeline;
@@ -26,6 +26,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) resumed: usize,
     pub(crate) tune: Option<TuneRecord>,
     pub(crate) budget: Option<BudgetRecord>,
+    pub(crate) codes: Vec<CodesRecord>,
     pub(crate) clock: &'a Clock,
 }
 
@@ -72,6 +73,7 @@ impl Parts<'_> {
                 .collect(),
             linears: self.records,
             budget: self.budget,
+            codes: self.codes,
             tune: self.tune,
             evaluation: None,
         }

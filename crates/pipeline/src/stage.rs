@@ -11,9 +11,10 @@ use halfbyte_quant::{ActivationStats, Codebook, CodedWeight, GroupSize, Scheme};
 use halfbyte_report::{HessianKind, LinearRecord};
 use halfbyte_solve::awq::search_clip;
 use halfbyte_solve::{
-    ChannelPeaks, CodebookOptions, Factor, GptqOptions, Granularity, HqqOptions, OutlierSplit,
-    RtnOptions, ScaleDtype, Solution, Target, absmax, codebook, corrected_target, dense_loss,
-    factor, gptq, gptq_coupled, hqq, loss, outlier_split, rtn, rtn_clipped,
+    ChannelPeaks, CodebookOptions, Factor, GptqOptions, Granularity, HqqOptions, InputSpread,
+    OutlierSplit, RtnOptions, ScaleDtype, Solution, Target, absmax, codebook, corrected_target,
+    dense_loss, expected_loss, factor, gptq, gptq_coupled, hqq, input_spread, loss, outlier_split,
+    rtn, rtn_clipped,
 };
 use rayon::prelude::*;
 
@@ -337,6 +338,7 @@ impl<'a> Prepared<'a> {
         let (mut plain, mut heldout, mut plain_heldout) = (Vec::new(), Vec::new(), Vec::new());
         let mut order: Vec<usize> = Vec::with_capacity(out);
         let mut targets: Vec<Target> = Vec::new();
+        let mut prospect = Prospect::default();
         let per_part = task.row_factors.len() / self.parts.len();
         for (
             index,
@@ -383,6 +385,9 @@ impl<'a> Prepared<'a> {
                 let peaks = ChannelPeaks::Measured(task.peaks.unwrap_or(&stats.max_abs));
                 splits.push(outlier_split(weight, &stats.calibration, peaks, OUTLIER)?);
             }
+            if let Some(stats) = stats {
+                prospect.add(weight, &stats.calibration, factor.as_ref(), &task.scheme)?;
+            }
             solutions.push(solution);
             targets.extend(target);
         }
@@ -406,6 +411,7 @@ impl<'a> Prepared<'a> {
             clipped_share: solution.clipped_share,
             target_alpha: mean(&|target| target.alpha),
             target_shift: mean(&|target| target.shift),
+            prospect,
             int8: llm_int8(&splits),
             warnings: solution.warnings,
         })
@@ -460,6 +466,9 @@ impl<'a> Prepared<'a> {
             row_hessian: !task.row_factors.is_empty(),
             target_alpha: outcome.target_alpha,
             target_shift: outcome.target_shift,
+            effective_rank: outcome.prospect.effective_rank(),
+            outlier_channels: outcome.prospect.outlier_channels(),
+            finer_group_loss: outcome.prospect.finer_group_loss(),
             predicted_kl: None,
         }
     }
@@ -481,8 +490,68 @@ struct Outcome {
     clipped_share: f64,
     target_alpha: Option<f64>,
     target_shift: Option<f64>,
+    prospect: Prospect,
     int8: Option<Int8>,
     warnings: Vec<String>,
+}
+
+/// Why a linear loses what it does, over its row parts.
+#[derive(Default)]
+struct Prospect {
+    spreads: Vec<InputSpread>,
+    expected: f64,
+    /// The same in the next finer groups; none where there are none.
+    expected_finer: Option<f64>,
+}
+
+impl Prospect {
+    fn add(
+        &mut self,
+        weight: MatRef<'_, f32>,
+        stats: &ActivationStats,
+        factor: Option<&Factor>,
+        scheme: &Scheme,
+    ) -> Result<()> {
+        let pivots = match factor {
+            Some(factor) => factor.pivots(),
+            None => (stats.hessian.iter().step_by(stats.in_features + 1))
+                .map(|d| f64::from(*d))
+                .collect(),
+        };
+        self.expected += expected_loss(weight, &pivots, scheme);
+        if let Some(group) = scheme.group_size().finer(stats.in_features) {
+            let finer = Scheme::new(scheme.bits(), group, scheme.sym())?;
+            let expected = expected_loss(weight, &pivots, &finer);
+            self.expected_finer = Some(self.expected_finer.unwrap_or(0.0) + expected);
+        }
+        self.spreads.push(input_spread(stats));
+        Ok(())
+    }
+
+    fn effective_rank(&self) -> Option<f64> {
+        let sum: f64 = self
+            .spreads
+            .iter()
+            .map(|spread| spread.effective_rank)
+            .sum();
+        (!self.spreads.is_empty()).then(|| sum / self.spreads.len() as f64)
+    }
+
+    /// Those of all parts, in the order in which they first come.
+    fn outlier_channels(&self) -> Option<Vec<usize>> {
+        let mut all: Vec<usize> = Vec::new();
+        for &channel in self.spreads.iter().flat_map(|s| &s.outlier_channels) {
+            if !all.contains(&channel) {
+                all.push(channel);
+            }
+        }
+        (!self.spreads.is_empty()).then_some(all)
+    }
+
+    fn finer_group_loss(&self) -> Option<f64> {
+        let ratio = self.expected_finer? / self.expected;
+        ratio.is_finite().then_some(ratio)
+    }
 }
 
 /// What LLM.int8() would make of a linear.
@@ -534,6 +603,7 @@ fn solve_codebook(options: &CodebookOptions, task: &Task<'_>) -> Result<Outcome>
         clipped_share: solution.clipped_share,
         target_alpha: None,
         target_shift: None,
+        prospect: Prospect::default(),
         int8: None,
         warnings: Vec::new(),
     })

@@ -22,6 +22,16 @@ impl GroupSize {
         }
     }
 
+    /// The next finer one for rows of so many columns: half as many, or 128 for a whole row. None below 16.
+    pub fn finer(self, in_features: usize) -> Option<Self> {
+        let half = match self {
+            Self::Columns(n) if n % 2 == 0 => n / 2,
+            Self::Columns(_) => 0,
+            Self::Channel | Self::Tensor => 128,
+        };
+        (half >= 16 && half < in_features).then_some(Self::Columns(half))
+    }
+
     /// The field's spelling: -1 for a channel; 0 for the whole weight.
     pub fn as_i64(self) -> i64 {
         match self {

@@ -152,7 +152,7 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> 
 }
 
 /// Columns of linears.csv: the fields of [`LinearRecord`] in their order.
-pub(crate) const COLUMNS: [&str; 34] = [
+pub(crate) const COLUMNS: [&str; 37] = [
     "block",
     "linear",
     "out_features",
@@ -186,6 +186,9 @@ pub(crate) const COLUMNS: [&str; 34] = [
     "row_hessian",
     "target_alpha",
     "target_shift",
+    "effective_rank",
+    "outlier_channels",
+    "finer_group_loss",
     "predicted_kl",
 ];
 
@@ -196,6 +199,12 @@ fn linears_csv(linears: &[LinearRecord]) -> io::Result<Vec<u8>> {
         csv.write_record(cells(linear))?;
     }
     csv.into_inner().map_err(|error| error.into_error())
+}
+
+/// Indices with a space between; nothing where none were asked for.
+fn spaced(indices: Option<&[usize]>) -> String {
+    let words = indices.unwrap_or_default().iter().map(usize::to_string);
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// A cell is empty where a value is not known.
@@ -228,19 +237,16 @@ pub(crate) fn cells(linear: &LinearRecord) -> [String; COLUMNS.len()] {
         linear.bytes_before.to_string(),
         linear.bytes_after.to_string(),
         linear.hessian.as_str().to_string(),
-        linear
-            .int8_outlier_columns
-            .as_ref()
-            .map_or_else(String::new, |columns| {
-                let columns: Vec<String> = columns.iter().map(ToString::to_string).collect();
-                columns.join(" ")
-            }),
+        spaced(linear.int8_outlier_columns.as_deref()),
         maybe(linear.int8_bits_per_weight),
         maybe(linear.int8_relative_loss),
         maybe(linear.int8_relative_loss_split),
         linear.row_hessian.to_string(),
         maybe(linear.target_alpha),
         maybe(linear.target_shift),
+        maybe(linear.effective_rank),
+        spaced(linear.outlier_channels.as_deref()),
+        maybe(linear.finer_group_loss),
         maybe(linear.predicted_kl),
     ]
 }
@@ -279,7 +285,7 @@ mod tests {
         ));
         assert_eq!(
             lines[1],
-            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001,false,0.75,,"
+            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001,false,0.75,,12.5,40 7,0.8,"
         );
         assert_eq!(lines.len(), 1 + run().linears.len());
         assert!(lines[4].contains(",\"damping raised, Cholesky failed twice; 3 dead columns\","));

@@ -42,6 +42,7 @@ pub(crate) fn run() -> RunRecord {
         },
         linears: linears.to_vec(),
         budget: None,
+        codes: Vec::new(),
         tune: None,
         summary: SummaryRecord {
             bits_per_weight: 4.5,
@@ -132,6 +133,9 @@ fn linear(block: usize, linear: &str, loss: f64, heldout: f64) -> LinearRecord {
         row_hessian: false,
         target_alpha: Some(0.75),
         target_shift: None,
+        effective_rank: Some(12.5),
+        outlier_channels: Some(vec![40, 7]),
+        finer_group_loss: Some(0.8),
         predicted_kl: None,
     }
 }

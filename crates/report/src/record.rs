@@ -22,6 +22,9 @@ pub struct RunRecord {
     /// How bits were shared out among the linears, if a budget was set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<BudgetRecord>,
+    /// How often every code was chosen, a record for each kind of codes.
+    #[serde(default)]
+    pub codes: Vec<CodesRecord>,
     /// How scales and norms were tuned after the solves, if they were; the linears' losses are from before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tune: Option<TuneRecord>,
@@ -32,6 +35,15 @@ pub struct RunRecord {
     pub exports: Vec<ExportRecord>,
     /// Scores of the exported files against the float model, if asked for.
     pub evaluation: Option<EvaluationRecord>,
+}
+
+/// How often every code was chosen over all linears of one kind of codes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CodesRecord {
+    /// `4 bits`, `4 bits with zero points`, `nf4`.
+    pub name: String,
+    /// Weights by code, lowest code first; a codebook's by rising level.
+    pub counts: Vec<u64>,
 }
 
 /// The model that was read.
@@ -181,6 +193,16 @@ pub struct LinearRecord {
     /// `tr(S H Sᵀ) / tr(W H Wᵀ)` of the step `S` taken.
     #[serde(default)]
     pub target_shift: Option<f64>,
+    /// `(tr H)² / ‖H‖²`, directions that the input's energy spreads over; a mean where a linear has several statistics.
+    #[serde(default)]
+    pub effective_rank: Option<f64>,
+    /// Input channels of a hundred times the median mean square and more, the largest first.
+    #[serde(default)]
+    pub outlier_channels: Option<Vec<usize>>,
+    /// What groups half as large (128 for a whole row) would leave of the loss, a share, as expected from ranges and
+    /// Hessian; none where there are no finer ones.
+    #[serde(default)]
+    pub finer_group_loss: Option<f64>,
     /// KL divergence in nats a token that its error is expected to cost the model: its sensitivity times its loss, both by
     /// the float model. None outside a sweep.
     #[serde(default)]

@@ -31,6 +31,7 @@ mod options;
 #[cfg(test)]
 mod oracle;
 mod outliers;
+mod prospect;
 mod reference;
 mod refine;
 mod rtn;
@@ -51,6 +52,7 @@ pub use hqq::{FloatZeroWeight, HqqOptions, hqq, hqq_float};
 pub use measure::{Loss, loss};
 pub use options::{Damp, GptqOptions, Grid, Recipe, RtnOptions, ScaleDtype};
 pub use outliers::{ChannelPeaks, OutlierSplit, outlier_split};
+pub use prospect::{InputSpread, expected_loss, input_spread};
 pub use rtn::{rtn, rtn_clipped};
 pub use solution::Solution;
 pub use target::{Target, corrected_target};

@@ -1,6 +1,7 @@
 //! Pages as one HTML file each: style and script inside, nothing fetched.
 
 mod bits;
+mod codes;
 mod comparison;
 mod cost;
 mod gain;

@@ -45,6 +45,9 @@ const LABELS: [&str; COLUMNS.len()] = [
     "row Hessian",
     "target share",
     "target shift",
+    "effective rank",
+    "outlier channels",
+    "finer groups' loss",
     "predicted KL",
 ];
 
@@ -62,6 +65,7 @@ pub(super) fn linears(run: &RunRecord) -> Section {
         "hessian",
         "int8_outlier_columns",
         "row_hessian",
+        "outlier_channels",
     ];
     let columns = order
         .iter()

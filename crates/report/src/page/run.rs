@@ -1,4 +1,5 @@
 use super::bits::{bits, tuning};
+use super::codes::codes;
 use super::cost::cost;
 use super::gain::rounding_and_text;
 use super::kinds::Kinds;
@@ -20,6 +21,7 @@ pub fn run_page(run: &RunRecord, beside_run: bool) -> String {
         depth(run),
         Some(rounding_and_text(run, &kinds)),
         bits(run, &kinds),
+        codes(run),
         run.tune.as_ref().map(tuning),
         run.evaluation.as_ref().and_then(tokens),
         cost(run),
