@@ -25,6 +25,29 @@ pub(crate) fn halfbyte() -> Command {
     command
 }
 
+/// Starts the program and kills it as soon as something is so.
+pub(crate) fn kill_when(command: &mut Command, is_so: &dyn Fn() -> bool) {
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while !is_so() {
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "nothing to kill it at in two minutes"
+        );
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it could be killed"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 /// The quickstart on a few short windows: seconds.
 pub(crate) fn small_run(out: &Path, more: &[&str]) -> Command {
     small_run_on("cpu", out, more)
@@ -385,28 +408,10 @@ fn a_killed_run_goes_on_where_it_stopped_and_ends_the_same() {
 fn kill_and_go_on(more: &[&str]) {
     let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     succeed(&mut small_run(whole.path(), more));
-    let mut child = small_run(broken.path(), more)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
     let state = broken.path().join("halfbyte/work/state.json");
-    let start = Instant::now();
-    let two_blocks =
-        || std::fs::read_to_string(&state).is_ok_and(|s| !s.contains("\"blocks_done\": 1"));
-    while !two_blocks() {
-        assert!(
-            start.elapsed() < Duration::from_secs(120),
-            "no block was finished in two minutes"
-        );
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "the run ended before it could be killed"
-        );
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill_when(&mut small_run(broken.path(), more), &|| {
+        std::fs::read_to_string(&state).is_ok_and(|s| !s.contains("\"blocks_done\": 1"))
+    });
     assert!(
         !broken.path().join("gptq/config.json").exists(),
         "a killed run must not leave a model behind"

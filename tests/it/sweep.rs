@@ -2,11 +2,10 @@
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use halfbyte_report::{SweepRecord, read_run, read_sweep};
 
-use crate::program::{halfbyte, small_run, succeed};
+use crate::program::{halfbyte, kill_when, small_run, succeed};
 
 /// Two cells that can be and two that cannot.
 const GRID: &str = "sweep={bits: [3, 4], group_size: [64, 96]}";
@@ -214,25 +213,7 @@ fn a_killed_sweep_goes_on_where_it_stopped_and_ends_the_same() {
 }
 
 fn kill_once(out: &Path, when: &dyn Fn() -> bool) {
-    let mut child = small_sweep(out, &[])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let start = Instant::now();
-    while !when() {
-        assert!(
-            start.elapsed() < Duration::from_secs(120),
-            "nothing to kill it at in two minutes"
-        );
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "the sweep ended before it could be killed"
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill_when(&mut small_sweep(out, &[]), when);
 }
 
 #[test]

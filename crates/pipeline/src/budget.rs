@@ -21,7 +21,7 @@ use halfbyte_solve::{Choice, allocate};
 
 use crate::config::{Budget, BudgetLimit, Pipeline};
 use crate::error::user_error;
-use crate::event::Event;
+use crate::event::{Event, phase};
 use crate::export;
 use crate::quantize::{Layout, MIXED_WINDOWS};
 use crate::stage::{Prepared, Solver};
@@ -355,15 +355,7 @@ pub(crate) fn sense(
         max_bytes: u64::MAX,
         spill_folder: Some(spill_folder),
     };
-    let mut tick = |done, total| {
-        on_event(Event::Phase {
-            block: None,
-            name: "sensitivity",
-            done,
-            total,
-            unit: "blocks",
-        })
-    };
+    let mut tick = phase(on_event, "sensitivity", "blocks");
     Ok(sensitivities(&windows, decoder, &options, &mut tick)?)
 }
 

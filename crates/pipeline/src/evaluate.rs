@@ -13,7 +13,7 @@ use tokenizers::Tokenizer;
 
 use crate::config::{Device, Windows};
 use crate::error::UserError;
-use crate::event::Event;
+use crate::event::{Event, phase};
 use crate::generate::{Engine, Prompts, Sampling, kept_dense_warning, plain_tokenizer};
 use crate::open::{open_model, window_choice};
 use crate::quantize::device_choice;
@@ -191,14 +191,6 @@ pub(crate) fn scores(
     windows: &[Vec<u32>],
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Evaluation> {
-    let mut tick = |done, total| {
-        on_event(Event::Phase {
-            block: None,
-            name: "evaluate",
-            done,
-            total,
-            unit: "steps",
-        })
-    };
+    let mut tick = phase(on_event, "evaluate", "steps");
     Ok(score(model, reference, windows, &mut tick)?)
 }

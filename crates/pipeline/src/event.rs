@@ -68,3 +68,20 @@ pub enum Event {
         total: Option<u64>,
     },
 }
+
+/// Tells of a phase of the whole run, as done of total.
+pub(crate) fn phase<'a>(
+    on_event: &'a mut dyn FnMut(Event),
+    name: &'static str,
+    unit: &'static str,
+) -> impl FnMut(u64, u64) + 'a {
+    move |done, total| {
+        on_event(Event::Phase {
+            block: None,
+            name,
+            done,
+            total,
+            unit,
+        })
+    }
+}

@@ -16,7 +16,7 @@ use halfbyte_report::{BudgetRecord, LinearRecord, RunRecord};
 use crate::codes::count_codes;
 use crate::config::{Device, Pipeline, Propagation, SignedScales, Treatment};
 use crate::error::{GateFailed, user_error};
-use crate::event::Event;
+use crate::event::{Event, phase};
 use crate::open::{open_calibration, open_model};
 use crate::scale::{Scaled, Scaling};
 use crate::stage::{Prepared, Solver, Task, Unscaled, factor_rows};
@@ -176,15 +176,7 @@ pub fn quantize(
             };
             let texts: Vec<&Window> = windows.calibration.iter().chain(&windows.holdout).collect();
             let n_calibration = windows.calibration.len();
-            let mut tick = |done, total| {
-                on_event(Event::Phase {
-                    block: None,
-                    name: "gradients",
-                    done,
-                    total,
-                    unit: "blocks",
-                })
-            };
+            let mut tick = phase(on_event, "gradients", "blocks");
             Some(clock.time("gradients", || {
                 OutputGradients::take(&texts, n_calibration, &decoder, &options, &mut tick)
                     .map(Arc::new)

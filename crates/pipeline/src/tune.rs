@@ -7,7 +7,7 @@ use halfbyte_report::TuneRecord;
 use halfbyte_tune::{SolvedLinears, TuneOptions, TuneWindow};
 
 use crate::config::{Pipeline, Recipe};
-use crate::event::Event;
+use crate::event::{Event, phase};
 use crate::work::{Solved, Work};
 
 /// What the best recipe does where the pipeline file says nothing; see results/LOG.md.
@@ -90,15 +90,7 @@ pub(crate) fn tune(
             holdout,
         })
         .collect();
-    let mut tick = |done, total| {
-        on_event(Event::Phase {
-            block: None,
-            name: "tune",
-            done,
-            total,
-            unit: "windows",
-        })
-    };
+    let mut tick = phase(on_event, "tune", "windows");
     let (tuned, report) =
         halfbyte_tune::tune(decoder, &float, blocks, &tokens, options, &mut tick)?;
     let mut norms = vec![("model.norm.weight".to_owned(), tuned.final_norm)];

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Cell, SweepRun, merge};
 use crate::config::Evaluate;
-use crate::event::Event;
+use crate::event::{Event, phase};
 use crate::record;
 use crate::work::Solved;
 
@@ -78,15 +78,7 @@ pub(super) fn measure(
             .iter()
             .map(|block| Judged { decoder, block })
             .collect();
-        let mut tick = |done, total| {
-            on_event(Event::Phase {
-                block: None,
-                name: "evaluate",
-                done,
-                total,
-                unit: "steps",
-            })
-        };
+        let mut tick = phase(on_event, "evaluate", "steps");
         let scores = clock.time("evaluate", || {
             evaluate_all(&models, Some(decoder), &text.windows, &mut tick)
         })?;
