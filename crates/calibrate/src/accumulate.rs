@@ -42,11 +42,6 @@ impl Accumulator {
         &self.max_abs
     }
 
-    /// Input channels.
-    pub fn features(&self) -> usize {
-        self.abs.len()
-    }
-
     /// Adds tokens, `rows` `[tokens, features]` row-major. Only the lower triangle is computed, in panels of columns
     /// that the threads share out; a product runs in f32 over the rows given, the sum of calls too.
     ///

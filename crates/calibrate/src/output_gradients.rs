@@ -526,7 +526,7 @@ fn surprise(logits: &mut [f32], unit: f64) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use halfbyte_checkpoint::ModelFolder;
     use halfbyte_model::Weights;
 
@@ -546,12 +546,13 @@ mod tests {
         }
     }
 
-    fn tiny() -> Decoder {
+    pub(crate) fn tiny() -> Decoder {
         let folder = ModelFolder::embedded("tiny").unwrap();
         Decoder::new(Weights::new(folder).unwrap(), Device::flex())
     }
 
-    fn window(first: u32, len: usize) -> Window {
+    /// Of 24 tokens, the first `len` of them real.
+    pub(crate) fn window(first: u32, len: usize) -> Window {
         let id = |i: u32| if i < len as u32 { first + 13 * i } else { 0 };
         Window {
             ids: (0..24).map(id).collect(),

@@ -270,7 +270,7 @@ impl Walk {
             let seen = [Activation::of(x.clone())?];
             self.observe(Stage::AttentionInput, &mut input, &batch, &seen, &[])?;
             let (q, k) = block.query_key(x.clone());
-            self.observe_mixed(&mut mixed, &batch, &[(block, &q, &k, &x)])?;
+            self.observe_mixed(block, &mut mixed, &batch, &[(&q, &k, &x)])?;
             let a = block.attention(q, k, x);
             let seen = [Activation::of(a.clone())?];
             self.observe(Stage::AttentionOutput, &mut output, &batch, &seen, &[])?;
@@ -335,11 +335,11 @@ impl Walk {
             let seen = self.on_paths(block, |path, block| {
                 let x = block.attention_input(self.stream(path, &batch)?);
                 let (q, k) = block.query_key(x.clone());
-                Ok((block.clone(), q, k, x))
+                Ok((q, k, x))
             })?;
-            let borrowed: Vec<_> = seen.iter().map(|(b, q, k, x)| (b, q, k, x)).collect();
-            self.observe_mixed(&mut sums, &batch, &borrowed)?;
-            for ((queries, keys), (_, q, k, _)) in stores.iter_mut().zip(seen) {
+            let borrowed: Vec<_> = seen.iter().map(|(q, k, x)| (q, k, x)).collect();
+            self.observe_mixed(block, &mut sums, &batch, &borrowed)?;
+            for ((queries, keys), (q, k, _)) in stores.iter_mut().zip(seen) {
                 queries.write(batch.start, &values(q)?)?;
                 keys.write(batch.start, &values(k)?)?;
             }
@@ -526,14 +526,15 @@ impl Walk {
             .collect()
     }
 
-    /// Adds `A x` of a batch's sampled windows to the kv heads' sums; of every path its block, queries, keys and `x`.
+    /// Adds `A x` of a batch's sampled windows to the kv heads' sums; of every path its queries, keys and `x`. Of the
+    /// block only what no solve changes is used.
     fn observe_mixed(
         &self,
+        block: &Block,
         sums: &mut [Sums],
         batch: &Range<usize>,
-        paths: &[(&Block, &Tensor<4>, &Tensor<4>, &Tensor<3>)],
+        paths: &[(&Tensor<4>, &Tensor<4>, &Tensor<3>)],
     ) -> Result<(), WalkError> {
-        let block = paths[0].0;
         let shared = block.heads() / block.kv_heads();
         for window in batch.clone().filter(|&w| self.is_sampled(w)) {
             let at = window - batch.start;
@@ -542,7 +543,7 @@ impl Walk {
             };
             for (head, sums) in sums.iter_mut().enumerate() {
                 let mut mixed = Vec::new();
-                for (block, q, k, x) in paths {
+                for (q, k, x) in paths {
                     let (q, k) = (one(q, head * shared, shared), one(k, head, 1));
                     let x = (*x).clone().narrow(0, at, 1);
                     mixed.push(block.attention_mixed_input(q, k, x));
@@ -768,20 +769,12 @@ impl Sums {
 
 #[cfg(test)]
 mod tests {
-    use halfbyte_checkpoint::ModelFolder;
     use halfbyte_model::Weights;
 
     use super::*;
+    use crate::output_gradients::tests::{tiny, window};
 
     const TOKENS: usize = 24;
-
-    fn window(first: u32, len: usize) -> Window {
-        let id = |i: u32| if i < len as u32 { first + 13 * i } else { 0 };
-        Window {
-            ids: (0..TOKENS as u32).map(id).collect(),
-            len,
-        }
-    }
 
     /// Halves a linear's weight, so that the paths part by more than the rounding of what is kept.
     fn halve(block: &mut Block, kind: LinearKind, weights: &Weights) {
@@ -823,10 +816,7 @@ mod tests {
 
     #[test]
     fn cross_moments_are_of_what_the_float_model_has_in_their_place() {
-        let decoder = {
-            let folder = ModelFolder::embedded("tiny").unwrap();
-            Decoder::new(Weights::new(folder).unwrap(), Device::flex())
-        };
+        let decoder = tiny();
         let windows = Windows {
             calibration: vec![window(20, TOKENS), window(31, 15)],
             holdout: vec![window(57, TOKENS)],

@@ -66,16 +66,6 @@ impl LoadedModel {
         })
     }
 
-    /// The weights it was loaded from.
-    pub fn weights(&self) -> &Weights {
-        self.decoder.weights()
-    }
-
-    /// Tokens that a window may have.
-    pub fn positions(&self) -> usize {
-        self.positions
-    }
-
     /// The linears of all blocks with their module paths.
     pub fn linears(&self) -> impl Iterator<Item = (String, &Linear)> {
         self.blocks.iter().enumerate().flat_map(|(index, block)| {

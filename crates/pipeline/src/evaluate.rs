@@ -153,6 +153,7 @@ fn continuations(
     max_new_tokens: usize,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<(Vec<Continuation>, GenerationCost)> {
+    let mut tick = phase(on_event, "generate", "prompts");
     let mut cost = GenerationCost::default();
     let (mut all, mut tokens, mut seconds) = (Vec::new(), 0.0, 0.0);
     for (index, prompt) in prompts.iter().enumerate() {
@@ -166,13 +167,7 @@ fn continuations(
             text: engine.text(&done.tokens)?,
             tokens: done.tokens,
         });
-        on_event(Event::Phase {
-            block: None,
-            name: "generate",
-            done: index as u64 + 1,
-            total: prompts.len() as u64,
-            unit: "prompts",
-        });
+        tick(index as u64 + 1, prompts.len() as u64);
     }
     if seconds > 0.0 {
         cost.tokens_per_second = tokens / seconds;

@@ -14,7 +14,7 @@ use halfbyte_quant::Coding;
 use serde_json::{Value, json};
 
 use crate::config::{Damp, Method, Pipeline, Propagation};
-use crate::event::Event;
+use crate::event::{Event, phase};
 use crate::quantize::Layout;
 use crate::work::{Solved, Work};
 
@@ -48,15 +48,8 @@ pub(crate) fn export(
     let total = decoder.n_blocks() as u64;
     folders
         .map(|(format, folder)| {
-            let mut tick = |done| {
-                on_event(Event::Phase {
-                    block: None,
-                    name: "export",
-                    done,
-                    total,
-                    unit: "blocks",
-                })
-            };
+            let mut tick = phase(on_event, "export", "blocks");
+            let mut tick = |done| tick(done, total);
             let bytes = export_one(pipeline, layout, decoder, work, format, &folder, &mut tick)
                 .with_context(|| format!("export as {format}"))?;
             Ok(Exported {

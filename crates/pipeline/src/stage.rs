@@ -244,6 +244,7 @@ pub(crate) struct Prepared<'a> {
 struct Part<'a> {
     rows: Option<&'a [usize]>,
     stats: Option<&'a StageStats>,
+    spread: Option<InputSpread>,
     factor: Option<Factor>,
 }
 
@@ -259,6 +260,7 @@ impl<'a> Prepared<'a> {
             anyhow::Ok(Part {
                 rows: part.rows.as_deref(),
                 stats: Some(&part.stats),
+                spread: Some(input_spread(&part.stats.calibration)),
                 factor,
             })
         });
@@ -280,6 +282,7 @@ impl<'a> Prepared<'a> {
             parts: vec![Part {
                 rows: None,
                 stats: None,
+                spread: None,
                 factor: None,
             }],
             hessian: HessianKind::Identity,
@@ -321,6 +324,7 @@ impl<'a> Prepared<'a> {
             rows,
             stats,
             factor,
+            ..
         } in &self.parts
         {
             let seen = stats.map(|stats| &stats.calibration);
@@ -332,13 +336,20 @@ impl<'a> Prepared<'a> {
         Ok(sum)
     }
 
-    fn solve_parts(&self, solver: &Solver, task: &Task<'_>) -> Result<Outcome> {
+    fn solve_parts(&self, solver: &Solver, task: &Task<'_>) -> Result<Outcome<'_>> {
         let [out, in_] = task.shape;
         let (mut solutions, mut splits) = (Vec::new(), Vec::new());
         let (mut plain, mut heldout, mut plain_heldout) = (Vec::new(), Vec::new(), Vec::new());
         let mut order: Vec<usize> = Vec::with_capacity(out);
         let mut targets: Vec<Target> = Vec::new();
-        let mut prospect = Prospect::default();
+        let mut prospect = Prospect {
+            spreads: self
+                .parts
+                .iter()
+                .filter_map(|p| p.spread.as_ref())
+                .collect(),
+            ..Prospect::default()
+        };
         let per_part = task.row_factors.len() / self.parts.len();
         for (
             index,
@@ -346,6 +357,7 @@ impl<'a> Prepared<'a> {
                 rows,
                 stats,
                 factor,
+                ..
             },
         ) in self.parts.iter().enumerate()
         {
@@ -421,7 +433,7 @@ impl<'a> Prepared<'a> {
         &self,
         task: &Task<'_>,
         module: &str,
-        outcome: &Outcome,
+        outcome: &Outcome<'_>,
         seconds: f64,
     ) -> LinearRecord {
         let tokens = self
@@ -475,7 +487,7 @@ impl<'a> Prepared<'a> {
 }
 
 /// A solved linear and its figures, as in [`LinearRecord`].
-struct Outcome {
+struct Outcome<'a> {
     weight: CodedWeight,
     relative_loss: f64,
     relative_loss_heldout: Option<f64>,
@@ -490,21 +502,21 @@ struct Outcome {
     clipped_share: f64,
     target_alpha: Option<f64>,
     target_shift: Option<f64>,
-    prospect: Prospect,
+    prospect: Prospect<'a>,
     int8: Option<Int8>,
     warnings: Vec<String>,
 }
 
 /// Why a linear loses what it does, over its row parts.
 #[derive(Default)]
-struct Prospect {
-    spreads: Vec<InputSpread>,
+struct Prospect<'a> {
+    spreads: Vec<&'a InputSpread>,
     expected: f64,
     /// The same in the next finer groups; none where there are none.
     expected_finer: Option<f64>,
 }
 
-impl Prospect {
+impl Prospect<'_> {
     fn add(
         &mut self,
         weight: MatRef<'_, f32>,
@@ -524,7 +536,6 @@ impl Prospect {
             let expected = expected_loss(weight, &pivots, &finer);
             self.expected_finer = Some(self.expected_finer.unwrap_or(0.0) + expected);
         }
-        self.spreads.push(input_spread(stats));
         Ok(())
     }
 
@@ -580,7 +591,7 @@ fn llm_int8(parts: &[OutlierSplit]) -> Option<Int8> {
 }
 
 /// Rounds a whole linear to a codebook, without statistics.
-fn solve_codebook(options: &CodebookOptions, task: &Task<'_>) -> Result<Outcome> {
+fn solve_codebook(options: &CodebookOptions, task: &Task<'_>) -> Result<Outcome<'static>> {
     let weight = matrix(task.weight, task.shape[1]);
     let options = CodebookOptions {
         block_size: task.scheme.group_len(usize::MAX),

@@ -3,7 +3,8 @@
 use halfbyte_quant::{GroupSize, Scheme};
 
 use crate::markup::{counted, short};
-use crate::text::{bytes, grouped};
+use crate::page::NEARLY;
+use crate::text::{bytes, grouped, kind};
 use crate::{HessianKind, LinearRecord, RunRecord};
 
 /// A linear that cannot be told.
@@ -34,8 +35,6 @@ fn some(names: &[String]) -> String {
     names[..few].join(", ") + more
 }
 
-/// Held-out loss over loss from which on the text is too little; the page's judgement has the same.
-const TOO_LITTLE_TEXT: f64 = 1.5;
 /// Clipped weights, a share, that are worth a word.
 const MUCH_CLIPPED: f64 = 0.01;
 /// Columns over effective rank from which on few directions carry the input.
@@ -121,7 +120,6 @@ fn find<'a>(run: &'a RunRecord, asked: &str) -> Result<&'a LinearRecord, Explain
 }
 
 fn facts(run: &RunRecord, linear: &LinearRecord) -> Vec<(&'static str, String)> {
-    let kind = |l: &LinearRecord| l.linear.rsplit('.').next().unwrap_or_default().to_owned();
     let mut alike: Vec<f64> = (run.linears.iter())
         .filter(|l| kind(l) == kind(linear))
         .map(|l| l.relative_loss)
@@ -212,7 +210,7 @@ fn reasons(linear: &LinearRecord) -> Vec<String> {
         ));
     }
     if let Some(held) = linear.relative_loss_heldout
-        && held > TOO_LITTLE_TEXT * linear.relative_loss
+        && held > NEARLY * linear.relative_loss
     {
         reasons.push(format!(
             "{} x the loss on held-out text: {} tokens are few for {} columns; raise num_samples, or damp_percent",

@@ -60,10 +60,11 @@ pub fn corrected_target(
         None => None,
     };
     let mut best: Option<(f64, f64, f64, Mat<f64>)> = None;
-    for damp in DAMPS {
-        if quadratics.is_none() && damp != UNTRIED.0 {
-            continue;
-        }
+    let damps = match held {
+        Some(_) => &DAMPS[..],
+        None => &[UNTRIED.0],
+    };
+    for &damp in damps {
         let step = regress(pull.as_ref(), seen, damp)?;
         let (gain, alpha) = match &quadratics {
             Some((held_pull, held)) => {

@@ -339,8 +339,7 @@ impl Pipeline {
             let places: Vec<_> = self.located().map(Located::real_place).collect();
             sections.insert("places".to_owned(), serde_json::json!(places));
         }
-        let digest = Sha256::digest(canonical(value).to_string());
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&Sha256::digest(canonical(value).to_string()))
     }
 
     /// Whether calibration text is read at all.
@@ -462,6 +461,11 @@ fn coding(method: Method, double_quant: bool, scheme: Scheme) -> Coding {
 /// Reads a size such as `8GiB`, `500MB` or a plain count of bytes.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     check::parse_bytes(text)
+}
+
+/// A digest in hexadecimal.
+pub(crate) fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The same value with the keys of every section sorted.

@@ -20,7 +20,7 @@ use tokenizers::Tokenizer;
 
 use crate::config::Device;
 use crate::error::user_error;
-use crate::event::Event;
+use crate::event::{Event, phase};
 use crate::open::open_model;
 use crate::quantize::device_choice;
 use crate::usage::usage;
@@ -264,17 +264,11 @@ impl Engine {
         let end_tokens = stop::end_tokens(weights.folder())?;
         let device = open_device(device_choice(device))?;
         let total = weights.config().num_hidden_layers as u64;
-        let mut tick = |done: usize| {
-            on_event(Event::Phase {
-                block: None,
-                name: "load",
-                done: done as u64,
-                total,
-                unit: "blocks",
-            })
-        };
-        tick(0);
-        let model = LoadedModel::load(weights, positions, Execution::Packed, device, &mut tick)?;
+        let mut tick = phase(on_event, "load", "blocks");
+        let mut loaded = |blocks: usize| tick(blocks as u64, total);
+        loaded(0);
+        let model = LoadedModel::load(weights, positions, Execution::Packed, device, &mut loaded)?;
+        drop(tick);
         let engine = Self {
             model,
             tokenizer,

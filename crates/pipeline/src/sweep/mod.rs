@@ -32,7 +32,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use crate::budget::sense;
-use crate::config::{Evaluate, Measure, Pipeline, Sweep, Winner, WinnerBy};
+use crate::config::{Evaluate, Measure, Pipeline, Sweep, Winner, WinnerBy, hex};
 use crate::error::user_error;
 use crate::event::Event;
 use crate::open::{open_evaluation, open_model, read_calibration};
@@ -257,8 +257,7 @@ impl<'a> SweepRun<'a> {
                 digest.update(id.to_le_bytes());
             }
         }
-        let digest = digest.finalize();
-        let fingerprint: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let fingerprint = hex(&digest.finalize());
         let decoder = Decoder::new(
             Weights::new(folder)?,
             open_device(device_choice(pipeline.resources.device))?,

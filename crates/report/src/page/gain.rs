@@ -10,7 +10,7 @@ use crate::text::{gain, grouped, kind, kind_figures};
 /// follows the loss about in proportion, so a tenth is a few standard errors of a KL measured on some thousand tokens;
 /// half of it is the difference between two group sizes.
 const ENOUGH: f64 = 1.1;
-const NEARLY: f64 = 1.5;
+pub(crate) const NEARLY: f64 = 1.5;
 /// Below it the held-out text is of another kind, as a single window may be by chance: nothing follows from it.
 const UNLIKE: f64 = 0.8;
 

@@ -15,6 +15,7 @@ mod tokens;
 mod yaml;
 
 pub use comparison::comparison_page;
+pub(crate) use gain::NEARLY;
 pub use run::run_page;
 pub use sweep::sweep_page;
 
