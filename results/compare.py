@@ -167,8 +167,7 @@ def finish(args, state, cell):
             result.update(account(args, cell, folder))
             check_calibration(state, result)
             save(args.json, state)
-        model = folder / "compressed-tensors" if cell["peer"] == "halfbyte" else folder
-        result["score"] = score(args, model, folder.with_suffix(".log"))
+        result["score"] = score(args, folder, folder.with_suffix(".log"))
         result["evaluator_sha256"] = sha256(args.halfbyte)
     except Failure as failure:
         result["error"] = str(failure)
