@@ -206,9 +206,13 @@ fn a_killed_sweep_goes_on_where_it_stopped_and_ends_the_same() {
     kill_once(broken.path(), &two_blocks);
     assert!(!broken.path().join("halfbyte/sweep.json").exists());
     kill_once(broken.path(), &solved);
+    let scored = || work.join("gptq-3bit-g64-sym/score.json").is_file();
+    kill_once(broken.path(), &scored);
     let output = succeed(&mut small_sweep(broken.path(), &[]));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("6 blocks (6 done before)"), "{text}");
+    // Two windows through the float model's 6 blocks, and through 6 blocks and the head of the one cell left.
+    assert!(text.contains("evaluate, 26 of 26 steps"), "{text}");
     assert_eq!(figures(broken.path()), figures(whole.path()));
 }
 

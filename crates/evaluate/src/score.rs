@@ -151,115 +151,168 @@ pub fn evaluate(
     windows: &[Vec<u32>],
     tick: &mut dyn FnMut(u64, u64),
 ) -> Result<Evaluation, EvaluateError> {
-    let block = |index, tokens| Ok(model.block(index, tokens)?);
-    let model = Judged {
-        decoder: model,
-        block: &block,
+    check(model, reference, windows)?;
+    let block = own_blocks(model);
+    let mut judged = Streams::embed(
+        Judged {
+            decoder: model,
+            block: &block,
+        },
+        windows,
+    )?;
+    let float_block = reference.map(own_blocks);
+    let mut float = match (reference, &float_block) {
+        (Some(decoder), Some(block)) => Some(Streams::embed(Judged { decoder, block }, windows)?),
+        _ => None,
     };
-    let mut found = evaluate_all(&[model], reference, windows, tick)?;
-    Ok(found.swap_remove(0))
+    let of_reference = reference.map_or(0, Decoder::n_blocks);
+    let mut step = steps(windows, model.n_blocks() + 1 + of_reference, tick);
+    let mut stream_errors = Vec::new();
+    for index in 0..of_reference.max(model.n_blocks()) {
+        judged.advance(index, &mut step)?;
+        if let Some(float) = &mut float {
+            float.advance(index, &mut step)?;
+            if float.shape() == judged.shape() {
+                stream_errors.push(float.distance(&judged));
+            }
+        }
+    }
+    let float = match float {
+        Some(streams) => Some(Walked::new(streams)?),
+        None => None,
+    };
+    judge(judged, float.as_ref(), stream_errors, windows, &mut step)
 }
 
-/// Scores several models side by side, so that the reference and its logits are computed once for all of them.
+/// A reference that has walked over its windows, to score one model after another against.
+pub struct Walked<'a> {
+    streams: Streams<'a>,
+    head: Head,
+}
+
+impl<'a> Walked<'a> {
+    fn new(streams: Streams<'a>) -> Result<Self, EvaluateError> {
+        let head = streams.model.decoder.head()?;
+        Ok(Self { streams, head })
+    }
+}
+
+/// Takes a reference through its blocks once, for any number of [`evaluate_against`]. Kept are its last residual streams, in
+/// f32.
 ///
 /// # Errors
-/// As [`evaluate`], and whatever the models' blocks fail with.
-pub fn evaluate_all(
-    models: &[Judged<'_>],
-    reference: Option<&Decoder>,
+/// As [`evaluate`].
+pub fn walk<'a>(
+    reference: Judged<'a>,
     windows: &[Vec<u32>],
     tick: &mut dyn FnMut(u64, u64),
-) -> Result<Vec<Evaluation>, EvaluateError> {
+) -> Result<Walked<'a>, EvaluateError> {
+    check(reference.decoder, None, windows)?;
+    let mut streams = Streams::embed(reference, windows)?;
+    let mut step = steps(windows, reference.decoder.n_blocks(), tick);
+    for index in 0..reference.decoder.n_blocks() {
+        streams.advance(index, &mut step)?;
+    }
+    Walked::new(streams)
+}
+
+/// Scores `model` on the windows that `reference` has walked over; how far their streams are apart after each block is left
+/// out.
+///
+/// # Errors
+/// As [`evaluate`], and whatever the model's blocks fail with.
+pub fn evaluate_against(
+    model: Judged<'_>,
+    reference: &Walked<'_>,
+    windows: &[Vec<u32>],
+    tick: &mut dyn FnMut(u64, u64),
+) -> Result<Evaluation, EvaluateError> {
+    check(
+        model.decoder,
+        Some(reference.streams.model.decoder),
+        windows,
+    )?;
+    let mut judged = Streams::embed(model, windows)?;
+    let mut step = steps(windows, model.decoder.n_blocks() + 1, tick);
+    for index in 0..model.decoder.n_blocks() {
+        judged.advance(index, &mut step)?;
+    }
+    judge(judged, Some(reference), Vec::new(), windows, &mut step)
+}
+
+/// Refuses what cannot be scored.
+fn check(
+    model: &Decoder,
+    reference: Option<&Decoder>,
+    windows: &[Vec<u32>],
+) -> Result<(), EvaluateError> {
     if windows.first().is_none_or(|w| w.len() < 2) {
         return Err(EvaluateError::NoWindows);
     }
     let vocab = |d: &Decoder| d.weights().config().vocab_size;
-    for model in models {
-        if let Some(reference) = reference
-            && vocab(reference) != vocab(model.decoder)
-        {
-            return Err(EvaluateError::Vocabulary {
-                reference: vocab(reference),
-                model: vocab(model.decoder),
-            });
-        }
+    match reference {
+        Some(reference) if vocab(reference) != vocab(model) => Err(EvaluateError::Vocabulary {
+            reference: vocab(reference),
+            model: vocab(model),
+        }),
+        _ => Ok(()),
     }
-    let float_block = |index, tokens| match reference {
-        Some(reference) => Ok(reference.block(index, tokens)?),
-        None => unreachable!("only a reference is asked for the reference's blocks"),
-    };
-    let float = reference.map(|decoder| Judged {
-        decoder,
-        block: &float_block,
-    });
-    let all = || models.iter().copied().chain(float);
-    let units: usize = all().map(|model| model.decoder.n_blocks() + 1).sum();
+}
+
+/// The blocks that a decoder itself has.
+pub fn own_blocks(
+    decoder: &Decoder,
+) -> impl Fn(usize, usize) -> Result<Block, EvaluateError> + use<'_> {
+    |index, tokens| Ok(decoder.block(index, tokens)?)
+}
+
+/// Counts windows through so many blocks and heads.
+fn steps(windows: &[Vec<u32>], units: usize, tick: &mut dyn FnMut(u64, u64)) -> impl FnMut(u64) {
     let total = (windows.len() * units) as u64;
     let mut done = 0;
-    let mut step = |units: u64| {
+    move |units| {
         done += units;
         tick(done, total);
-    };
-    let mut judged = models
-        .iter()
-        .map(|model| Streams::embed(*model, windows))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut float = match float {
-        Some(float) => Some(Streams::embed(float, windows)?),
-        None => None,
-    };
-    let mut stream_errors = vec![Vec::new(); models.len()];
-    let deepest = all().map(|model| model.decoder.n_blocks()).max();
-    for index in 0..deepest.unwrap_or(0) {
-        if let Some(float) = &mut float {
-            float.advance(index, &mut step)?;
-        }
-        for (judged, errors) in judged.iter_mut().zip(&mut stream_errors) {
-            judged.advance(index, &mut step)?;
-            if let Some(float) = float.as_ref().filter(|f| f.shape() == judged.shape()) {
-                errors.push(float.distance(judged));
-            }
-        }
     }
-    let mut heads = Heads::default();
-    let reference_head = match reference {
-        Some(reference) => Some(heads.of(reference)?),
-        None => None,
+}
+
+/// Scores what a model predicts at the end of its blocks.
+fn judge(
+    judged: Streams<'_>,
+    float: Option<&Walked<'_>>,
+    stream_errors: Vec<f64>,
+    windows: &[Vec<u32>],
+    step: &mut dyn FnMut(u64),
+) -> Result<Evaluation, EvaluateError> {
+    let decoder = judged.model.decoder;
+    // A model beside itself has its head in memory once.
+    let same = float.filter(|float| std::ptr::eq(float.streams.model.decoder, decoder));
+    let head = match same {
+        Some(float) => float.head.clone(),
+        None => decoder.head()?,
     };
-    let model_heads = models
-        .iter()
-        .map(|model| heads.of(model.decoder))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut scores = vec![Vec::with_capacity(windows.len()); models.len()];
+    let mut scores = Vec::with_capacity(windows.len());
     for (index, ids) in windows.iter().enumerate() {
-        let mut of_window = vec![Vec::with_capacity(ids.len() - 1); models.len()];
+        let mut window = Vec::with_capacity(ids.len() - 1);
         for start in (0..ids.len() - 1).step_by(LOGIT_ROWS) {
-            let rows = LOGIT_ROWS.min(ids.len() - 1 - start);
-            let targets = &ids[start + 1..start + 1 + rows];
-            let p = match (&float, &reference_head) {
-                (Some(float), Some(head)) => {
-                    Some(float.logits(head, index, start..start + rows)?)
+            let rows = start..(start + LOGIT_ROWS).min(ids.len() - 1);
+            let targets = &ids[start + 1..rows.end + 1];
+            let p = match float {
+                Some(Walked { streams, head }) => {
+                    Some(streams.logits(head, index, rows.clone())?)
                 }
-                _ => None,
+                None => None,
             };
-            for ((judged, head), window) in judged.iter().zip(&model_heads).zip(&mut of_window) {
-                let q = judged.logits(head, index, start..start + rows)?;
-                window.extend(compare_rows(p.as_deref(), &q, targets));
-            }
+            let q = judged.logits(&head, index, rows)?;
+            window.extend(compare_rows(p.as_deref(), &q, targets));
         }
-        for (scores, window) in scores.iter_mut().zip(of_window) {
-            scores.push(window);
-        }
-        step(all().count() as u64);
+        scores.push(window);
+        step(1);
     }
-    let each = scores.iter().zip(stream_errors).zip(judged);
-    let evaluation = |((scores, errors), judged): ((&Vec<_>, _), Streams<'_>)| {
-        let mut evaluation = summarize(scores, reference.map(|_| errors));
-        evaluation.packed = judged.model.decoder.execution() == Execution::Packed;
-        evaluation.kept_dense = judged.kept_dense;
-        evaluation
-    };
-    Ok(each.map(evaluation).collect())
+    let mut evaluation = summarize(&scores, float.map(|_| stream_errors));
+    evaluation.packed = decoder.execution() == Execution::Packed;
+    evaluation.kept_dense = judged.kept_dense;
+    Ok(evaluation)
 }
 
 /// Every row's score: of `q`, `[rows, vocab_size]`, against `p` where there is one.
@@ -284,25 +337,6 @@ fn compare_rows(p: Option<&[f32]>, q: &[f32], targets: &[u32]) -> Vec<TokenScore
             }
         })
         .collect()
-}
-
-/// Heads by their decoder: models that share one share its weight in memory.
-#[derive(Default)]
-struct Heads<'a> {
-    known: Vec<(&'a Decoder, Head)>,
-}
-
-impl<'a> Heads<'a> {
-    fn of(&mut self, decoder: &'a Decoder) -> Result<Head, ModelError> {
-        let known = self.known.iter();
-        let mut same = known.filter(|(known, _)| std::ptr::eq(*known, decoder));
-        if let Some((_, head)) = same.next() {
-            return Ok(head.clone());
-        }
-        let head = decoder.head()?;
-        self.known.push((decoder, head.clone()));
-        Ok(head)
-    }
 }
 
 /// A model's residual streams on their way through its blocks, one `[tokens, hidden_size]` a window.

@@ -1,11 +1,11 @@
-//! Cells scored as they lie in their work folders, several beside one float model.
+//! Cells scored as they lie in their work folders, one after another against one walk of the float model.
 
 use std::collections::HashMap;
 
 use anyhow::Result;
 use halfbyte_calibrate::text::EvaluationText;
 use halfbyte_checkpoint::write_json;
-use halfbyte_evaluate::{EvaluateError, Judged, LoadBlock, evaluate_all};
+use halfbyte_evaluate::{EvaluateError, Judged, evaluate_against, own_blocks, walk};
 use halfbyte_model::{Block, LinearKind};
 use halfbyte_report::EvaluationRecord;
 use serde::{Deserialize, Serialize};
@@ -15,10 +15,6 @@ use crate::config::Evaluate;
 use crate::event::{Event, phase};
 use crate::record;
 use crate::work::Solved;
-
-/// Cells that walk over the text side by side: the float model is computed once for so many. Each keeps its residual
-/// streams.
-const SIDE_BY_SIDE: usize = 8;
 
 /// A cell's score, as it is kept until all are there.
 #[derive(Serialize, Deserialize)]
@@ -55,48 +51,52 @@ pub(super) fn measure(
             && merge::score(folder, cell.name, fingerprint).is_none()
     });
     let own: Vec<&Cell<'_>> = own.collect();
-    for some in own.chunks(SIDE_BY_SIDE) {
-        let load = |cell: &Cell<'_>, index: usize, tokens: usize| -> Result<Block, EvaluateError> {
+    if own.is_empty() {
+        return Ok(0);
+    }
+    let float_block = own_blocks(decoder);
+    let float = Judged {
+        decoder,
+        block: &float_block,
+    };
+    let (blocks, windows) = (decoder.n_blocks(), text.windows.len());
+    let total = (windows * (blocks + own.len() * (blocks + 1))) as u64;
+    let mut tick = phase(on_event, "evaluate", "steps");
+    let reference = clock.time("evaluate", || {
+        walk(float, &text.windows, &mut |done, _| tick(done, total))
+    })?;
+    for (before, cell) in own.iter().enumerate() {
+        let block = |index, tokens| {
             let mut block = decoder.block(index, tokens)?;
-            let solved = cell
-                .work
-                .load(index)
-                .map_err(|error| EvaluateError::Block {
-                    index,
-                    source: error.into(),
-                })?;
+            let solved = cell.work.load(index);
+            let solved = solved.map_err(|error| EvaluateError::Block {
+                index,
+                source: error.into(),
+            })?;
             put(&mut block, index, solved);
             Ok(block)
         };
-        let loads: Vec<Box<LoadBlock<'_>>> = some
-            .iter()
-            .map(|&cell| -> Box<LoadBlock<'_>> {
-                Box::new(move |index, tokens| load(cell, index, tokens))
-            })
-            .collect();
-        let models: Vec<Judged<'_>> = loads
-            .iter()
-            .map(|block| Judged { decoder, block })
-            .collect();
-        let mut tick = phase(on_event, "evaluate", "steps");
+        let cell_model = Judged {
+            decoder,
+            block: &block,
+        };
+        let first = (windows * (blocks + before * (blocks + 1))) as u64;
+        let mut tick = |done, _| tick(first + done, total);
         let scores = clock.time("evaluate", || {
-            evaluate_all(&models, Some(decoder), &text.windows, &mut tick)
+            evaluate_against(cell_model, &reference, &text.windows, &mut tick)
         })?;
-        for (cell, scores) in some.iter().zip(&scores) {
-            let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
-            let found = record::evaluation(&settings.text.written, scores, text, &decode);
-            // a score against a reference always has one; the worst tokens are for the page of a run
-            if let Some(evaluation) = found {
-                let evaluation = EvaluationRecord {
+        let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
+        let found = record::evaluation(&settings.text.written, &scores, text, &decode);
+        // a score against a reference always has one; the worst tokens are for the page of a run
+        if let Some(evaluation) = found {
+            let file = ScoreFile {
+                fingerprint: fingerprint.clone(),
+                evaluation: EvaluationRecord {
                     worst_tokens: Vec::new(),
                     ..evaluation
-                };
-                let file = ScoreFile {
-                    fingerprint: fingerprint.clone(),
-                    evaluation,
-                };
-                write_json(&merge::score_path(folder, cell.name), &file)?;
-            }
+                },
+            };
+            write_json(&merge::score_path(folder, cell.name), &file)?;
         }
     }
     Ok(own.len())
