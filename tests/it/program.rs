@@ -742,6 +742,104 @@ fn eval_scores_an_export_as_the_run_did() {
     assert_eq!(json["perplexity"].as_f64().unwrap(), run.perplexity);
 }
 
+/// `halfbyte sensitivity` of a folder on the windows of [`small_run`].
+fn sensitivity(model: &Path, more: &[&str]) -> Command {
+    let mut command = halfbyte();
+    command.arg("sensitivity").arg(model).args([
+        "--reference",
+        "embedded:tiny",
+        "--text",
+        "tests/data/evaluation.txt",
+        "--sequence-length",
+        "64",
+        "--windows",
+        "2",
+        "--device",
+        "cpu",
+    ]);
+    command.args(more);
+    command
+}
+
+#[test]
+fn parts_by_themselves_make_up_the_model() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(&mut small_run(out.path(), &["--set", "propagation=float"]));
+    let run = read_run(out.path()).unwrap();
+    let model = out.path().join("gptq");
+    let output = succeed(&mut sensitivity(&model, &["--json"]));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let kl = |part: &serde_json::Value| part["kl_mean"].as_f64().unwrap();
+    let predicted = |part: &serde_json::Value| part["predicted_kl"].as_f64().unwrap();
+    assert_eq!(kl(&json["whole"]), run.evaluation.unwrap().kl_mean);
+    let parts = json["parts"].as_array().unwrap();
+    let names: Vec<_> = parts.iter().map(|p| p["part"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj"
+        ]
+    );
+    let sum: f64 = parts.iter().map(kl).sum();
+    assert!((0.5..2.0).contains(&(sum / kl(&json["whole"]))), "{json}");
+    let all: f64 = parts.iter().map(predicted).sum();
+    assert!((all - predicted(&json["whole"])).abs() < 1e-12, "{json}");
+    // Predicted from the windows that are scored: within an order of magnitude, and the MLP before q and k.
+    for part in parts {
+        let ratio = kl(part) / predicted(part);
+        assert!((0.2..20.0).contains(&ratio), "{part}");
+    }
+    assert!(kl(&parts[5]) > kl(&parts[1]) && predicted(&parts[5]) > predicted(&parts[1]));
+
+    let csv = succeed(&mut sensitivity(&model, &["--by", "linear", "--csv"]));
+    let csv = String::from_utf8(csv.stdout).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 42 + 1);
+    assert!(
+        csv.contains("\nmodel.layers.3.mlp.down_proj,1,196608,4.25,"),
+        "{csv}"
+    );
+    let text = succeed(&mut sensitivity(&model, &["--by", "block"]));
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(
+        text.contains("\nmodel.layers.5        7        4.250"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_model_whose_norms_moved_cannot_be_taken_apart() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(&mut small_run(out.path(), &["--set", "method=awq"]));
+    let output = sensitivity(&out.path().join("gptq"), &[]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(
+        text.contains("model.layers.0.input_layernorm.weight is not the reference's")
+            && text.contains("`method: gptq`"),
+        "{text}"
+    );
+    let output = {
+        let mut command = halfbyte();
+        command.args([
+            "sensitivity",
+            "embedded:tiny",
+            "--reference",
+            "embedded:tiny",
+        ]);
+        command.args(["--text", "tests/data/evaluation.txt", "--device", "cpu"]);
+        command.output().unwrap()
+    };
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("has no quantized linear"), "{text}");
+}
+
 #[test]
 fn devices_lists_what_it_finds_or_says_what_is_missing() {
     let output = succeed(halfbyte().args(["devices", "--json"]));

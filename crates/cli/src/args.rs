@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use halfbyte_pipeline::Shard;
 use halfbyte_pipeline::config::{Device, Windows, parse_bytes};
 
@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Score a model on a text: perplexity, and divergence from a reference model
     Eval(Eval),
+    /// Measure what each part of a quantized model costs by itself, beside what its losses predict
+    Sensitivity(Sensitivity),
     /// Go on from a prompt; the text comes on stdout as it grows, speed and memory on stderr at the end
     Generate(Generate),
     /// Say what a model holds, tensor by tensor
@@ -120,6 +122,43 @@ pub(crate) struct Eval {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Sensitivity {
+    /// The quantized model: a folder or a hub id
+    pub(crate) model: String,
+    /// The float model it was made from
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) reference: String,
+    /// A plain text file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// What makes a part: the linears of a name, those of a block, or each by itself
+    #[arg(long, value_enum, default_value = "kind")]
+    pub(crate) by: By,
+    /// Tokens a window
+    #[arg(long, value_name = "N", default_value = "1024")]
+    pub(crate) sequence_length: NonZeroUsize,
+    /// A count (evenly spaced), indices from 0 with commas such as 0,7,9 (one alone: `7,`), or all
+    #[arg(long, value_name = "N|LIST|all", default_value = "8", value_parser = windows)]
+    pub(crate) windows: Windows,
+    /// One JSON document on stdout
+    #[arg(long, conflicts_with = "csv")]
+    pub(crate) json: bool,
+    /// Comma-separated values on stdout
+    #[arg(long)]
+    pub(crate) csv: bool,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+}
+
+/// What makes a part of a model.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum By {
+    Kind,
+    Block,
+    Linear,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Generate {
     /// Folder, hub id or `embedded:tiny`
     pub(crate) model: String,
@@ -131,7 +170,7 @@ pub(crate) struct Generate {
     #[arg(long)]
     pub(crate) raw: bool,
     /// Tokens after which to stop, where the model does not end the text before
-    #[arg(long, value_name = "N", default_value = "256")]
+    #[arg(long, value_name = "N", default_value = "256", alias = "max-tokens")]
     pub(crate) max_new_tokens: NonZeroUsize,
     /// What logits are divided by; 0 takes the likeliest token always
     #[arg(

@@ -17,10 +17,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use halfbyte_pipeline::config::Pipeline;
-use halfbyte_pipeline::{EvalRequest, Inspection, Plan, RunOptions, SweepOptions, exit_code};
+use halfbyte_pipeline::{
+    EvalRequest, Inspection, Parts, Plan, RunOptions, SensitivityRequest, SweepOptions, exit_code,
+};
 use tracing_subscriber::EnvFilter;
 
-use args::{Cli, Command};
+use args::{By, Cli, Command};
 use devices::Devices;
 use progress::Progress;
 
@@ -110,6 +112,31 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             progress.finish();
             let evaluation = evaluation?;
             print_result(&evaluation, results::evaluation, args.json)
+        }
+        Command::Sensitivity(args) => {
+            use_threads(args.machine.threads.map(usize::from))?;
+            let request = SensitivityRequest {
+                model: args.model,
+                reference: args.reference,
+                text: args.text,
+                sequence_length: args.sequence_length.get(),
+                windows: args.windows,
+                by: match args.by {
+                    By::Kind => Parts::Kind,
+                    By::Block => Parts::Block,
+                    By::Linear => Parts::Linear,
+                },
+                device: args.machine.device.unwrap_or_default(),
+            };
+            let found = halfbyte_pipeline::sensitivity(&request, &mut |event| {
+                progress.event(&event);
+            });
+            progress.finish();
+            let found = found?;
+            match args.csv {
+                true => print(&results::sensitivity_csv(&found)),
+                false => print_result(&found, results::sensitivity, args.json),
+            }
         }
         Command::Generate(args) => generate::generate(args, progress),
         Command::Inspect(args) => {

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use halfbyte_pipeline::{Evaluation, Generation, GenerationCost, Run, Swept, report};
+use halfbyte_pipeline::{
+    Evaluation, Generation, GenerationCost, PartSensitivity, Run, Sensitivity, Swept, report,
+};
 
 /// The table of linears, then the summary, so that the summary stands last on the screen.
 pub(crate) fn run(run: &Run) -> String {
@@ -96,6 +98,65 @@ fn cost(cost: &GenerationCost) -> String {
         mebibytes(cost.weight_bytes),
         mebibytes(cost.cache_bytes)
     )
+}
+
+/// A line a part, then all of them together and how far they add up.
+pub(crate) fn sensitivity(found: &Sensitivity) -> String {
+    let (mut sum, mut predicted) = (0.0, 0.0);
+    for part in &found.parts {
+        sum += part.kl_mean;
+        predicted += part.predicted_kl;
+    }
+    let name = found.parts.iter().map(|part| part.part.len()).max();
+    let name = name.unwrap_or(0).max("sum of parts".len());
+    let mut text = format!(
+        "{:<name$}  linears  bits/weight  KL predicted  share  KL measured alone  share\n",
+        "part"
+    );
+    let share = |of: f64, all: f64| if all > 0.0 { 100.0 * of / all } else { 0.0 };
+    let mut line = |part: &PartSensitivity, shares: [f64; 2]| {
+        let measured = format!("{:.3e} ± {:.0e}", part.kl_mean, part.kl_mean_se);
+        // Writing into a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{:<name$}  {:>7}  {:>11.3}  {:>12.3e}  {:>3.0} %  {measured:>17}  {:>3.0} %",
+            part.part, part.linears, part.bits_per_weight, part.predicted_kl, shares[0], shares[1],
+        );
+    };
+    for part in &found.parts {
+        let shares = [
+            share(part.predicted_kl, predicted),
+            share(part.kl_mean, sum),
+        ];
+        line(part, shares);
+    }
+    line(&found.whole, [100.0, share(found.whole.kl_mean, sum)]);
+    text += &format!(
+        "{} tokens in {} windows; the parts' own add up to {sum:.3e}, shares are of that\n",
+        found.tokens, found.windows
+    );
+    text
+}
+
+/// The same as a table for programs; the last line is the whole model.
+pub(crate) fn sensitivity_csv(found: &Sensitivity) -> String {
+    let mut text =
+        "part,linears,weights,bits_per_weight,predicted_kl,kl_mean,kl_mean_se\n".to_owned();
+    for part in found.parts.iter().chain([&found.whole]) {
+        let PartSensitivity {
+            part,
+            linears,
+            weights,
+            bits_per_weight,
+            predicted_kl,
+            kl_mean,
+            kl_mean_se,
+        } = part;
+        text += &format!(
+            "{part},{linears},{weights},{bits_per_weight},{predicted_kl},{kl_mean},{kl_mean_se}\n"
+        );
+    }
+    text
 }
 
 /// Speed and memory of a generation.

@@ -212,7 +212,7 @@ impl Budgeting<'_> {
     fn sense(&self, members: &mut [Member], on_event: &mut dyn FnMut(Event)) -> Result<()> {
         let seed = self.pipeline.calibration.seed;
         let found = sense(
-            self.windows,
+            &self.windows.calibration,
             self.decoder,
             seed,
             self.spill_folder,
@@ -341,13 +341,12 @@ impl Budgeting<'_> {
 
 /// The sensitivity of every linear of every block, from a few windows, evenly spaced.
 pub(crate) fn sense(
-    windows: &Windows,
+    all: &[Window],
     decoder: &Decoder,
     seed: u64,
     spill_folder: &Path,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Vec<BTreeMap<LinearKind, f64>>> {
-    let all = &windows.calibration;
     let count = SENSITIVITY_WINDOWS.min(all.len());
     let windows: Vec<&Window> = (0..count).map(|i| &all[i * all.len() / count]).collect();
     let options = GradientOptions {

@@ -351,7 +351,7 @@ impl<'a> SweepRun<'a> {
         let seed = self.pipeline.calibration.seed;
         self.clock
             .time("sensitivity", || {
-                sense(windows, decoder, seed, folder, on_event)
+                sense(&windows.calibration, decoder, seed, folder, on_event)
             })
             .and_then(|found| {
                 let of = |block: &BTreeMap<LinearKind, f64>| block.values().copied().collect();

@@ -4,17 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use halfbyte_calibrate::{LinearStats, StageStats, Walk, WalkOptions};
+use halfbyte_calibrate::{LinearStats, Walk, WalkOptions};
 use halfbyte_model::{LinearKind, Stage, linear_shape};
-use halfbyte_quant::{ActivationStats, Scheme};
 use halfbyte_report::LinearRecord;
-use halfbyte_solve::dense_loss;
 use rayon::prelude::*;
 
 use super::{Cell, SweepRun};
 use crate::event::Event;
+use crate::judge::Judge;
 use crate::quantize::MIXED_WINDOWS;
-use crate::stage::{Prepared, Solver, Task, matrix, pick, plain_rounding};
+use crate::stage::{Prepared, Solver, Task};
 use crate::work::{Solved, Work};
 
 /// The stages in the order of their statistics.
@@ -291,70 +290,4 @@ fn prepared<'a>(solver: &Solver, stats: &'a LinearStats) -> Result<Prepared<'a>>
     let mut prepared = Prepared::new(solver, stats)?;
     prepared.count_once();
     Ok(prepared)
-}
-
-/// Measures any weight by the statistics that the model's output feels.
-struct Judge<'a> {
-    stats: &'a LinearStats,
-    weight: &'a [f32],
-    columns: usize,
-    /// `tr(W H Wᵀ)` on the calibration text.
-    signal: f64,
-}
-
-impl<'a> Judge<'a> {
-    fn new(stats: &'a LinearStats, weight: &'a [f32], columns: usize) -> Result<Self> {
-        let mut judge = Self {
-            stats,
-            weight,
-            columns,
-            signal: 0.0,
-        };
-        judge.signal = judge.loss(&vec![0.0; weight.len()])?;
-        Ok(judge)
-    }
-
-    /// `tr(Δ H Δᵀ)` on the calibration text.
-    fn loss(&self, values: &[f32]) -> Result<f64> {
-        let loss = self.sum(values, |stats| Some(&stats.calibration))?;
-        Ok(loss.unwrap_or(0.0))
-    }
-
-    /// Row parts together; none where a part has no such statistics.
-    fn sum(
-        &self,
-        values: &[f32],
-        of: fn(&StageStats) -> Option<&ActivationStats>,
-    ) -> Result<Option<f64>> {
-        let mut sum = 0.0;
-        for part in &self.stats.parts {
-            let Some(stats) = of(&part.stats) else {
-                return Ok(None);
-            };
-            let rows = part.rows.as_deref();
-            let weight = pick(self.weight, rows, self.columns);
-            let values = pick(values, rows, self.columns);
-            sum += dense_loss(matrix(&weight, self.columns), &values, Some(stats))?.absolute;
-        }
-        Ok(Some(sum))
-    }
-
-    /// Gives the record of a weight that was solved without text the losses that text would show, so that cells
-    /// compare.
-    fn judge(&self, record: &mut LinearRecord, values: &[f32], scheme: &Scheme) -> Result<()> {
-        let rounded = plain_rounding(matrix(self.weight, self.columns), scheme)?;
-        let zeros = vec![0.0; self.weight.len()];
-        let relative = |values: &[f32], of: fn(&StageStats) -> Option<&ActivationStats>| {
-            let (loss, signal) = (self.sum(values, of)?, self.sum(&zeros, of)?);
-            let both = loss.zip(signal);
-            anyhow::Ok(both.map(|(loss, signal)| if signal > 0.0 { loss / signal } else { 0.0 }))
-        };
-        let seen: fn(&StageStats) -> Option<&ActivationStats> = |stats| Some(&stats.calibration);
-        let held: fn(&StageStats) -> Option<&ActivationStats> = |stats| stats.holdout.as_ref();
-        record.relative_loss = relative(values, seen)?.unwrap_or(record.relative_loss);
-        record.relative_loss_heldout = relative(values, held)?;
-        record.relative_loss_rtn = relative(&rounded, seen)?.unwrap_or(record.relative_loss_rtn);
-        record.relative_loss_rtn_heldout = relative(&rounded, held)?;
-        Ok(())
-    }
 }
