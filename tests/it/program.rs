@@ -742,6 +742,28 @@ fn eval_scores_an_export_as_the_run_did() {
     assert_eq!(json["perplexity"].as_f64().unwrap(), run.perplexity);
 }
 
+#[test]
+fn best_takes_negative_scales_where_the_usual_readers_do() {
+    let negative = |sets: &[&str]| {
+        let out = tempfile::tempdir().unwrap();
+        let mut more = vec!["--set", "recipe=best"];
+        sets.iter().for_each(|set| more.extend(["--set", set]));
+        succeed(&mut small_run(out.path(), &more));
+        let run = read_run(out.path()).unwrap();
+        let warned = run.summary.warnings.iter();
+        let warned = warned.filter(|w| w.starts_with("signed_scales:")).count();
+        let folder = ModelFolder::open(&out.path().join("compressed-tensors")).unwrap();
+        let name = "model.layers.2.mlp.up_proj.weight_scale";
+        let shape = folder.tensor(name).unwrap().shape.to_vec();
+        let scales = folder.f32(name, &shape).unwrap();
+        (scales.iter().any(|scale| *scale < 0.0), warned)
+    };
+    assert_eq!(negative(&[]), (true, 2));
+    assert_eq!(negative(&["quant.signed_scales=false"]), (false, 0));
+    let unknown = "export=[{format: compressed-tensors}, {format: gptq_v2}]";
+    assert_eq!(negative(&[unknown]), (false, 0));
+}
+
 /// `halfbyte sensitivity` of a folder on the windows of [`small_run`].
 fn sensitivity(model: &Path, more: &[&str]) -> Command {
     let mut command = halfbyte();

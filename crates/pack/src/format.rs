@@ -267,25 +267,20 @@ impl Format {
         }
     }
 
-    /// Whether scales below zero may be written.
+    /// Whether the usual readers take scales below zero.
     ///
     /// A negative scale turns a symmetric grid round, `-8..=7` steps become `-7..=8`, which serves a group whose
-    /// largest weight is positive. Plain dequantizers multiply by the scale as it stands, and AutoRound's symmetric
-    /// quantizer makes signed scales by default, so they are out there. It is still `false` for every format,
-    /// because not every reader is known to take them:
-    /// - gptq and compressed-tensors in vLLM: Marlin with 8-bit integer activations (opt-in) fits the group scales
-    ///   into 16 bits by their maximum, not by their largest magnitude, so negative ones may overflow. The Humming
-    ///   kernels and the CPU kernels were not read.
+    /// largest weight is positive. Dequantizers multiply by the scale as it stands, and AutoRound's symmetric
+    /// quantizer makes signed scales by default, so they are out there. Not every reader takes them all the same:
+    /// - gptq and compressed-tensors: transformers, GPTQModel's plain kernel and vLLM's Marlin do. Marlin with 8-bit integer
+    ///   activations (opt-in) fits the group scales into 16 bits by their maximum, not by their largest magnitude, so
+    ///   negative ones may overflow. vLLM's Humming and CPU kernels were not read.
     /// - gptq_v2: the kernels of ExLlamaV2 and of GPTQModel beside its plain one were not read.
     /// - awq: nobody writes them, and no kernel was read for it.
-    pub fn allows_negative_scales(self) -> bool {
+    pub fn usually_takes_negative_scales(self) -> bool {
         match self {
-            Self::Gptq
-            | Self::GptqV2
-            | Self::CompressedTensors
-            | Self::Awq
-            | Self::IntQuantized
-            | Self::Bitsandbytes => false,
+            Self::Gptq | Self::CompressedTensors => true,
+            Self::GptqV2 | Self::Awq | Self::IntQuantized | Self::Bitsandbytes => false,
         }
     }
 

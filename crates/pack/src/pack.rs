@@ -63,7 +63,7 @@ pub enum PackError {
 ///
 /// Fails when the format cannot hold the scheme or shape, and when a scale is not representable in its storage type:
 /// nothing is ever rounded here. Scales below zero are written as they stand; whether a format's readers take them says
-/// [`Format::allows_negative_scales`].
+/// [`Format::usually_takes_negative_scales`].
 pub fn pack(
     name: &str,
     weight: &CodedWeight,

@@ -14,7 +14,7 @@ use halfbyte_quant::{Coding, Scheme};
 use halfbyte_report::{BudgetRecord, LinearRecord, RunRecord};
 
 use crate::codes::count_codes;
-use crate::config::{Device, Pipeline, Propagation, SignedScales, Treatment};
+use crate::config::{Device, Pipeline, Propagation, Recipe, SignedScales, Treatment};
 use crate::error::{GateFailed, user_error};
 use crate::event::{Event, phase};
 use crate::open::{open_calibration, open_model};
@@ -109,17 +109,16 @@ pub fn quantize(
         );
     }
 
-    let solver = Solver::new(pipeline, layout.allow_negative_scales());
-    if pipeline.quant.signed_scales == SignedScales::On {
+    let signed_scales = layout.signed_scales(pipeline);
+    let solver = Solver::new(pipeline, signed_scales);
+    if signed_scales {
         for (format, _) in &layout.formats {
-            if !format.allows_negative_scales() {
-                warn(
-                    format!(
-                        "signed_scales: not every reader of {format} is known to take negative scales"
-                    ),
-                    on_event,
-                );
-            }
+            let readers = match format.usually_takes_negative_scales() {
+                true => "vLLM's Marlin with 8-bit activations may not take them, other readers do",
+                false => "not every reader is known to take them",
+            };
+            let text = format!("signed_scales: {format} with negative scales: {readers}");
+            warn(text, on_event);
         }
     }
     let scaling = Scaling::new(pipeline, &solver);
@@ -469,10 +468,19 @@ impl Layout {
         bits / weights
     }
 
-    /// Whether every reader of all exports is known to take negative scales.
-    pub(crate) fn allow_negative_scales(&self) -> bool {
+    /// Whether symmetric linears may get negative scales: where that was asked for, and else in `best`, where the usual
+    /// readers of all exports take them.
+    pub(crate) fn signed_scales(&self, pipeline: &Pipeline) -> bool {
         let mut formats = self.formats.iter();
-        formats.all(|(format, _)| format.allows_negative_scales())
+        let wanted = match pipeline.quant.signed_scales {
+            SignedScales::On => true,
+            SignedScales::Off => false,
+            SignedScales::Auto => {
+                pipeline.recipe == Recipe::Best
+                    && formats.all(|(format, _)| format.usually_takes_negative_scales())
+            }
+        };
+        wanted && self.schemes.values().any(|(scheme, _)| scheme.sym())
     }
 
     /// The scheme a linear is solved by, if it is quantized.

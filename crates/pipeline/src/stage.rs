@@ -18,7 +18,7 @@ use halfbyte_solve::{
 };
 use rayon::prelude::*;
 
-use crate::config::{Damp, Method, Pipeline, Recipe, SignedScales};
+use crate::config::{Damp, Method, Pipeline, Recipe};
 use crate::scale::ChannelScales;
 use crate::work::Solved;
 
@@ -58,15 +58,9 @@ pub(crate) enum Solver {
 }
 
 impl Solver {
-    /// What the pipeline asks for. `negative_scales_known` says whether every consumer of the exported formats is
-    /// known to take them.
-    pub(crate) fn new(pipeline: &Pipeline, negative_scales_known: bool) -> Self {
+    /// What the pipeline asks for.
+    pub(crate) fn new(pipeline: &Pipeline, signed_scales: bool) -> Self {
         let quant = &pipeline.quant;
-        let signed_scales = match quant.signed_scales {
-            SignedScales::Auto => negative_scales_known,
-            SignedScales::On => true,
-            SignedScales::Off => false,
-        };
         let damp = match quant.damp_percent {
             Damp::Auto => None,
             Damp::Fraction(p) => Some(halfbyte_solve::Damp::Percent(p)),

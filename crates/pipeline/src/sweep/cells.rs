@@ -48,13 +48,13 @@ pub(super) fn cells<'a>(
         let (layout, record) = held_against(cell, folder)?;
         records.push(record);
         if let (Ok(pipeline), Some(layout)) = (&cell.pipeline, layout) {
-            let negative = layout.allow_negative_scales();
+            let signed_scales = layout.signed_scales(pipeline);
             cells.push(Cell {
                 place: cells.len(),
                 name: &cell.name,
                 pipeline,
                 layout,
-                solver: Solver::new(pipeline, negative),
+                solver: Solver::new(pipeline, signed_scales),
                 work: Work::stateless(out, work.join(&cell.name)),
             });
         }
