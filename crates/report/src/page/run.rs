@@ -15,7 +15,7 @@ use crate::text::{bytes, count, duration, grouped};
 /// The run as one page. `beside_run` is for a page that lies in the run's own `halfbyte/` folder: it then links to the
 /// model cards.
 pub fn run_page(run: &RunRecord, beside_run: bool) -> String {
-    let kinds = Kinds::of(run);
+    let kinds = Kinds::of(&run.linears);
     let sections = [
         Some(loss(run, &kinds)),
         depth(run),
