@@ -69,15 +69,19 @@ pub(super) fn rounding_and_text(run: &RunRecord, kinds: &Kinds) -> Section {
     }
     let curve = Curve::of(run);
     let (answer, reasons) = is_the_text_enough(run, curve.as_ref());
-    let mut html = pair(&charts);
-    if let Some(curve) = &curve {
-        html += &loss_over_tokens(run, curve);
-    }
-    html += &format!(
+    let verdict = format!(
         "<p class=\"verdict\">Is the calibration text enough? <strong>{}</strong> {}</p>\n",
         escape(answer),
         escape(&reasons)
     );
+    let mut html = pair(&charts);
+    html += &match &curve {
+        Some(curve) => {
+            let (figure, table) = loss_over_tokens(run, curve);
+            pair(&format!("{figure}<div>{table}{verdict}</div>\n"))
+        }
+        None => verdict,
+    };
     let worse = run
         .linears
         .iter()
@@ -129,7 +133,7 @@ pub(super) fn rounding_and_text(run: &RunRecord, kinds: &Kinds) -> Section {
 }
 
 /// The curve and its figures.
-fn loss_over_tokens(run: &RunRecord, curve: &Curve) -> String {
+fn loss_over_tokens(run: &RunRecord, curve: &Curve) -> (String, String) {
     let row_id = |i: usize| format!("t{i}");
     let series = |name: &str, class, shape, loss: fn(&Means) -> f64| {
         let points = curve.points.iter().enumerate().map(|(i, means)| Point {
@@ -180,12 +184,12 @@ fn loss_over_tokens(run: &RunRecord, curve: &Curve) -> String {
     let left_out = match left_out.is_empty() {
         true => String::new(),
         false => format!(
-            " Not of {}, whose statistics are of as many windows whatever the text.",
+            " Without {}, whose statistics are of the same number of windows whatever the text.",
             left_out.join(", ")
         ),
     };
     let caption = format!(
-        "Geometric means over linears of {} {}, each solved from windows spread over the text. Where the lines meet, more text gains nothing.{left_out}",
+        "Geometric means over linears of {} {}, each solved from windows spread over the text. Where the held-out line is flat, more text gains nothing.{left_out}",
         if blocks.len() == 1 { "block" } else { "blocks" },
         blocks.join(", ")
     );
@@ -209,14 +213,12 @@ fn loss_over_tokens(run: &RunRecord, curve: &Curve) -> String {
     });
     let table = Table {
         id: "calibration-curve",
-        caption: "Loss over calibration tokens; of kinds, held out",
+        caption: "The same in figures; kinds held out",
         columns,
         rows: rows.collect(),
     };
-    pair(
-        &(figure("Loss over calibration tokens", &caption, &chart.render())
-            + &format!("<div>{}</div>\n", table.render())),
-    )
+    let figure = figure("Loss over calibration tokens", &caption, &chart.render());
+    (figure, table.render())
 }
 
 fn lose(n: usize) -> String {

@@ -125,7 +125,7 @@
       close();
       const cell = cells[choice.selectedIndex];
       const rows = cell.titles.map((_, index) => document.getElementById(`l${index}`));
-      cell.columns.forEach((contents, column) => rows.forEach((row, index) => {
+      cell.columns.forEach((contents, column) => contents !== null && rows.forEach((row, index) => {
         row.cells[column].innerHTML = Array.isArray(contents) ? contents[index] : contents;
       }));
       for (const head of table.tHead.rows[0].cells) head.removeAttribute("aria-sort");

@@ -524,11 +524,15 @@ struct MapData {
     colours: Vec<Recoloured>,
     largest: String,
     titles: Vec<String>,
-    /// Contents of the table by its columns; one for all rows where they are alike.
+    /// Contents of the table by its columns.
     columns: Vec<Contents>,
 }
 
+#[derive(Clone, PartialEq)]
 enum Contents {
+    /// Those of every cell.
+    Shared,
+    /// One for all rows.
     Alike(String),
     Each(Vec<String>),
 }
@@ -536,6 +540,7 @@ enum Contents {
 impl Serialize for Contents {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
+            Self::Shared => serializer.serialize_none(),
             Self::Alike(content) => content.serialize(serializer),
             Self::Each(contents) => contents.serialize(serializer),
         }
@@ -579,7 +584,7 @@ fn map(sweep: &SweepRecord, linears: &[(String, Vec<LinearRecord>)]) -> Option<S
         });
     }
     let rows = values(default, &shown).into_iter();
-    let rows = rows.map(|row| row.into_iter().map(Value::as_shown).collect());
+    let rows = rows.map(|row| row.into_iter().map(Value::without_raw).collect());
     let table = linears_table("Linears of the cell", &shown, rows.collect());
     let heat_map = colours.heat_map(default, sweep.model.blocks, &Kinds::of(default));
     let chart = format!(
@@ -587,6 +592,13 @@ fn map(sweep: &SweepRecord, linears: &[(String, Vec<LinearRecord>)]) -> Option<S
          data-table=\"linears\" data-text=\"largest\" autocomplete=\"off\">\n{options}</select></p>\n{heat_map}"
     );
     let missing = sweep.cells.iter().filter(|c| c.refused.is_none()).count() - drawn.len();
+    for column in 0..shown.len() {
+        let of_first = data[0].columns[column].clone();
+        if data.iter().all(|cell| cell.columns[column] == of_first) {
+            data.iter_mut()
+                .for_each(|cell| cell.columns[column] = Contents::Shared);
+        }
+    }
     let mut html = paragraph(&format!(
         "Without a choice, {}: {}. cells/CELL.csv has all digits of the table.{}",
         match &sweep.winner {
@@ -697,6 +709,7 @@ mod tests {
         let losses = &data[0]["columns"][10];
         assert_eq!(losses[0], "0.00600");
         assert_eq!(data[0]["columns"][4], "3", "bits, alike in all rows");
+        assert!(data[0]["columns"][0].is_null(), "names, those of all cells");
         assert_eq!(data[0]["colours"][0]["steps"], "0bb0");
         assert_eq!(data[0]["colours"][0]["low"], "0.00600");
         assert_eq!(
@@ -733,7 +746,6 @@ mod tests {
                         clipped_share: 0.000_123 * noise,
                         damp_used: 0.012_34 * noise,
                         seconds: 0.012_345 * noise,
-                        effective_rank: Some(12.3 * noise),
                         finer_group_loss: Some(0.2 * noise),
                         predicted_kl: Some(0.000_123_4 * noise),
                         bytes_after: (123_456.0 * noise) as u64,
@@ -753,7 +765,6 @@ mod tests {
             .collect();
         (sweep.cells, sweep.model.blocks) = (cells, 30);
         let page = sweep_page(&sweep, &linears, true);
-        println!("{} bytes", page.len());
         assert!(page.len() < 3_000_000, "{} bytes", page.len());
     }
 

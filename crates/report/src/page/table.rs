@@ -86,7 +86,7 @@ impl Value {
     }
 
     /// Shown alone: what is sorted by and written to CSV has no more digits.
-    pub(crate) fn as_shown(self) -> Self {
+    pub(crate) fn without_raw(self) -> Self {
         Self { raw: None, ..self }
     }
 
