@@ -181,10 +181,13 @@ fn loss_over_tokens(run: &RunRecord, curve: &Curve) -> (String, String) {
             left_out.push(name);
         }
     }
-    let left_out = match left_out.is_empty() {
-        true => String::new(),
-        false => format!(
-            " Without {}, whose statistics are of the same number of windows whatever the text.",
+    let left_out = match left_out[..] {
+        [] => String::new(),
+        [one] => format!(
+            " {one} is left out: its statistics are of the same number of windows whatever the text."
+        ),
+        _ => format!(
+            " {} are left out: their statistics are of the same number of windows whatever the text.",
             left_out.join(", ")
         ),
     };

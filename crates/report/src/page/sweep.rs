@@ -600,7 +600,7 @@ fn map(sweep: &SweepRecord, linears: &[(String, Vec<LinearRecord>)]) -> Option<S
         }
     }
     let mut html = paragraph(&format!(
-        "Without a choice, {}: {}. cells/CELL.csv has all digits of the table.{}",
+        "Shown first is {}, {}. cells/CELL.csv has all digits of the table.{}",
         match &sweep.winner {
             Some(winner) if winner.cell == linears[first].0 => "the winner",
             _ => "the middle one of those that no other beats",
@@ -701,7 +701,7 @@ mod tests {
         let (sweep, linears) = (sweep(), linears(&sweep()));
         let page = sweep_page(&sweep, &linears, true);
         assert!(page.contains("<option selected=\"selected\">gptq-4bit-g64-sym</option>"));
-        assert!(page.contains("Without a choice, the winner: gptq-4bit-g64-sym."));
+        assert!(page.contains("Shown first is the winner, gptq-4bit-g64-sym."));
         let (_, rest) = page.split_once("id=\"cell-data\">").unwrap();
         let (json, _) = rest.split_once("</script>").unwrap();
         let data: serde_json::Value = serde_json::from_str(json).unwrap();
@@ -719,7 +719,7 @@ mod tests {
         let mut unasked = sweep.clone();
         unasked.winner = None;
         let page = sweep_page(&unasked, &linears[1..], true);
-        assert!(page.contains("the middle one of those that no other beats: gptq-4bit-g64-sym."));
+        assert!(page.contains("the middle one of those that no other beats, gptq-4bit-g64-sym."));
         assert!(page.contains("1 cell is not to choose: their tables are gone."));
     }
 
