@@ -767,7 +767,7 @@ fn a_run_says_what_less_text_would_cost_and_decides_the_same() {
     {
         // Few rows enough to be solved whole.
         let last = linear.calibration_curve.last().unwrap();
-        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
+        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-5;
         assert!(near(last.relative_loss, linear.relative_loss), "{linear:?}");
         assert!(near(
             last.relative_loss_heldout,
