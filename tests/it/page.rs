@@ -106,6 +106,7 @@ fn a_browser_shows_every_chart_sorts_every_table_and_reports_no_error() {
         "sums",
         "rounding",
         "heldout",
+        "curve",
         "bits-grid",
         "predicted",
         "time",
@@ -125,7 +126,13 @@ fn a_browser_shows_the_page_of_a_sweep_without_an_error() {
     let grid = "sweep={bits: [2, 3, 4, 8], group_size: [32, 96, -1], sym: [true]}";
     succeed(&mut small_sweep(out.path(), &["--set", grid]));
     let page = fs::read_to_string(out.path().join("halfbyte/sweep.html")).unwrap();
-    for id in ["pareto", "prediction", "loss-by-bits"] {
+    for id in [
+        "pareto",
+        "prediction",
+        "loss-by-bits",
+        "heat",
+        "heat-narrow",
+    ] {
         assert!(page.contains(&format!("<svg id=\"{id}\"")), "no chart {id}");
     }
     look_over(browser, out.path(), &page);

@@ -46,13 +46,30 @@ addEventListener("load", () => {
       check(at(`${table.id} as CSV`), lines.length === table.tBodies[0].rows.length + 1, lines.length);
     }
 
+    // Under the pointer a mark tells its name, and where a table has its figures, those.
+    const tip = page.getElementById("tip");
+    const hover = (mark) => {
+      const box = mark.getBoundingClientRect();
+      const [clientX, clientY] = [box.x + box.width / 2, box.y + box.height / 2];
+      mark.dispatchEvent(new view.PointerEvent("pointermove", { pointerType: "mouse", bubbles: true, clientX, clientY }));
+      return tip.textContent;
+    };
+    for (const chart of visible) {
+      const mark = [...chart.querySelectorAll(".mark")].at(-1);
+      const told = hover(mark);
+      check(at(`a tip of ${chart.id}`), !tip.hidden && told.includes(mark.getAttribute("aria-label")), told);
+      const figures = tip.querySelectorAll("dt").length;
+      check(at(`figures in the tip of ${chart.id}`), !mark.dataset.row || figures > 2, told);
+      chart.dispatchEvent(new view.PointerEvent("pointerleave", { pointerType: "mouse" }));
+      check(at(`no tip beside ${chart.id}`), tip.hidden, tip.textContent);
+    }
+
     // A run has its heat map, a sweep its cells.
     const heat = visible.find((chart) => chart.id.startsWith("heat"));
     const chart = heat ?? visible.find((chart) => chart.id === "pareto");
     const cell = chart.querySelector(".mark");
     check(at("one mark a chart in the tab order"), chart.querySelectorAll("[tabindex='0']").length === 1, "");
     cell.focus();
-    const tip = page.getElementById("tip");
     check(at("the tip has every column"), tip.querySelectorAll("dt").length >= (heat ? 20 : 15), tip.textContent);
     const away = heat ? "ArrowRight" : "End";
     cell.dispatchEvent(new view.KeyboardEvent("keydown", { key: away, bubbles: true }));
@@ -68,6 +85,34 @@ addEventListener("load", () => {
       check(at("the heat map shows another column"), colours() !== first, "");
       choices[0].click();
       check(at("the heat map goes back"), colours() === first, "");
+
+      const choice = page.querySelector("select[data-source]");
+      const state = () => [
+        colours(), all("#heat .cell, #heat-narrow .cell").map((mark) => mark.getAttribute("aria-label")).join(),
+        page.getElementById("linears").tBodies[0].textContent, all(".ramp").map((ramp) => ramp.textContent).join(),
+        choice && page.getElementById("largest").textContent, hover(heat.querySelector(".mark")),
+      ];
+      if (choice) {
+        const show = (index) => {
+          choice.selectedIndex = index;
+          choice.dispatchEvent(new view.Event("change", { bubbles: true }));
+        };
+        const index = choice.selectedIndex;
+        // In the table's own order, and with contents as the script writes them.
+        show(index);
+        const before = state();
+        show(index === 0 ? 1 : 0);
+        const after = state();
+        before.forEach((part, i) => check(at(`another cell has other figures, ${i}`), part !== after[i], part));
+        check(at("another cell keeps its marks"), all("#heat .cell").length === first.split(",").length, "");
+        choices[1].click();
+        const other = colours();
+        show(index);
+        check(at("a cell is shown by the column chosen"), colours() !== other, "");
+        choices[0].click();
+        state().forEach((part, i) => check(at(`the first cell comes back, ${i}`), part === before[i], part));
+      }
+      heat.dispatchEvent(new view.PointerEvent("pointerleave", { pointerType: "mouse" }));
     }
 
     const button = page.getElementById("theme");

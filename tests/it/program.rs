@@ -91,10 +91,15 @@ fn grid(weights: &Weights, module: &str, shape: [usize; 2]) -> QuantizedWeight {
 /// Everything the solver decided, without the times.
 fn decisions(run: &RunRecord) -> Vec<String> {
     let line = |l: &halfbyte_report::LinearRecord| {
-        format!(
+        let mut line = format!(
             "{} {:e} {:?} {:e} {:?}",
             l.linear, l.relative_loss, l.relative_loss_heldout, l.damp_used, l.warnings
-        )
+        );
+        for point in &l.calibration_curve {
+            let losses = (point.relative_loss, point.relative_loss_heldout);
+            line += &format!("; {} {:.12e} {:.12e}", point.tokens, losses.0, losses.1);
+        }
+        line
     };
     run.linears.iter().map(line).collect()
 }
@@ -717,6 +722,88 @@ fn a_run_says_what_llm_int8_would_keep_if_asked() {
     assert_eq!(columns(&default, "v_proj"), columns(&default, "q_proj"));
     let unasked = records(&["method=rtn"]);
     assert!(unasked.iter().all(|l| l.int8_outlier_columns.is_none()));
+}
+
+#[test]
+fn a_run_says_what_less_text_would_cost_and_decides_the_same() {
+    let run = |sets: &[&str]| {
+        let out = tempfile::tempdir().unwrap();
+        let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+        let output = succeed(&mut small_run(out.path(), &more));
+        let told = String::from_utf8(output.stdout).unwrap();
+        let file = std::fs::read(out.path().join("gptq/model.safetensors")).ok();
+        let record = read_run(out.path()).unwrap();
+        let curved = record
+            .linears
+            .iter()
+            .filter(|l| !l.calibration_curve.is_empty());
+        let curved: Vec<halfbyte_report::LinearRecord> = curved.cloned().collect();
+        assert_eq!(told.contains("may lose"), !curved.is_empty(), "{told}");
+        for linear in &curved {
+            let curve = &linear.calibration_curve;
+            assert!(
+                curve.windows(2).all(|w| w[0].tokens < w[1].tokens),
+                "{linear:?}"
+            );
+            assert_eq!(curve.last().unwrap().tokens, linear.tokens);
+        }
+        (file, record, curved)
+    };
+    let (file, record, curved) = run(&["resources.threads=1"]);
+    let names: Vec<&str> = curved.iter().map(|l| l.linear.as_str()).collect();
+    for linear in &record.linears {
+        // v's too: its statistics are of all these windows.
+        let wanted = [0, 3, 5].contains(&linear.block);
+        assert_eq!(
+            names.contains(&linear.linear.as_str()),
+            wanted,
+            "{}",
+            linear.linear
+        );
+    }
+    for linear in curved
+        .iter()
+        .filter(|l| l.out_features <= 128 && !l.linear.contains("v_proj"))
+    {
+        // Few rows enough to be solved whole.
+        let last = linear.calibration_curve.last().unwrap();
+        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-5;
+        assert!(near(last.relative_loss, linear.relative_loss), "{linear:?}");
+        assert!(near(
+            last.relative_loss_heldout,
+            linear.relative_loss_heldout.unwrap()
+        ));
+    }
+    let threads = run(&["resources.threads=7"]);
+    assert_eq!(decisions(&threads.1), decisions(&record));
+    let without = run(&["report.calibration_curve=false"]);
+    assert!(without.2.is_empty() && without.0 == file && file.is_some());
+
+    let (_, _, sampled) = run(&["calibration.num_samples=24"]);
+    assert_eq!(sampled.len(), 3 * 6, "v's windows are 16 of 22");
+    assert_eq!(sampled[0].calibration_curve.len(), 4);
+    for sets in [
+        &["method=rtn"][..],
+        &["propagation=float"],
+        &["propagation=asymmetric"],
+        &["method=awq", "export=[{format: awq}]", "quant.sym=false"],
+        &["method=awq+gptq"],
+        &["recipe=best", "tune.epochs=0"],
+        &["recipe=reference"],
+    ] {
+        assert_eq!(run(sets).2.len(), 3 * 7, "{sets:?}");
+    }
+    for sets in [
+        &["calibration.holdout=0"][..],
+        &["method=rtn", "recipe=reference"],
+        &[
+            "method=hqq",
+            "quant.sym=false",
+            "export=[{format: gptq_v2}]",
+        ],
+    ] {
+        assert!(run(sets).2.is_empty(), "{sets:?}");
+    }
 }
 
 #[test]

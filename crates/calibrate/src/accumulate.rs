@@ -114,6 +114,20 @@ impl Accumulator {
             });
     }
 
+    /// Adds what another has summed.
+    pub(crate) fn join(&mut self, other: &Self) {
+        self.sum += &other.sum;
+        self.abs
+            .iter_mut()
+            .zip(&other.abs)
+            .for_each(|(a, b)| *a += b);
+        for (most, other) in self.max_abs.iter_mut().zip(&other.max_abs) {
+            *most = most.max(*other);
+        }
+        self.n_tokens += other.n_tokens;
+        self.weight += other.weight;
+    }
+
     /// The mean over all tokens added, by weight; `H = I` when there were none or none had a weight.
     pub fn finish(self) -> ActivationStats {
         let features = self.abs.len();

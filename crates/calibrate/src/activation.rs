@@ -134,6 +134,15 @@ impl Moments {
         }
     }
 
+    /// Adds what another has summed of the input itself; neither has sums beside it.
+    pub(crate) fn join(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Host(sums), Self::Host(other)) => sums.own.join(&other.own),
+            (Self::Device(sums), Self::Device(other)) => sums.join(other),
+            _ => unreachable!("moments lie in one place"),
+        }
+    }
+
     /// The means, and the largest `|x|` a channel.
     pub(crate) fn finish(self) -> Result<(ActivationStats, Vec<f32>), WalkError> {
         match self {
@@ -232,6 +241,14 @@ impl DeviceMoments {
             None => tokens as f64,
         };
         Ok(None)
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.own = self.own.clone() + other.own.clone();
+        self.abs = self.abs.clone() + other.abs.clone();
+        self.max_abs = (self.max_abs.clone()).max_pair(other.max_abs.clone());
+        self.n_tokens += other.n_tokens;
+        self.weight += other.weight;
     }
 
     fn finish(self) -> Result<(ActivationStats, Vec<f32>), WalkError> {
@@ -339,6 +356,35 @@ mod tests {
             let (found, wanted) = (found.cross.unwrap(), host.cross.unwrap());
             near(&found.input, &wanted.input, "cross");
             near(&found.stream.unwrap(), &wanted.stream.unwrap(), "stream");
+        }
+    }
+
+    #[test]
+    fn sums_joined_are_those_of_all_tokens() {
+        let devices = [DeviceChoice::Cpu, DeviceChoice::Vulkan].map(open_device);
+        for device in devices.into_iter().flatten() {
+            let (tokens, features) = (37, 21);
+            let x = rows(tokens * features, 1);
+            let weights: Vec<f32> = rows(tokens, 5).iter().map(|w| w + 1.0).collect();
+            let data = TensorData::new(x, [1, tokens, features]);
+            let x = Activation::of(Tensor::from_data(data, &device)).unwrap();
+            let sums = |some: Range<usize>| {
+                let mut moments = Moments::new(features, Beside::Nothing, &device);
+                let weights = Some(&weights[some.clone()]);
+                let added = moments.add(&[x.rows(some, tokens)], &[], weights);
+                assert_eq!(added.unwrap(), None);
+                moments
+            };
+            let (mut joined, whole) = (sums(0..20), sums(0..tokens));
+            joined.join(&sums(20..tokens));
+            let ((found, found_most), (whole, most)) =
+                (joined.finish().unwrap(), whole.finish().unwrap());
+            assert_eq!((found_most, found.n_tokens), (most, whole.n_tokens));
+            let pairs = (found.hessian.iter().zip(&whole.hessian))
+                .chain(found.mean_abs.iter().zip(&whole.mean_abs));
+            for (found, wanted) in pairs {
+                assert!((found - wanted).abs() < 1e-5, "{found} {wanted}");
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use halfbyte_model::{Block, Decoder, LinearKind, ModelError, Stage, values};
 use halfbyte_quant::ActivationStats;
 
 use crate::activation::{Activation, Beside, Moments, Rows};
+use crate::text::random::SplitMix64;
 use crate::text::{Window, Windows};
 use crate::{OutputGradients, Store, StoreError};
 
@@ -22,6 +23,9 @@ pub struct StageStats {
     pub holdout: Option<ActivationStats>,
     /// Largest `|x|` a channel on the calibration windows.
     pub max_abs: Vec<f32>,
+    /// On about an eighth, a quarter and a half of the calibration windows, each with those before it; none unless
+    /// [asked for](WalkOptions::subset_blocks).
+    pub subsets: Vec<ActivationStats>,
 }
 
 /// What some linears that share an input see.
@@ -55,6 +59,9 @@ pub struct WalkOptions {
     pub gradients: Option<Arc<OutputGradients>>,
     /// Whether the float model walks along, so that statistics have [cross moments](ActivationStats::cross).
     pub float_path: bool,
+    /// Blocks whose statistics are taken of [subsets](StageStats::subsets) of the calibration windows too. Not so the
+    /// attention-mixed ones, unless they are taken from all windows: more text would not change them.
+    pub subset_blocks: Vec<usize>,
 }
 
 /// Why the walk stopped.
@@ -102,6 +109,8 @@ pub struct Walk {
     hidden: usize,
     /// Real tokens of every window; the calibration windows come first.
     lengths: Vec<usize>,
+    /// The smallest subset that a calibration window is in.
+    subset_of: Vec<Option<usize>>,
     n_calibration: usize,
     /// The one that statistics are of, and the float model's if it walks along.
     paths: Vec<ModelPath>,
@@ -151,6 +160,7 @@ impl Walk {
             tokens,
             hidden,
             lengths: all.iter().map(|w| w.len).collect(),
+            subset_of: subsets(windows.calibration.len()),
             n_calibration: windows.calibration.len(),
             paths: Vec::new(),
             bytes_in_memory: 0,
@@ -257,13 +267,17 @@ impl Walk {
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
         let width = |kind| block.linears.get(kind).in_features();
-        let mut input = self.sums(self.attention_kinds(), self.hidden, Beside::Nothing);
-        let mut mixed = self.mixed_sums(block, Beside::Nothing);
-        let mut output = self.sums(&[LinearKind::O], width(LinearKind::O), Beside::Nothing);
+        let wanted = Wanted {
+            beside: Beside::Nothing,
+            subsets: into_stream && self.takes_subsets(),
+        };
+        let mut input = self.sums(self.attention_kinds(), self.hidden, wanted);
+        let mut mixed = self.mixed_sums(block, wanted);
+        let mut output = self.sums(&[LinearKind::O], width(LinearKind::O), wanted);
         let gate_up = &[LinearKind::Gate, LinearKind::Up];
-        let mut mlp_input = self.sums(gate_up, self.hidden, Beside::Nothing);
+        let mut mlp_input = self.sums(gate_up, self.hidden, wanted);
         let down = &[LinearKind::Down];
-        let mut mlp_output = self.sums(down, width(LinearKind::Down), Beside::Nothing);
+        let mut mlp_output = self.sums(down, width(LinearKind::Down), wanted);
         for batch in self.batches() {
             let h = self.stream(&self.paths[0], &batch)?;
             let x = block.attention_input(h.clone());
@@ -301,7 +315,7 @@ impl Walk {
         block: &Block,
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
-        let mut sums = self.sums(self.attention_kinds(), self.hidden, self.beside(None));
+        let mut sums = self.sums(self.attention_kinds(), self.hidden, self.wanted(None));
         for batch in self.batches() {
             let x = self.on_paths(block, |path, block| {
                 Activation::of(block.attention_input(self.stream(path, &batch)?))
@@ -330,7 +344,7 @@ impl Walk {
                 self.store(path.name, 1, "keys", keys)?,
             ));
         }
-        let mut sums = self.mixed_sums(block, self.beside(None));
+        let mut sums = self.mixed_sums(block, self.wanted(None));
         for batch in self.batches() {
             let seen = self.on_paths(block, |path, block| {
                 let x = block.attention_input(self.stream(path, &batch)?);
@@ -360,7 +374,7 @@ impl Walk {
         let (heads, kv_heads, head_dim) = (block.heads(), block.kv_heads(), block.head_dim());
         let features = heads * head_dim;
         let mut stores = self.stores("attention", self.tokens * features)?;
-        let mut sums = self.sums(&[LinearKind::O], features, self.beside(Some(self.hidden)));
+        let mut sums = self.sums(&[LinearKind::O], features, self.wanted(Some(self.hidden)));
         for batch in self.batches() {
             let read = |store: &Store, heads: usize| -> Result<Tensor<4>, WalkError> {
                 let shape = [batch.len(), heads, self.tokens, head_dim];
@@ -396,7 +410,7 @@ impl Walk {
         tick: &mut dyn FnMut(usize),
     ) -> Result<Vec<LinearStats>, WalkError> {
         let gate_up = &[LinearKind::Gate, LinearKind::Up];
-        let mut sums = self.sums(gate_up, self.hidden, self.beside(None));
+        let mut sums = self.sums(gate_up, self.hidden, self.wanted(None));
         for batch in self.batches() {
             let h = self.on_paths(block, |path, block| {
                 let Kept::Attention(attention) = &path.kept else {
@@ -429,7 +443,7 @@ impl Walk {
         let features = block.linears.get(LinearKind::Down).in_features();
         let mut stores = self.stores("mlp", self.tokens * features)?;
         let down = &[LinearKind::Down];
-        let mut sums = self.sums(down, features, self.beside(Some(self.hidden)));
+        let mut sums = self.sums(down, features, self.wanted(Some(self.hidden)));
         for batch in self.batches() {
             let m = self.on_paths(block, |path, block| {
                 let x = block.mlp_input(self.stream(path, &batch)?);
@@ -498,12 +512,20 @@ impl Walk {
         self.paths.iter().map(read).collect()
     }
 
-    /// What statistics have beside them; `stream` is the width of the residual stream, if the output is added to it.
-    fn beside(&self, stream: Option<usize>) -> Beside {
-        match self.paths.len() {
+    /// What is summed; `stream` is the width of the residual stream, if the output is added to it.
+    fn wanted(&self, stream: Option<usize>) -> Wanted {
+        let beside = match self.paths.len() {
             1 => Beside::Nothing,
             _ => Beside::Float { stream },
+        };
+        Wanted {
+            beside,
+            subsets: self.takes_subsets(),
         }
+    }
+
+    fn takes_subsets(&self) -> bool {
+        self.options.subset_blocks.contains(&self.at)
     }
 
     /// The linears that `norm1(h)` itself is the statistic of.
@@ -516,13 +538,18 @@ impl Walk {
     }
 
     /// Empty sums for v, one a kv head; none when `options.mixed_windows` is 0.
-    fn mixed_sums(&self, block: &Block, beside: Beside) -> Vec<Sums> {
+    fn mixed_sums(&self, block: &Block, wanted: Wanted) -> Vec<Sums> {
+        let grows = self.options.mixed_windows >= self.n_calibration;
+        let wanted = Wanted {
+            subsets: wanted.subsets && grows,
+            ..wanted
+        };
         let heads = match self.options.mixed_windows {
             0 => 0,
             _ => block.kv_heads(),
         };
         (0..heads)
-            .map(|_| Sums::new(self.hidden, beside, &self.device))
+            .map(|_| Sums::new(self.hidden, wanted, &self.device))
             .collect()
     }
 
@@ -564,12 +591,12 @@ impl Walk {
     }
 
     /// Empty sums for the linears of a stage: shared by all, or one each where tokens have weights.
-    fn sums(&self, kinds: &[LinearKind], features: usize, beside: Beside) -> Vec<LinearSums> {
+    fn sums(&self, kinds: &[LinearKind], features: usize, wanted: Wanted) -> Vec<LinearSums> {
         let shared = match self.options.gradients {
             Some(_) => 1,
             None => kinds.len(),
         };
-        let of = |kinds: &[LinearKind]| (kinds.to_vec(), Sums::new(features, beside, &self.device));
+        let of = |kinds: &[LinearKind]| (kinds.to_vec(), Sums::new(features, wanted, &self.device));
         kinds.chunks(shared).map(of).collect()
     }
 
@@ -680,7 +707,7 @@ impl Walk {
             let first = (window - batch.start) * self.tokens;
             let all = batch.len() * self.tokens;
             let of = |seen: &'a Activation| seen.rows(first..first + rows, all);
-            let seen: Vec<Rows<'_>> = seen.iter().map(of).collect();
+            let seen_rows: Vec<Rows<'_>> = seen.iter().map(of).collect();
             let streams: Vec<Rows<'_>> = streams.iter().map(of).collect();
             let weights = match &self.options.gradients {
                 None => None,
@@ -690,13 +717,43 @@ impl Walk {
                     Some(weights)
                 }
             };
-            if let Some(row) = sum.add(&seen, &streams, weights.as_deref())? {
+            if let Some(row) = sum.add(&seen_rows, &streams, weights.as_deref())? {
                 return Err(not_finite(row, window));
+            }
+            if !sums.subsets.is_empty() && window < self.n_calibration {
+                for one in window..end {
+                    let Some(subset) = self.subset_of[one] else {
+                        continue;
+                    };
+                    let (first, rows) = ((one - batch.start) * self.tokens, self.lengths[one]);
+                    let weights =
+                        (weights.as_ref()).map(|all| &all[(one - window) * self.tokens..][..rows]);
+                    let rows = [seen[0].rows(first..first + rows, all)];
+                    sums.subsets[subset].add(&rows, &[], weights)?;
+                }
             }
             window = end;
         }
         Ok(())
     }
+}
+
+/// Subsets of the calibration windows: about an eighth, a quarter and a half of them.
+const SUBSETS: usize = 3;
+
+/// The smallest subset that each of `n` windows is in: of every eight in a row one is drawn for the first, another for
+/// the second, two for the third. A walk's first windows are the beginning of a text, and several sources take turns, so
+/// neither the first eighth nor every eighth window would stand for the whole.
+fn subsets(n: usize) -> Vec<Option<usize>> {
+    const EIGHT: [Option<usize>; 8] = [Some(0), Some(1), Some(2), Some(2), None, None, None, None];
+    let drawn = (0..n.div_ceil(8)).flat_map(|stretch| {
+        let (mut random, mut all) = (SplitMix64::new(0, stretch as u64), EIGHT);
+        for last in (1..all.len()).rev() {
+            all.swap(last, random.below(last + 1));
+        }
+        all
+    });
+    drawn.take(n).collect()
 }
 
 /// Linears that share an input, and its sums.
@@ -740,16 +797,28 @@ fn write(
     Ok(())
 }
 
+/// What is summed of an input beside its own moments.
+#[derive(Clone, Copy)]
+struct Wanted {
+    beside: Beside,
+    subsets: bool,
+}
+
 struct Sums {
     calibration: Moments,
     holdout: Moments,
+    /// Of the windows that are in a subset and in none before it.
+    subsets: Vec<Moments>,
 }
 
 impl Sums {
-    fn new(features: usize, beside: Beside, device: &Device) -> Self {
+    fn new(features: usize, wanted: Wanted, device: &Device) -> Self {
+        let of = |beside| Moments::new(features, beside, device);
+        let subsets = if wanted.subsets { SUBSETS } else { 0 };
         Self {
-            calibration: Moments::new(features, beside, device),
-            holdout: Moments::new(features, beside, device),
+            calibration: of(wanted.beside),
+            holdout: of(wanted.beside),
+            subsets: (0..subsets).map(|_| of(Beside::Nothing)).collect(),
         }
     }
 
@@ -759,10 +828,19 @@ impl Sums {
             _ => Some(self.holdout.finish()?.0),
         };
         let (calibration, max_abs) = self.calibration.finish()?;
+        let mut subsets = Vec::new();
+        let mut sums = self.subsets.into_iter().peekable();
+        while let Some(sum) = sums.next() {
+            if let Some(next) = sums.peek_mut() {
+                next.join(&sum);
+            }
+            subsets.push(sum.finish()?.0);
+        }
         Ok(StageStats {
             calibration,
             holdout,
             max_abs,
+            subsets,
         })
     }
 }
@@ -815,6 +893,93 @@ mod tests {
     }
 
     #[test]
+    fn of_every_eight_windows_one_two_and_four_are_in_the_subsets() {
+        let found = subsets(803);
+        for eight in found[..800].chunks(8) {
+            let up_to = |last: usize| eight.iter().flatten().filter(|s| **s <= last).count();
+            assert_eq!([0, 1, 2].map(up_to), [1, 2, 4]);
+        }
+        assert_eq!(found.len(), 803);
+        // Every place of the eight is drawn about equally often.
+        for place in 0..8 {
+            let drawn = found[..800].iter().skip(place).step_by(8);
+            let in_first = drawn.filter(|s| **s == Some(0)).count();
+            assert!((4..=24).contains(&in_first), "place {place}: {in_first}");
+        }
+    }
+
+    #[test]
+    fn subsets_are_sums_of_their_windows_and_leave_the_whole_as_it_is() {
+        let decoder = tiny();
+        let windows = Windows {
+            // The tenth is padded.
+            calibration: (0..11)
+                .map(|i| window(20 + i, if i == 9 { 15 } else { TOKENS }))
+                .collect(),
+            holdout: vec![window(57, TOKENS)],
+            report: crate::text::TextReport::default(),
+        };
+        let block = decoder.block(0, TOKENS).unwrap();
+        let stats = |subset_blocks: Vec<usize>, mixed_windows: usize| {
+            let spill = tempfile::tempdir().unwrap();
+            let options = WalkOptions {
+                max_bytes: u64::MAX,
+                spill_folder: spill.path().to_owned(),
+                mixed_windows,
+                gradients: None,
+                float_path: false,
+                subset_blocks,
+            };
+            let mut walk = Walk::new(&windows, &decoder, options).unwrap();
+            let surveyed = walk.survey(&block, &mut |_| ()).unwrap();
+            let no_subsets = |l: &LinearStats| l.parts.iter().all(|p| p.stats.subsets.is_empty());
+            assert!(surveyed.iter().all(no_subsets));
+            let all = walk.survey_and_finish(&block, &mut |_| ()).unwrap();
+            (all, walk.subset_of)
+        };
+        let (plain, _) = stats(vec![1], 11);
+        let (found, subset_of) = stats(vec![0], 11);
+        let (sampled, _) = stats(vec![0], 4);
+        for (plain, found) in plain.iter().zip(&found) {
+            for (plain, found) in plain.parts.iter().zip(&found.parts) {
+                let (plain, found) = (&plain.stats, &found.stats);
+                assert!(plain.subsets.is_empty());
+                assert_eq!(found.subsets.len(), SUBSETS);
+                assert!(plain.calibration == found.calibration && plain.holdout == found.holdout);
+            }
+        }
+        let mixed = |all: &[LinearStats]| {
+            let of_v = all.iter().find(|l| l.kinds == [LinearKind::V]).unwrap();
+            of_v.parts[0].stats.subsets.len()
+        };
+        assert_eq!((mixed(&found), mixed(&sampled)), (SUBSETS, 0));
+        for (last, found) in found[0].parts[0].stats.subsets.iter().enumerate() {
+            let mut sum = crate::Accumulator::new(found.in_features);
+            for (window, subset) in windows.calibration.iter().zip(&subset_of) {
+                if subset.is_some_and(|subset| subset <= last) {
+                    let hidden = found.in_features;
+                    let embedded = decoder.embed(&window.ids).unwrap();
+                    // As the stream keeps it.
+                    let mut kept = Store::in_memory(1, embedded.len());
+                    kept.write(0, &embedded).unwrap();
+                    let h = TensorData::new(kept.read(0, 1).unwrap(), [1, TOKENS, hidden]);
+                    let h = Tensor::from_data(h, decoder.device());
+                    let x = values(block.attention_input(h)).unwrap();
+                    sum.add(&x[..window.len * hidden]).unwrap();
+                }
+            }
+            let wanted = sum.finish();
+            assert_eq!(found.n_tokens, wanted.n_tokens);
+            for (found, wanted) in found.hessian.iter().zip(&wanted.hessian) {
+                assert!(
+                    (found - wanted).abs() < 1e-5 * wanted.abs().max(1.0),
+                    "{found} {wanted}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn cross_moments_are_of_what_the_float_model_has_in_their_place() {
         let decoder = tiny();
         let windows = Windows {
@@ -829,6 +994,7 @@ mod tests {
             mixed_windows: 2,
             gradients: None,
             float_path: true,
+            subset_blocks: Vec::new(),
         };
         let mut walk = Walk::new(&windows, &decoder, options).unwrap();
         let (lengths, mut tick) = ([TOKENS, 15], |_: usize| ());

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use halfbyte_pipeline::report::{
     Comparison, RunRecord, comparison_page, explain as explain_linear, find_run, page_path,
-    read_run, read_sweep, run_page, summary_text, sweep_page, sweep_page_path, sweep_text,
-    write_page,
+    read_cells, read_run, read_sweep, run_page, summary_text, sweep_page, sweep_page_path,
+    sweep_text, write_page,
 };
 
 /// Writes the page asked for and says in words what it holds: one run's summary, or a table of several.
@@ -40,7 +40,8 @@ fn sweep(folder: &Path, out: Option<&Path>) -> Result<Option<String>> {
         None => return Ok(None),
     };
     let path = out.map_or_else(|| sweep_page_path(folder), |out| file_in(out, "sweep.html"));
-    write_page(&path, &sweep_page(&record, out.is_none()))?;
+    let linears = read_cells(folder, &record)?;
+    write_page(&path, &sweep_page(&record, &linears, out.is_none()))?;
     let mut text = sweep_text(&record);
     text += &format!("{:<15} {}\n", "page", path.display());
     Ok(Some(text))

@@ -235,6 +235,7 @@ impl Budgeting<'_> {
             },
             gradients: None,
             float_path: false,
+            subset_blocks: Vec::new(),
         };
         let mut walk = Walk::new(self.windows, self.decoder, options)?;
         let tokens = walk.tokens_per_window();

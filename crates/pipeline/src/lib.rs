@@ -8,6 +8,7 @@ pub mod config;
 
 mod budget;
 mod codes;
+mod curve;
 mod error;
 mod evaluate;
 mod event;

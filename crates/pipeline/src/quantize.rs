@@ -1,12 +1,13 @@
 //! The loop where the stages meet: a block's statistics, its solves, its codes on disk, and on to the next.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use halfbyte_calibrate::text::Window;
+use halfbyte_calibrate::text::{Window, Windows};
 use halfbyte_calibrate::{GradientOptions, LinearStats, OutputGradients, Walk, WalkOptions};
 use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
 use halfbyte_pack::{Format, ScaleDtype};
@@ -15,6 +16,7 @@ use halfbyte_report::{BudgetRecord, LinearRecord, RunRecord};
 
 use crate::codes::count_codes;
 use crate::config::{Device, Pipeline, Propagation, Recipe, SignedScales, Treatment};
+use crate::curve::{Curved, curve_blocks, curves};
 use crate::error::{GateFailed, user_error};
 use crate::event::{Event, phase};
 use crate::open::{open_calibration, open_model};
@@ -183,6 +185,7 @@ pub fn quantize(
         } else {
             None
         };
+        let subset_blocks = curve_blocks_of(pipeline, &solver, &decoder, &windows);
         let walk_options = WalkOptions {
             max_bytes: activation_bytes,
             spill_folder: work.folder().to_owned(),
@@ -193,6 +196,7 @@ pub fn quantize(
             },
             gradients: gradients.clone(),
             float_path: pipeline.propagation == Propagation::Asymmetric,
+            subset_blocks,
         };
         let mut walk = if pipeline.reads_text() {
             Some(clock.time("forward", || Walk::new(&windows, &decoder, walk_options))?)
@@ -334,6 +338,20 @@ pub fn quantize(
         out: options.out.clone(),
         gate,
     })
+}
+
+/// The blocks whose linears are solved from less text too, to tell whether there is enough of it.
+fn curve_blocks_of(
+    pipeline: &Pipeline,
+    solver: &Solver,
+    decoder: &Decoder,
+    windows: &Windows,
+) -> Vec<usize> {
+    let wanted = pipeline.report.calibration_curve && solver.is_calibrated();
+    match wanted && !windows.holdout.is_empty() {
+        true => curve_blocks(decoder.n_blocks()),
+        false => Vec::new(),
+    }
 }
 
 /// Residual streams kept for a backward pass.
@@ -669,13 +687,43 @@ impl BlockRun<'_> {
             .clock
             .time("factor", || Prepared::new(solver, linears))
             .with_context(place)?;
+        let mut curved = Vec::new();
+        if linears
+            .parts
+            .iter()
+            .any(|part| !part.stats.subsets.is_empty())
+        {
+            let weights = decoder.weights();
+            for &(kind, scheme) in &wanted {
+                let shape = halfbyte_model::linear_shape(weights.config(), kind);
+                let scaled = self.floats.iter().find(|(k, _)| *k == kind);
+                let weight = match scaled {
+                    Some((_, scaled)) => Cow::Borrowed(&scaled.weight[..]),
+                    None => weights.weight(&kind.module(self.block), shape)?.into(),
+                };
+                curved.push(Curved {
+                    kind,
+                    weight,
+                    columns: shape[1],
+                    scheme,
+                });
+            }
+        }
+        let mut measured = Vec::new();
+        if !curved.is_empty() {
+            let measure = || curves(solver, &prepared, &curved);
+            measured = (self.clock.time("calibration curve", measure)).with_context(place)?;
+        }
+        drop(curved);
+        let mut measured = measured.into_iter();
         for (kind, scheme) in wanted {
-            self.solve_one(decoder, Some(&mut *block), kind, scheme, &mut prepared)?;
+            let record = self.solve_one(decoder, Some(&mut *block), kind, scheme, &mut prepared)?;
+            record.calibration_curve = measured.next().unwrap_or_default();
         }
         Ok(())
     }
 
-    /// Solves one linear; its rounded weight goes into the block, if there is one.
+    /// Solves one linear; its rounded weight goes into the block, if there is one. Gives its record.
     fn solve_one(
         &mut self,
         decoder: &Decoder,
@@ -683,7 +731,7 @@ impl BlockRun<'_> {
         kind: LinearKind,
         scheme: Scheme,
         prepared: &mut Prepared<'_>,
-    ) -> Result<()> {
+    ) -> Result<&mut LinearRecord> {
         let solver = self.solver;
         let weights = decoder.weights();
         let shape = halfbyte_model::linear_shape(weights.config(), kind);
@@ -745,7 +793,7 @@ impl BlockRun<'_> {
         }
         self.solved.push(solved);
         self.records.push(record);
-        Ok(())
+        Ok(self.records.last_mut().expect("one was pushed"))
     }
 }
 

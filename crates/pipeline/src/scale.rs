@@ -390,6 +390,7 @@ mod tests {
             mixed_windows: 2,
             gradients: None,
             float_path: false,
+            subset_blocks: Vec::new(),
         };
         let mut walk = Walk::new(&windows, &decoder, options).unwrap();
         let solver = Solver::new(pipeline, false);

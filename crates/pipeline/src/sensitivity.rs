@@ -285,6 +285,7 @@ impl Apart {
             mixed_windows: MIXED_WINDOWS,
             gradients: None,
             float_path: false,
+            subset_blocks: Vec::new(),
         };
         let mut walk = Walk::new(&windows, &self.float, options)?;
         let (blocks, tokens) = (self.float.n_blocks(), walk.tokens_per_window());

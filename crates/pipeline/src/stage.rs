@@ -120,8 +120,28 @@ impl Solver {
         })
     }
 
+    /// The same without what looks beyond a row and one solution of it.
+    pub(crate) fn ordinary(&self) -> Self {
+        match self {
+            Self::Gptq { options, mixed, .. } => Self::Gptq {
+                options: options.clone(),
+                mixed: *mixed,
+                best: false,
+            },
+            other => other.clone(),
+        }
+    }
+
+    /// What the statistics are factored into, for a method that solves from that.
+    pub(crate) fn factor(&self, stats: &ActivationStats) -> Result<Option<Factor>> {
+        Ok(match self {
+            Self::Gptq { options, .. } => Some(factor(stats, options)?),
+            _ => None,
+        })
+    }
+
     /// Solves some rows of a linear on a grid; `row_factors` are of the Hessians of consecutive ranges of them, if of any.
-    fn solve(
+    pub(crate) fn solve(
         &self,
         weight: MatRef<'_, f32>,
         seen: Option<&ActivationStats>,
@@ -186,6 +206,15 @@ impl Solver {
         }
     }
 
+    /// Whether codes depend on the calibration text.
+    pub(crate) fn is_calibrated(&self) -> bool {
+        match self {
+            Self::Gptq { .. } | Self::Awq { .. } => true,
+            Self::Rtn(options) => *options != RtnOptions::default(),
+            Self::Hqq(_) | Self::Absmax | Self::Codebook(_) => false,
+        }
+    }
+
     /// Whether rows are to be solved with regard to each other.
     pub(crate) fn wants_gradients(&self) -> bool {
         matches!(self, Self::Gptq { best: true, .. })
@@ -229,17 +258,17 @@ pub(crate) struct Unscaled<'a> {
 
 /// Statistics ready to solve from: one set for all rows, or for some rows each.
 pub(crate) struct Prepared<'a> {
-    parts: Vec<Part<'a>>,
+    pub(crate) parts: Vec<Part<'a>>,
     hessian: HessianKind,
     seconds: f64,
 }
 
 /// What some rows, or all, are solved from; methods that read no text have no statistics.
-struct Part<'a> {
-    rows: Option<&'a [usize]>,
-    stats: Option<&'a StageStats>,
+pub(crate) struct Part<'a> {
+    pub(crate) rows: Option<&'a [usize]>,
+    pub(crate) stats: Option<&'a StageStats>,
     spread: Option<InputSpread>,
-    factor: Option<Factor>,
+    pub(crate) factor: Option<Factor>,
 }
 
 impl<'a> Prepared<'a> {
@@ -247,15 +276,11 @@ impl<'a> Prepared<'a> {
     pub(crate) fn new(solver: &Solver, linears: &'a LinearStats) -> Result<Self> {
         let start = Instant::now();
         let factored = linears.parts.par_iter().map(|part| {
-            let factor = match solver {
-                Solver::Gptq { options, .. } => Some(factor(&part.stats.calibration, options)?),
-                _ => None,
-            };
             anyhow::Ok(Part {
                 rows: part.rows.as_deref(),
                 stats: Some(&part.stats),
                 spread: Some(input_spread(&part.stats.calibration)),
-                factor,
+                factor: solver.factor(&part.stats.calibration)?,
             })
         });
         let parts = factored.collect::<Result<Vec<_>>>()?;
@@ -476,6 +501,7 @@ impl<'a> Prepared<'a> {
             outlier_channels: outcome.prospect.outlier_channels(),
             finer_group_loss: outcome.prospect.finer_group_loss(),
             predicted_kl: None,
+            calibration_curve: Vec::new(),
         }
     }
 }
@@ -687,7 +713,7 @@ fn awq(
 }
 
 /// The relative loss of row parts together: losses and signals add.
-fn together(parts: &[halfbyte_solve::Loss]) -> Option<f64> {
+pub(crate) fn together(parts: &[halfbyte_solve::Loss]) -> Option<f64> {
     if parts.is_empty() {
         return None;
     }

@@ -151,6 +151,48 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> 
     })
 }
 
+/// Reads records that [`write_linears`] wrote. Lists without any index are not told from lists that are not there.
+pub(crate) fn read_linears(path: &Path) -> Result<Vec<LinearRecord>, ReportError> {
+    let read = |source: csv::Error| ReportError::Io {
+        path: path.to_path_buf(),
+        action: "read",
+        source: source.into(),
+    };
+    let mut csv = csv::Reader::from_path(path).map_err(read)?;
+    let names = csv.headers().map_err(read)?.clone();
+    let record = |row: Result<csv::StringRecord, csv::Error>| {
+        let row = row.map_err(read)?;
+        let fields = names.iter().zip(&row);
+        let fields: serde_json::Map<_, _> = fields
+            .map(|(name, text)| (name.to_owned(), field(name, text)))
+            .collect();
+        serde_json::from_value(fields.into()).map_err(|source| ReportError::Parse {
+            path: path.to_path_buf(),
+            source,
+        })
+    };
+    csv.records().map(record).collect()
+}
+
+/// A cell of linears.csv as the record has it.
+fn field(column: &str, text: &str) -> serde_json::Value {
+    use serde_json::Value;
+    // A float is read as Rust reads it, to the last digit.
+    let number = |text: &str| match text.parse::<i64>() {
+        Ok(whole) => whole.into(),
+        Err(_) => text.parse::<f64>().map_or(Value::Null, Value::from),
+    };
+    match column {
+        "linear" | "method" | "hessian" => text.into(),
+        "warnings" => text.split("; ").filter(|w| !w.is_empty()).collect(),
+        "sym" | "row_hessian" => (text == "true").into(),
+        "int8_outlier_columns" | "outlier_channels" if !text.is_empty() => {
+            text.split(' ').map(number).collect()
+        }
+        _ => number(text),
+    }
+}
+
 /// Columns of linears.csv: the fields of [`LinearRecord`] in their order.
 pub(crate) const COLUMNS: [&str; 37] = [
     "block",
@@ -289,6 +331,26 @@ mod tests {
         );
         assert_eq!(lines.len(), 1 + run().linears.len());
         assert!(lines[4].contains(",\"damping raised, Cholesky failed twice; 3 dead columns\","));
+    }
+
+    #[test]
+    fn linears_read_back_from_the_csv_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("linears.csv");
+        let mut linears = run().linears;
+        linears[0].group_size = -1;
+        linears[0].relative_loss = 0.1 + 0.2;
+        linears[0].condition = None;
+        linears[1].sqnr_db = Some(1e-17);
+        linears[2].predicted_kl = Some(3.0);
+        write_linears(&path, &linears).unwrap();
+        assert_eq!(read_linears(&path).unwrap(), linears);
+        linears[0].relative_loss = f64::NAN;
+        write_linears(&path, &linears).unwrap();
+        assert!(read_linears(&path).unwrap()[0].relative_loss.is_nan());
+        fs::write(&path, "block,linear\n0,a\n").unwrap();
+        let told = read_linears(&path).unwrap_err().to_string();
+        assert!(told.ends_with("linears.csv: not a run record"), "{told}");
     }
 
     #[test]

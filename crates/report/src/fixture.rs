@@ -137,5 +137,6 @@ fn linear(block: usize, linear: &str, loss: f64, heldout: f64) -> LinearRecord {
         outlier_channels: Some(vec![40, 7]),
         finer_group_loss: Some(0.8),
         predicted_kl: None,
+        calibration_curve: Vec::new(),
     }
 }

@@ -9,6 +9,7 @@
 mod card;
 mod chart;
 mod compare;
+mod curve;
 mod explain;
 mod files;
 mod markup;
@@ -23,13 +24,13 @@ pub use explain::{ExplainError, explain};
 pub use files::{ReportError, find_run, page_path, read_run, write_page, write_run};
 pub use page::{comparison_page, run_page, sweep_page};
 pub use record::{
-    BudgetRecord, CalibrationRecord, CodesRecord, EvaluationRecord, ExportRecord, HessianKind,
-    LinearRecord, ModelRecord, PhaseRecord, RunRecord, SCHEMA_VERSION, SensitivityRecord,
-    SummaryRecord, TokenRecord, TuneRecord, UniformRecord,
+    BudgetRecord, CalibrationRecord, CodesRecord, CurvePointRecord, EvaluationRecord, ExportRecord,
+    HessianKind, LinearRecord, ModelRecord, PhaseRecord, RunRecord, SCHEMA_VERSION,
+    SensitivityRecord, SummaryRecord, TokenRecord, TuneRecord, UniformRecord,
 };
 pub use sweep::{
     CellRecord, SweepRecord, SweepSummaryRecord, WinnerRecord, geometric_means, rank_correlation,
-    read_sweep, refusals, sweep_page_path, sweep_text, write_sweep,
+    read_cells, read_sweep, refusals, sweep_page_path, sweep_text, write_sweep,
 };
 pub use text::{linears_table, summary_text};
 

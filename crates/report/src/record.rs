@@ -207,6 +207,27 @@ pub struct LinearRecord {
     /// the float model. None outside a sweep.
     #[serde(default)]
     pub predicted_kl: Option<f64>,
+    /// What it loses when solved from less text, by rising tokens, the whole text last; empty where that was not measured.
+    /// No column of linears.csv.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calibration_curve: Vec<CurvePointRecord>,
+}
+
+/// A linear solved from some of the calibration text.
+///
+/// All points of a curve are of the same rows, at most 128 evenly spaced, and of the ordinary solve: rows by themselves,
+/// no beam, for the weight as it is. So they compare with each other, and the last one is the linear's own loss where
+/// that was solved so and has no more rows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CurvePointRecord {
+    /// Tokens that its statistics are of.
+    pub tokens: u64,
+    /// Loss by those statistics: on what it was fitted to.
+    #[serde(deserialize_with = "number")]
+    pub relative_loss: f64,
+    /// Loss on the held-out text.
+    #[serde(deserialize_with = "number")]
+    pub relative_loss_heldout: f64,
 }
 
 /// Bits shared out among the linears. KL divergences are in nats a token, predicted as sensitivity times loss from the

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::compare::is_beaten;
-use crate::files::{make_folder, read_record, write_linears, write_whole};
+use crate::files::{make_folder, read_linears, read_record, write_linears, write_whole};
 use crate::markup::short;
 use crate::text::{bytes, duration, geometric_mean, table};
 use crate::{
@@ -188,7 +188,7 @@ pub fn write_sweep(
         make_folder(&dir.join("cells"))?;
     }
     for (cell, linears) in linears {
-        write_linears(&dir.join("cells").join(format!("{cell}.csv")), linears)?;
+        write_linears(&cell_path(&dir, cell), linears)?;
     }
     let path = dir.join("sweep.csv");
     let csv = sweep_csv(sweep).map_err(|source| ReportError::Io {
@@ -204,6 +204,24 @@ pub fn write_sweep(
         source,
     })?;
     write_whole(&path, &json)
+}
+
+fn cell_path(dir: &Path, cell: &str) -> PathBuf {
+    dir.join("cells").join(format!("{cell}.csv"))
+}
+
+/// The linears of every cell that [`write_sweep`] left in `dir`, with its name; a cell whose table is gone is left out.
+pub fn read_cells(
+    dir: &Path,
+    sweep: &SweepRecord,
+) -> Result<Vec<(String, Vec<LinearRecord>)>, ReportError> {
+    let dir = dir.join("halfbyte");
+    let cells = sweep.cells.iter().filter(|cell| cell.refused.is_none());
+    let paths = cells.map(|cell| (&cell.cell, cell_path(&dir, &cell.cell)));
+    let there = paths.filter(|(_, path)| path.is_file());
+    there
+        .map(|(cell, path)| Ok((cell.clone(), read_linears(&path)?)))
+        .collect()
 }
 
 /// Reads the record that [`write_sweep`] left in `dir`.
@@ -496,6 +514,7 @@ pub(crate) mod tests {
         let linears = vec![("gptq-4bit-g64-sym".to_owned(), run().linears)];
         write_sweep(dir.path(), &sweep, &linears).unwrap();
         assert_eq!(read_sweep(dir.path()).unwrap(), sweep);
+        assert_eq!(read_cells(dir.path(), &sweep).unwrap(), linears);
         let csv = std::fs::read_to_string(dir.path().join("halfbyte/sweep.csv")).unwrap();
         let lines: Vec<&str> = csv.lines().collect();
         assert_eq!(lines[0], COLUMNS.join(","));

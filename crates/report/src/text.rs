@@ -1,3 +1,4 @@
+use crate::curve::Curve;
 use crate::{ExportRecord, LinearRecord, RunRecord};
 
 /// Phases in the summary; run.json has all of them.
@@ -48,15 +49,18 @@ pub fn summary_text(run: &RunRecord) -> String {
                 )
             },
         ),
-        (
-            "time",
-            format!(
-                "{} ({} of processor time)",
-                duration(summary.seconds),
-                duration(summary.cpu_seconds)
-            ),
-        ),
     ];
+    if let Some(curve) = Curve::of(run) {
+        rows.push(("", halved_and_doubled(&curve)));
+    }
+    rows.push((
+        "time",
+        format!(
+            "{} ({} of processor time)",
+            duration(summary.seconds),
+            duration(summary.cpu_seconds)
+        ),
+    ));
     let phases: Vec<String> = summary
         .phases
         .iter()
@@ -136,6 +140,22 @@ pub fn summary_text(run: &RunRecord) -> String {
     rows.into_iter()
         .map(|(label, text)| format!("{label:<15} {text}\n"))
         .collect()
+}
+
+/// What less calibration text costs, and what more of it may gain.
+pub(crate) fn halved_and_doubled(curve: &Curve) -> String {
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let [half, whole] = curve.ends();
+    let halved = match curve.halving() {
+        more if more > 0.0 => format!("{} more", percent(more)),
+        _ => "no more".to_owned(),
+    };
+    format!(
+        "linears solved from {} tokens in place of {} lose {halved} on held-out text; from twice as many they may lose {} less",
+        grouped(half.tokens),
+        grouped(whole.tokens),
+        percent(curve.doubling())
+    )
 }
 
 /// What LLM.int8() would keep in 16 bits and come to, over the linears where that is known.

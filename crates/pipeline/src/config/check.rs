@@ -62,6 +62,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         report: Report {
             html: file.report.html,
             llm_int8: file.report.llm_int8,
+            calibration_curve: file.report.calibration_curve,
         },
         resources: Resources {
             threads: file.resources.threads,

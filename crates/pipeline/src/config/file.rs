@@ -320,6 +320,8 @@ pub(super) struct ReportFile {
     pub(super) html: bool,
     /// What LLM.int8() would keep of every linear in 16 bits, as columns of run.json and linears.csv.
     pub(super) llm_int8: bool,
+    /// Loss against calibration tokens, in run.json and report.html: whether the text is enough.
+    pub(super) calibration_curve: bool,
 }
 
 /// The machine's share.
@@ -341,6 +343,7 @@ impl Default for ReportFile {
         Self {
             html: true,
             llm_int8: false,
+            calibration_curve: true,
         }
     }
 }

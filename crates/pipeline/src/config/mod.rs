@@ -252,6 +252,8 @@ pub struct Report {
     pub html: bool,
     /// What LLM.int8() would keep of every linear in 16 bits.
     pub llm_int8: bool,
+    /// Loss against calibration tokens, where text is held out.
+    pub calibration_curve: bool,
 }
 
 /// The machine's share.
@@ -320,10 +322,11 @@ impl Pipeline {
     }
 
     /// sha256, in hex, of all that decides the codes: model, calibration, method, recipe, quant, propagation, rules,
-    /// ignore, the exported formats (they decide `signed_scales: auto`), and `report.llm_int8`, which decides the records. Two runs of the same fingerprint may
-    /// share finished blocks, provided that the files behind the paths have not changed: that is for the caller to
-    /// mix in. Folders count by their real place, so that `./model` in two places is two models. Evaluation, gate,
-    /// report, resources, sweep and output folders do not count.
+    /// ignore, the exported formats (they decide `signed_scales: auto`), and what of `report` decides the records,
+    /// `llm_int8` and `calibration_curve`. Two runs of the same fingerprint may share finished blocks, provided that the
+    /// files behind the paths have not changed: that is for the caller to mix in. Folders count by their real place, so
+    /// that `./model` in two places is two models. Evaluation, gate, the rest of report, resources, sweep and output
+    /// folders do not count.
     pub fn fingerprint(&self) -> String {
         let mut value = self.to_value();
         if let Some(sections) = value.as_object_mut() {
@@ -336,6 +339,8 @@ impl Pipeline {
             let formats: BTreeSet<_> = self.export.iter().map(|e| e.format.to_string()).collect();
             sections.insert("formats".to_owned(), serde_json::json!(formats));
             sections.insert("llm_int8".to_owned(), self.report.llm_int8.into());
+            let curve = self.report.calibration_curve;
+            sections.insert("calibration_curve".to_owned(), curve.into());
             let places: Vec<_> = self.located().map(Located::real_place).collect();
             sections.insert("places".to_owned(), serde_json::json!(places));
         }
@@ -551,6 +556,7 @@ impl From<&Pipeline> for PipelineFile {
             report: ReportFile {
                 html: report.html,
                 llm_int8: report.llm_int8,
+                calibration_curve: report.calibration_curve,
             },
             resources: ResourcesFile {
                 threads: resources.threads,

@@ -89,7 +89,7 @@ ignore: [lm_head, 're:.*embed']
 export: [{format: compressed-tensors, out: ct}, {format: gptq_v2}]
 evaluate: {text: eval.txt, sequence_length: 128, windows: [0, 3, 5]}
 gate: {max_kl: 0.1}
-report: {html: false, llm_int8: true}
+report: {html: false, llm_int8: true, calibration_curve: false}
 resources: {threads: 2, max_memory: 8GiB, device: cpu}
 "#;
     let pipeline = Pipeline::parse(text, "p.yaml", folder.path()).unwrap();
@@ -107,7 +107,7 @@ resources: {threads: 2, max_memory: 8GiB, device: cpu}
     assert_eq!(pipeline.quant.damp_percent, Damp::Fraction(0.01));
     assert_eq!(pipeline.quant.signed_scales, SignedScales::Off);
     let evaluate = pipeline.evaluate.as_ref().unwrap();
-    assert!(!pipeline.report.html);
+    assert!(!pipeline.report.html && !pipeline.report.calibration_curve);
     assert_eq!(evaluate.windows, Windows::List(vec![0, 3, 5]));
     assert_eq!(evaluate.text.path, folder.path().join("eval.txt"));
     assert_eq!(pipeline.resources.max_memory_bytes, Some(8 << 30));
@@ -233,6 +233,7 @@ fn a_fingerprint_changes_with_what_decides_the_codes_and_with_nothing_else() {
         "model.source=org/name",
         "quant.damp_percent=0.1",
         "report.llm_int8=true",
+        "report.calibration_curve=false",
     ] {
         assert_ne!(of(&[other]), base, "{other}");
     }

@@ -24,8 +24,8 @@ use halfbyte_calibrate::text::{EvaluationText, Windows};
 use halfbyte_checkpoint::{create_folder, write_json};
 use halfbyte_model::{Decoder, LinearKind, Weights, open_device};
 use halfbyte_report::{
-    CellRecord, SCHEMA_VERSION, SweepRecord, SweepSummaryRecord, WinnerRecord, read_sweep,
-    refusals, sweep_page, sweep_page_path, write_page, write_sweep,
+    CellRecord, SCHEMA_VERSION, SweepRecord, SweepSummaryRecord, WinnerRecord, read_cells,
+    read_sweep, refusals, sweep_page, sweep_page_path, write_page, write_sweep,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -183,7 +183,9 @@ fn write_all(
 ) -> Result<()> {
     write_sweep(out, record, linears)?;
     if pipeline.report.html {
-        write_page(&sweep_page_path(out), &sweep_page(record, true))?;
+        // Read back, so that the page drawn again later is the same.
+        let linears = read_cells(out, record)?;
+        write_page(&sweep_page_path(out), &sweep_page(record, &linears, true))?;
     }
     Ok(())
 }

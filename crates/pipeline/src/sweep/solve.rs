@@ -56,6 +56,7 @@ pub(super) fn blocks(
         mixed_windows: MIXED_WINDOWS,
         gradients: None,
         float_path: false,
+        subset_blocks: Vec::new(),
     };
     let mut walk = clock.time("forward", || Walk::new(windows, decoder, walk_options))?;
     if done > 0 {

@@ -170,6 +170,10 @@ fn tag_place(x: f64, y: f64, taken: &[(f64, f64)]) -> (f64, f64, &'static str) {
 }
 
 fn axes(x: &Scale, y: &Scale, x_label: &str, y_label: &str) -> String {
+    let named = |scale: &Scale, name: &str| match scale.unit() {
+        Some(unit) => format!("{name}, {unit}"),
+        None => name.to_owned(),
+    };
     let mut out = String::from("<g aria-hidden=\"true\">\n");
     for (value, text) in x.ticks() {
         if let Some(at) = x.at(value) {
@@ -187,11 +191,16 @@ fn axes(x: &Scale, y: &Scale, x_label: &str, y_label: &str) -> String {
             out += &label(LEFT - 8.0, at + 4.0, "tick end", &text);
         }
     }
-    out += &label((LEFT + RIGHT) / 2.0, BOTTOM + 43.0, "axis mid", x_label);
+    out += &label(
+        (LEFT + RIGHT) / 2.0,
+        BOTTOM + 43.0,
+        "axis mid",
+        &named(x, x_label),
+    );
     out += &format!(
         "<text class=\"axis mid\" transform=\"translate(15 {:.1}) rotate(-90)\">{}</text>\n</g>\n",
         (TOP + BOTTOM) / 2.0,
-        escape(y_label)
+        escape(&named(y, y_label))
     );
     out
 }

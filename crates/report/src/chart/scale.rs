@@ -112,6 +112,19 @@ impl Scale {
         }
     }
 
+    /// The unit that labels are in, where straight ticks would have too many zeros: such as `10⁻⁴`.
+    pub(crate) fn unit(&self) -> Option<String> {
+        let power = self.power();
+        (power != 0).then(|| log_label(1, power))
+    }
+
+    /// The power of ten that labels leave out.
+    fn power(&self) -> i32 {
+        let power = self.high.abs().max(self.low.abs()).log10().floor() as i32;
+        let straight = !(self.log && self.high > 5.0 * self.low);
+        if straight && power < -2 { power } else { 0 }
+    }
+
     /// The ends.
     pub(crate) fn range(&self) -> (f64, f64) {
         (self.low, self.high)
@@ -125,12 +138,13 @@ impl Scale {
         if self.whole {
             step = step.max(1.0);
         }
-        let digits = (-step.log10().floor()).max(0.0) as usize;
+        let unit = self.power();
+        let digits = (f64::from(unit) - step.log10().floor()).max(0.0) as usize;
         let first = (self.low / step).ceil() as i64;
         (first..)
             .map(|k| k as f64 * step)
             .take_while(|v| *v <= self.high + 1e-9 * step)
-            .map(|v| (v, format!("{v:.digits$}")))
+            .map(|v| (v, format!("{:.digits$}", v / 10f64.powi(unit))))
             .collect()
     }
 
@@ -226,6 +240,16 @@ mod tests {
             labels(scale(true, false, &[0.08, 0.11])),
             "0.08 0.09 0.10 0.11"
         );
+    }
+
+    #[test]
+    fn zeros_go_into_the_unit() {
+        let small = scale(true, false, &[0.00017, 0.00025]);
+        assert_eq!(small.unit().as_deref(), Some("10⁻⁴"));
+        assert_eq!(labels(small), "1.8 2.0 2.2 2.4");
+        for powers in [&[1e-5, 1e-4][..], &[0.02, 0.03], &[0.0, 0.0]] {
+            assert_eq!(scale(powers[0] > 0.0, false, powers).unit(), None);
+        }
     }
 
     #[test]

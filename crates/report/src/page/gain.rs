@@ -2,15 +2,20 @@ use super::kinds::Kinds;
 use super::table::{Column, Row, Table, Value};
 use super::{Section, figure, pair, paragraph};
 use crate::RunRecord;
-use crate::chart::{Axis, Plot};
-use crate::markup::{counted, escape};
-use crate::text::{gain, grouped, kind, kind_figures};
+use crate::chart::{Axis, Plot, Point, Series, Shape};
+use crate::curve::{Curve, Means};
+use crate::markup::{counted, escape, short};
+use crate::text::{gain, grouped, halved_and_doubled, kind, kind_figures};
 
 /// How much larger the held-out loss may be for the text to count as enough, and for it to count as nearly enough. KL
 /// follows the loss about in proportion, so a tenth is a few standard errors of a KL measured on some thousand tokens;
 /// half of it is the difference between two group sizes.
 const ENOUGH: f64 = 1.1;
 pub(crate) const NEARLY: f64 = 1.5;
+/// What twice the text may take from the held-out loss for it to count as enough, and as nearly enough: about the standard
+/// error of a KL measured on some thousand tokens, and five times that.
+const GAINS_LITTLE: f64 = 0.02;
+const GAINS_SOME: f64 = 0.1;
 /// Below it the held-out text is of another kind, as a single window may be by chance: nothing follows from it.
 const UNLIKE: f64 = 0.8;
 
@@ -62,13 +67,21 @@ pub(super) fn rounding_and_text(run: &RunRecord, kinds: &Kinds) -> Section {
             &chart.render(),
         );
     }
-    let (answer, reasons) = is_the_text_enough(run);
-    let mut html = pair(&charts);
-    html += &format!(
+    let curve = Curve::of(run);
+    let (answer, reasons) = is_the_text_enough(run, curve.as_ref());
+    let verdict = format!(
         "<p class=\"verdict\">Is the calibration text enough? <strong>{}</strong> {}</p>\n",
         escape(answer),
         escape(&reasons)
     );
+    let mut html = pair(&charts);
+    html += &match &curve {
+        Some(curve) => {
+            let (figure, table) = loss_over_tokens(run, curve);
+            pair(&format!("{figure}<div>{table}{verdict}</div>\n"))
+        }
+        None => verdict,
+    };
     let worse = run
         .linears
         .iter()
@@ -119,13 +132,106 @@ pub(super) fn rounding_and_text(run: &RunRecord, kinds: &Kinds) -> Section {
     }
 }
 
+/// The curve and its figures.
+fn loss_over_tokens(run: &RunRecord, curve: &Curve) -> (String, String) {
+    let row_id = |i: usize| format!("t{i}");
+    let series = |name: &str, class, shape, loss: fn(&Means) -> f64| {
+        let points = curve.points.iter().enumerate().map(|(i, means)| Point {
+            x: means.tokens as f64,
+            y: loss(means),
+            title: format!(
+                "{name}, {} tokens: {}",
+                grouped(means.tokens),
+                short(loss(means))
+            ),
+            row: Some(row_id(i)),
+            ..Point::default()
+        });
+        Series {
+            name: name.to_owned(),
+            class,
+            shape,
+            line: true,
+            points: points.collect(),
+        }
+    };
+    let chart = Plot {
+        id: "curve",
+        title: "Loss over calibration tokens",
+        desc: "Two lines, of the text that linears are fitted to and of held-out text, over the tokens they are solved from.",
+        x: Axis::log("calibration tokens"),
+        y: Axis::log("relative loss"),
+        diagonal: false,
+        series: vec![
+            series("held out", "c2", Shape::Triangle, |m| {
+                m.relative_loss_heldout
+            }),
+            series("fitted to", "c0", Shape::Circle, |m| m.relative_loss),
+        ],
+    };
+    let blocks: Vec<String> = curve.blocks.iter().map(usize::to_string).collect();
+    let mut left_out: Vec<&str> = Vec::new();
+    for linear in run
+        .linears
+        .iter()
+        .filter(|l| curve.blocks.contains(&l.block))
+    {
+        let name = kind(linear);
+        if !left_out.contains(&name) && !curve.kinds.iter().any(|known| known == name) {
+            left_out.push(name);
+        }
+    }
+    let left_out = match left_out[..] {
+        [] => String::new(),
+        [one] => format!(
+            " {one} is left out: its statistics are of the same number of windows whatever the text."
+        ),
+        _ => format!(
+            " {} are left out: their statistics are of the same number of windows whatever the text.",
+            left_out.join(", ")
+        ),
+    };
+    let caption = format!(
+        "Geometric means over linears of {} {}, each solved from windows spread over the text. Where the held-out line is flat, more text gains nothing.{left_out}",
+        if blocks.len() == 1 { "block" } else { "blocks" },
+        blocks.join(", ")
+    );
+    let mut columns = vec![
+        Column::number("tokens", "tokens"),
+        Column::number("relative_loss", "fitted to"),
+        Column::number("relative_loss_heldout", "held out"),
+    ];
+    columns.extend(curve.kinds.iter().map(|k| Column::number(k, k)));
+    let rows = curve.points.iter().enumerate().map(|(i, means)| {
+        let mut values = vec![
+            Value::shown(&grouped(means.tokens), means.tokens.to_string()),
+            Value::number(means.relative_loss),
+            Value::number(means.relative_loss_heldout),
+        ];
+        values.extend(means.by_kind.iter().map(|loss| Value::number(*loss)));
+        Row {
+            id: Some(row_id(i)),
+            values,
+        }
+    });
+    let table = Table {
+        id: "calibration-curve",
+        caption: "The same in figures; kinds held out",
+        columns,
+        rows: rows.collect(),
+    };
+    let figure = figure("Loss over calibration tokens", &caption, &chart.render());
+    (figure, table.render())
+}
+
 fn lose(n: usize) -> String {
     let verb = if n == 1 { "loses" } else { "lose" };
     format!("{} {verb}", counted(n, "linear"))
 }
 
-/// A word and the reasons for it.
-pub(super) fn is_the_text_enough(run: &RunRecord) -> (&'static str, String) {
+/// A word and the reasons for it: by what less text costs where that was measured, else by held-out loss beside that on
+/// the text itself.
+pub(super) fn is_the_text_enough(run: &RunRecord, curve: Option<&Curve>) -> (&'static str, String) {
     let calibration = &run.calibration;
     if calibration.tokens_used == 0 {
         return ("No text was read.", "The method needs none.".to_owned());
@@ -154,6 +260,28 @@ pub(super) fn is_the_text_enough(run: &RunRecord) -> (&'static str, String) {
         grouped(calibration.tokens_held_out),
         grouped(calibration.tokens_used)
     );
+    let (answer, advice) = match curve {
+        Some(curve) => by_curve(run, curve),
+        None => by_ratio(ratio),
+    };
+    let mut reasons = match curve {
+        Some(_) => format!("{advice} {measured}"),
+        None => format!("{measured} {advice}"),
+    };
+    let widest = run.linears.iter().max_by_key(|l| l.in_features);
+    if let Some(widest) = widest.filter(|l| l.tokens > 0 && l.tokens < l.in_features as u64) {
+        reasons += &format!(
+            " {} has {} inputs and was measured on {} tokens, too few for statistics of full rank.",
+            kind(widest),
+            widest.in_features,
+            grouped(widest.tokens)
+        );
+    }
+    (answer, reasons)
+}
+
+/// What the held-out loss says alone.
+fn by_ratio(ratio: f64) -> (&'static str, String) {
     let (answer, advice) = if ratio < UNLIKE {
         (
             "Unknown.",
@@ -172,15 +300,31 @@ pub(super) fn is_the_text_enough(run: &RunRecord) -> (&'static str, String) {
             "The solver has fitted its text; raise calibration.num_samples, or add text nearer to what the model will read.",
         )
     };
-    let mut reasons = format!("{measured} {advice}");
-    let widest = run.linears.iter().max_by_key(|l| l.in_features);
-    if let Some(widest) = widest.filter(|l| l.tokens > 0 && l.tokens < l.in_features as u64) {
-        reasons += &format!(
-            " {} has {} inputs and was measured on {} tokens, too few for statistics of full rank.",
-            kind(widest),
-            widest.in_features,
-            grouped(widest.tokens)
-        );
-    }
-    (answer, reasons)
+    (answer, advice.to_owned())
+}
+
+/// What more text may gain says, and what to set.
+fn by_curve(run: &RunRecord, curve: &Curve) -> (&'static str, String) {
+    let samples = run.pipeline.pointer("/calibration/num_samples");
+    let samples = samples.and_then(serde_json::Value::as_u64);
+    let gain = curve.doubling();
+    let (answer, advice) = if gain <= GAINS_LITTLE {
+        let advice = match samples {
+            Some(samples) => format!("calibration.num_samples can stay at {samples}."),
+            None => "More text would gain little.".to_owned(),
+        };
+        ("Yes.", advice)
+    } else {
+        let answer = if gain <= GAINS_SOME { "Nearly." } else { "No." };
+        let advice = match samples {
+            Some(samples) => format!(
+                "Set calibration.num_samples to {} (now {samples}), with more text if there is not that much.",
+                2 * samples
+            ),
+            None => "Raise calibration.num_samples.".to_owned(),
+        };
+        (answer, advice)
+    };
+    let told = halved_and_doubled(curve);
+    (answer, format!("Where it was measured, {told}. {advice}"))
 }

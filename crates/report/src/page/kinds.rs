@@ -10,9 +10,9 @@ pub(super) struct Kinds {
 }
 
 impl Kinds {
-    pub(super) fn of(run: &RunRecord) -> Self {
+    pub(super) fn of(linears: &[LinearRecord]) -> Self {
         let mut paths: Vec<String> = Vec::new();
-        for linear in &run.linears {
+        for linear in linears {
             let path = local(linear);
             if !paths.iter().any(|known| known == path) {
                 paths.push(path.to_owned());

@@ -1,3 +1,5 @@
+use serde::Serialize;
+
 use super::kinds::{Kinds, row_id, title};
 use super::{Section, figure, pair, paragraph};
 use crate::chart::{Axis, Cell, Grid, Plot, Point, STEPS, Series, Shape, step};
@@ -73,8 +75,8 @@ const MEASURES: [Measure; 7] = [
 impl Measure {
     /// What the ramp spans: nearly all values, so that one linear far from all others does not take the colours from
     /// them; and whether some lie below and above.
-    fn range(&self, run: &RunRecord) -> Option<Range> {
-        let values = run.linears.iter().filter_map(self.value);
+    fn range(&self, linears: &[LinearRecord]) -> Option<Range> {
+        let values = linears.iter().filter_map(self.value);
         let mut usable: Vec<f64> = values
             .filter(|v| v.is_finite() && (!self.log || *v > 0.0))
             .collect();
@@ -116,43 +118,100 @@ impl Measure {
             " hidden=\"hidden\""
         };
         let scale = if self.log { ", logarithmic" } else { "" };
+        let [low, high] = self.ends(range);
         format!(
             "<div class=\"ramp\" data-column=\"{column}\"{hidden}><span>{}</span><span class=\"bar\" aria-hidden=\"true\">{swatches}</span><span>{}</span><span>{}{scale}</span></div>\n",
-            escape(&(if range.below { "≤ " } else { "" }.to_owned() + &(self.show)(range.low))),
-            escape(&(if range.above { "≥ " } else { "" }.to_owned() + &(self.show)(range.high))),
+            escape(&low),
+            escape(&high),
             self.name
         )
+    }
+
+    /// What stands at the ends of the ramp.
+    fn ends(&self, range: Range) -> [String; 2] {
+        let end = |is_passed: bool, sign: &str, value: f64| {
+            let sign = if is_passed { sign } else { "" };
+            format!("{sign}{}", (self.show)(value))
+        };
+        [
+            end(range.below, "≤ ", range.low),
+            end(range.above, "≥ ", range.high),
+        ]
     }
 }
 
 pub(super) fn loss(run: &RunRecord, kinds: &Kinds) -> Section {
-    let measures: Vec<(&Measure, Range)> = MEASURES
+    let chart = Colours::of(&run.linears).heat_map(&run.linears, run.model.blocks, kinds);
+    let mut html = figure("Loss by block and linear", HEAT_CAPTION, &chart);
+    html += &paragraph(&largest(&run.linears));
+    Section {
+        id: "loss",
+        name: "Loss",
+        html,
+    }
+}
+
+pub(super) const HEAT_CAPTION: &str = "Relative loss is tr(ΔHΔᵀ) / tr(WHWᵀ): the share of a linear's output, in squares, that rounding took away. It has no unit, so \
+     linears and models compare. A red dot marks a warning.";
+
+/// The linears that lose most.
+pub(super) fn largest(linears: &[LinearRecord]) -> String {
+    let mut worst: Vec<&LinearRecord> = linears.iter().collect();
+    worst.sort_by(|a, b| judged(b).total_cmp(&judged(a)));
+    let names: Vec<String> = worst
         .iter()
-        .filter_map(|measure| Some((measure, measure.range(run)?)))
+        .take(3)
+        .map(|l| format!("block {} {} ({})", l.block, kind(l), short(judged(l))))
         .collect();
-    let mut chart = "<fieldset class=\"needs-script\"><legend>Colour shows</legend>\n".to_owned();
-    for (column, (measure, _)) in measures.iter().enumerate() {
-        let checked = if column == 0 {
-            " checked=\"checked\""
-        } else {
-            ""
-        };
-        chart += &format!(
-            "<label><input type=\"radio\" name=\"heat\" data-column=\"{column}\"{checked} /><span>{}</span></label>\n",
-            measure.name
-        );
+    let held_out = linears.iter().any(|l| l.relative_loss_heldout.is_some());
+    let text = match held_out {
+        true => "held-out text",
+        false => "the calibration text",
+    };
+    format!("Largest on {text}: {}.", names.join(", "))
+}
+
+/// What a heat map's colours may show of some linears.
+pub(super) struct Colours {
+    measures: Vec<(&'static Measure, Range)>,
+}
+
+impl Colours {
+    pub(super) fn of(linears: &[LinearRecord]) -> Self {
+        let known = MEASURES
+            .iter()
+            .filter_map(|measure| Some((measure, measure.range(linears)?)));
+        Self {
+            measures: known.collect(),
+        }
     }
-    chart += "</fieldset>\n";
-    for (column, (measure, range)) in measures.iter().enumerate() {
-        chart += &measure.ramp(column, *range);
-    }
-    let cells = run
-        .linears
-        .iter()
-        .enumerate()
-        .map(|(row, linear)| {
-            let steps: Vec<Option<usize>> = measures
-                .iter()
+
+    /// The choice, the ramps and the map, a mark a linear in their order.
+    pub(super) fn heat_map(
+        &self,
+        linears: &[LinearRecord],
+        blocks: usize,
+        kinds: &Kinds,
+    ) -> String {
+        let mut chart =
+            "<fieldset class=\"needs-script\"><legend>Colour shows</legend>\n".to_owned();
+        for (column, (measure, _)) in self.measures.iter().enumerate() {
+            let checked = if column == 0 {
+                " checked=\"checked\""
+            } else {
+                ""
+            };
+            chart += &format!(
+                "<label><input type=\"radio\" name=\"heat\" data-column=\"{column}\"{checked} /><span>{}</span></label>\n",
+                measure.name
+            );
+        }
+        chart += "</fieldset>\n";
+        for (column, (measure, range)) in self.measures.iter().enumerate() {
+            chart += &measure.ramp(column, *range);
+        }
+        let cells = linears.iter().enumerate().map(|(row, linear)| {
+            let steps: Vec<Option<usize>> = (self.measures.iter())
                 .map(|(m, range)| m.step(*range, linear))
                 .collect();
             let words: Vec<String> = steps
@@ -169,42 +228,47 @@ pub(super) fn loss(run: &RunRecord, kinds: &Kinds) -> Section {
                 row: row_id(row),
                 flagged: !linear.warnings.is_empty(),
             }
-        })
-        .collect();
-    chart += &Grid {
-        id: "heat",
-        title: "Relative loss by block and linear",
-        desc: "One cell a linear; blocks along one axis, the linears of a block along the other. The table of linears below has every figure.",
-        blocks: run.model.blocks,
-        kinds: kinds.rows(),
-        cells,
+        });
+        chart
+            + &Grid {
+                id: "heat",
+                title: "Relative loss by block and linear",
+                desc: "One cell a linear; blocks along one axis, the linears of a block along the other. The table of linears below has every figure.",
+                blocks,
+                kinds: kinds.rows(),
+                cells: cells.collect(),
+            }
+            .render()
     }
-    .render();
-    let caption = "Relative loss is tr(ΔHΔᵀ) / tr(WHWᵀ): the share of a linear's output, in squares, that rounding took away. It has no unit, so \
-                   linears and models compare. A red dot marks a warning.";
-    let mut html = figure("Loss by block and linear", caption, &chart);
-    let mut worst: Vec<&LinearRecord> = run.linears.iter().collect();
-    worst.sort_by(|a, b| judged(b).total_cmp(&judged(a)));
-    let names: Vec<String> = worst
-        .iter()
-        .take(3)
-        .map(|l| format!("block {} {} ({})", l.block, kind(l), short(judged(l))))
-        .collect();
-    let text = if run
-        .linears
-        .iter()
-        .any(|l| l.relative_loss_heldout.is_some())
-    {
-        "held-out text"
-    } else {
-        "the calibration text"
-    };
-    html += &paragraph(&format!("Largest on {text}: {}.", names.join(", ")));
-    Section {
-        id: "loss",
-        name: "Loss",
-        html,
+
+    /// The same map of other linears, measure by measure.
+    pub(super) fn recoloured(&self, linears: &[LinearRecord]) -> Vec<Recoloured> {
+        let of = |(measure, _): &(&'static Measure, Range)| {
+            let Some(range) = measure.range(linears) else {
+                return Recoloured::default();
+            };
+            let letter = |linear| {
+                let step = measure.step(range, linear)?;
+                char::from_digit(step as u32, STEPS as u32)
+            };
+            let [low, high] = measure.ends(range);
+            Recoloured {
+                low,
+                high,
+                steps: linears.iter().map(|l| letter(l).unwrap_or('-')).collect(),
+            }
+        };
+        self.measures.iter().map(of).collect()
     }
+}
+
+/// One measure of other linears in a heat map, for the script.
+#[derive(Default, Serialize)]
+pub(super) struct Recoloured {
+    low: String,
+    high: String,
+    /// A step of the ramp a linear, as a digit to the base of 12, none as `-`.
+    steps: String,
 }
 
 pub(super) fn depth(run: &RunRecord) -> Option<Section> {

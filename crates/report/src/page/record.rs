@@ -6,8 +6,8 @@ use crate::files::{COLUMNS, cells};
 use crate::markup::{counted, escape, short};
 use crate::text::{grouped, written};
 use crate::{
-    CalibrationRecord, EvaluationRecord, ModelRecord, RunRecord, SCHEMA_VERSION, SweepRecord,
-    model_card,
+    CalibrationRecord, EvaluationRecord, LinearRecord, ModelRecord, RunRecord, SCHEMA_VERSION,
+    SweepRecord, model_card,
 };
 
 /// Labels of [`COLUMNS`] on the page.
@@ -52,77 +52,98 @@ const LABELS: [&str; COLUMNS.len()] = [
 ];
 
 pub(super) fn linears(run: &RunRecord) -> Section {
-    let all: Vec<_> = run.linears.iter().map(cells).collect();
-    // The name comes first: it is what a row is called by. Columns that nobody asked for are not shown.
-    let mut order: Vec<usize> = (0..COLUMNS.len()).collect();
-    order.swap(0, 1);
-    order.retain(|&c| all.iter().any(|cells| !cells[c].is_empty()));
-    let words = [
-        "linear",
-        "sym",
-        "method",
-        "warnings",
-        "hessian",
-        "int8_outlier_columns",
-        "row_hessian",
-        "outlier_channels",
-    ];
-    let columns = order
-        .iter()
-        .map(|&c| {
-            if words.contains(&COLUMNS[c]) {
-                Column::text(COLUMNS[c], LABELS[c])
-            } else {
-                Column::number(COLUMNS[c], LABELS[c])
-            }
-        })
-        .collect();
-    let value = |column: usize, raw: &str| {
-        let real = raw.contains(['.', 'e', 'N', 'i']) || raw == "0";
-        match raw.parse::<f64>() {
-            Ok(number) if real && !words.contains(&COLUMNS[column]) => {
-                // Cosines differ in their last digits only.
-                let shown = if COLUMNS[column] == "cosine" {
-                    format!("{number:.6}")
-                } else {
-                    short(number)
-                };
-                Value::shown(
-                    &shown,
-                    if number.is_finite() {
-                        raw.to_owned()
-                    } else {
-                        String::new()
-                    },
-                )
-            }
-            _ if COLUMNS[column] == "warnings" => Value::html(escape(raw), raw.to_owned(), "words"),
-            _ if COLUMNS[column] == "int8_outlier_columns" => {
-                Value::shown(&raw.split_whitespace().count().to_string(), raw.to_owned())
-            }
-            _ => Value::text(raw),
-        }
-    };
-    let rows = all
-        .iter()
-        .enumerate()
-        .map(|(row, cells)| Row {
-            id: Some(row_id(row)),
-            values: order.iter().map(|&c| value(c, &cells[c])).collect(),
-        })
-        .collect();
-    let table = Table {
-        id: "linears",
-        caption: "All linears",
-        columns,
-        rows,
-    };
+    let shown = shown_columns(&run.linears);
+    let table = linears_table("All linears", &shown, values(&run.linears, &shown));
     Section {
         id: "table",
         name: "Linears",
         html: paragraph(
             "Every figure of every linear, as in linears.csv; columns without any value are left out. A click on a heading sorts.",
         ) + &table.render(),
+    }
+}
+
+/// Indices of the columns of which some linear has a value, the name first: it is what a row is called by.
+pub(super) fn shown_columns<'a>(linears: impl IntoIterator<Item = &'a LinearRecord>) -> Vec<usize> {
+    let mut has_value = [false; COLUMNS.len()];
+    for linear in linears {
+        let all = cells(linear);
+        (has_value.iter_mut().zip(all)).for_each(|(has, cell)| *has |= !cell.is_empty());
+    }
+    let mut order: Vec<usize> = (0..COLUMNS.len()).collect();
+    order.swap(0, 1);
+    order.retain(|&c| has_value[c]);
+    order
+}
+
+/// Columns of words and lists.
+const WORDS: [&str; 8] = [
+    "linear",
+    "sym",
+    "method",
+    "warnings",
+    "hessian",
+    "int8_outlier_columns",
+    "row_hessian",
+    "outlier_channels",
+];
+
+/// What linears have in the columns shown.
+pub(super) fn values(linears: &[LinearRecord], shown: &[usize]) -> Vec<Vec<Value>> {
+    let of = |linear| {
+        let all = cells(linear);
+        shown.iter().map(|&c| value(c, &all[c])).collect()
+    };
+    linears.iter().map(of).collect()
+}
+
+fn value(column: usize, raw: &str) -> Value {
+    let name = COLUMNS[column];
+    let real = raw.contains(['.', 'e', 'N', 'i']) || raw == "0";
+    match raw.parse::<f64>() {
+        Ok(number) if real && !WORDS.contains(&name) => {
+            // Cosines differ in their last digits only.
+            let shown = if name == "cosine" {
+                format!("{number:.6}")
+            } else {
+                short(number)
+            };
+            Value::shown(
+                &shown,
+                if number.is_finite() {
+                    raw.to_owned()
+                } else {
+                    String::new()
+                },
+            )
+        }
+        _ if name == "warnings" => Value::html(escape(raw), raw.to_owned(), "words"),
+        _ if name == "int8_outlier_columns" => {
+            Value::shown(&raw.split_whitespace().count().to_string(), raw.to_owned())
+        }
+        _ => Value::text(raw),
+    }
+}
+
+/// A row a linear, which marks of charts find by its [`row_id`].
+pub(super) fn linears_table<'a>(
+    caption: &'a str,
+    shown: &[usize],
+    values: Vec<Vec<Value>>,
+) -> Table<'a> {
+    let column = |&c: &usize| match WORDS.contains(&COLUMNS[c]) {
+        true => Column::text(COLUMNS[c], LABELS[c]),
+        false => Column::number(COLUMNS[c], LABELS[c]),
+    };
+    let rows = values.into_iter().enumerate().map(|(row, values)| Row {
+        id: Some(row_id(row)),
+        values,
+    });
+    Table {
+        id: "linears",
+        caption,
+        columns: shown.iter().map(column).collect(),
+        rows: rows.collect(),
     }
 }
 

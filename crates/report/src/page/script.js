@@ -116,6 +116,42 @@
     for (const mark of document.querySelectorAll(".mark[aria-describedby]")) mark.removeAttribute("aria-describedby");
   };
 
+  // Another cell of a sweep: its figures go into the table, its colours and names into the map.
+  for (const choice of document.querySelectorAll("select[data-source]")) {
+    const cells = JSON.parse(document.getElementById(choice.dataset.source).textContent);
+    const table = document.getElementById(choice.dataset.table);
+    const figure = choice.closest("figure");
+    choice.addEventListener("change", () => {
+      close();
+      const cell = cells[choice.selectedIndex];
+      const rows = cell.titles.map((_, index) => document.getElementById(`l${index}`));
+      cell.columns.forEach((contents, column) => contents !== null && rows.forEach((row, index) => {
+        row.cells[column].innerHTML = Array.isArray(contents) ? contents[index] : contents;
+      }));
+      for (const head of table.tHead.rows[0].cells) head.removeAttribute("aria-sort");
+      table.tBodies[0].append(...rows);
+      document.getElementById(choice.dataset.text).textContent = cell.largest;
+      for (const ramp of figure.querySelectorAll(".ramp")) {
+        const { low, high } = cell.colours[ramp.dataset.column];
+        [ramp.children[0].textContent, ramp.children[2].textContent] = [low, high];
+      }
+      const warned = [...table.tHead.rows[0].cells].findIndex((head) => head.dataset.key === "warnings");
+      for (const flag of figure.querySelectorAll(".flag")) flag.remove();
+      for (const mark of figure.querySelectorAll(".cell")) {
+        const index = Number(mark.dataset.row.slice(1));
+        mark.setAttribute("aria-label", cell.titles[index]);
+        mark.dataset.steps = cell.colours.map(({ steps }) => steps[index] === "-" ? "-" : parseInt(steps[index], 12)).join();
+        if (warned < 0 || rows[index].cells[warned].textContent === "") continue;
+        const flag = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+        const end = Number(mark.getAttribute("x")) + Number(mark.getAttribute("width"));
+        const place = { class: "flag", cx: end - 4.5, cy: Number(mark.getAttribute("y")) + 4.5, r: 3.2 };
+        for (const [name, value] of Object.entries(place)) flag.setAttribute(name, value);
+        mark.closest("svg").querySelector(".over").append(flag);
+      }
+      figure.querySelector("input[data-column]:checked").dispatchEvent(new Event("change"));
+    });
+  }
+
   // A mark may be small: the nearest one in reach of the pointer answers.
   const reach = 22;
   const nearest = (chart, x, y) => {

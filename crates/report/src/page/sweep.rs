@@ -1,4 +1,8 @@
-use super::record::provenance_of_sweep;
+use serde::{Serialize, Serializer};
+
+use super::kinds::{Kinds, title};
+use super::loss::{Colours, HEAT_CAPTION, Recoloured, largest};
+use super::record::{linears_table, provenance_of_sweep, shown_columns, values};
 use super::table::{Column, Row, Table, Value};
 use super::{Section, document, figure, pair, paragraph, tiles, warnings};
 use crate::card::short_name;
@@ -6,11 +10,15 @@ use crate::chart::{Axis, Plot, Point, Series, Shape, step};
 use crate::markup::{counted, escape, short};
 use crate::sweep::{front, is_measured};
 use crate::text::{bytes, duration};
-use crate::{CellRecord, SweepRecord};
+use crate::{CellRecord, LinearRecord, SweepRecord};
 
-/// A sweep as one page. `beside_sweep` is for a page that lies in the sweep's own `halfbyte/` folder: it then links to
+/// A sweep as one page; `linears` are those of its cells by name, as [`crate::read_cells`] gives them. `beside_sweep` is for a page that lies in the sweep's own `halfbyte/` folder: it then links to
 /// the page of the winner's run.
-pub fn sweep_page(sweep: &SweepRecord, beside_sweep: bool) -> String {
+pub fn sweep_page(
+    sweep: &SweepRecord,
+    linears: &[(String, Vec<LinearRecord>)],
+    beside_sweep: bool,
+) -> String {
     let source = sweep.model.source.as_str();
     let name = if source.starts_with(['/', '.', '~']) {
         short_name(source)
@@ -21,6 +29,7 @@ pub fn sweep_page(sweep: &SweepRecord, beside_sweep: bool) -> String {
         Some(cells(sweep)),
         kl(sweep),
         Some(loss(sweep)),
+        map(sweep, linears),
         Some(provenance_of_sweep(sweep)),
     ];
     let sections: Vec<Section> = sections.into_iter().flatten().collect();
@@ -509,18 +518,167 @@ fn loss(sweep: &SweepRecord) -> Section {
     }
 }
 
+/// A cell of a sweep as the script puts it in another's place.
+#[derive(Serialize)]
+struct MapData {
+    colours: Vec<Recoloured>,
+    largest: String,
+    titles: Vec<String>,
+    /// Contents of the table by its columns.
+    columns: Vec<Contents>,
+}
+
+#[derive(Clone, PartialEq)]
+enum Contents {
+    /// Those of every cell.
+    Shared,
+    /// One for all rows.
+    Alike(String),
+    Each(Vec<String>),
+}
+
+impl Serialize for Contents {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Shared => serializer.serialize_none(),
+            Self::Alike(content) => content.serialize(serializer),
+            Self::Each(contents) => contents.serialize(serializer),
+        }
+    }
+}
+
+/// Where in the model a cell loses; which one is for the reader to choose.
+fn map(sweep: &SweepRecord, linears: &[(String, Vec<LinearRecord>)]) -> Option<Section> {
+    let first = shown_first(sweep, linears)?;
+    let (_, default) = &linears[first];
+    let names = |all: &[LinearRecord]| -> Vec<String> {
+        all.iter().map(|linear| linear.linear.clone()).collect()
+    };
+    let wanted = names(default);
+    let (drawn, others): (Vec<_>, Vec<_>) =
+        (linears.iter().enumerate()).partition(|(_, (_, linears))| names(linears) == wanted);
+    let colours = Colours::of(default);
+    let shown = shown_columns(drawn.iter().flat_map(|(_, (_, linears))| linears));
+    let mut options = String::new();
+    let mut data = Vec::new();
+    for (index, (cell, linears)) in &drawn {
+        let selected = match *index == first {
+            true => " selected=\"selected\"",
+            false => "",
+        };
+        options += &format!("<option{selected}>{}</option>\n", escape(cell));
+        let rows = values(linears, &shown);
+        let column = |column: usize| {
+            let contents = rows.iter().map(|row| row[column].inner_html().to_owned());
+            let contents: Vec<String> = contents.collect();
+            match contents.iter().all(|content| *content == contents[0]) {
+                true => Contents::Alike(contents[0].clone()),
+                false => Contents::Each(contents),
+            }
+        };
+        data.push(MapData {
+            colours: colours.recoloured(linears),
+            largest: largest(linears),
+            titles: linears.iter().map(title).collect(),
+            columns: (0..shown.len()).map(column).collect(),
+        });
+    }
+    let rows = values(default, &shown).into_iter();
+    let rows = rows.map(|row| row.into_iter().map(Value::without_raw).collect());
+    let table = linears_table("Linears of the cell", &shown, rows.collect());
+    let heat_map = colours.heat_map(default, sweep.model.blocks, &Kinds::of(default));
+    let chart = format!(
+        "<p class=\"choice needs-script\"><label for=\"cell\">Cell</label> <select id=\"cell\" data-source=\"cell-data\" \
+         data-table=\"linears\" data-text=\"largest\" autocomplete=\"off\">\n{options}</select></p>\n{heat_map}"
+    );
+    let missing = sweep.cells.iter().filter(|c| c.refused.is_none()).count() - drawn.len();
+    for column in 0..shown.len() {
+        let of_first = data[0].columns[column].clone();
+        if data.iter().all(|cell| cell.columns[column] == of_first) {
+            data.iter_mut()
+                .for_each(|cell| cell.columns[column] = Contents::Shared);
+        }
+    }
+    let mut html = paragraph(&format!(
+        "Shown first is {}, {}. cells/CELL.csv has all digits of the table.{}",
+        match &sweep.winner {
+            Some(winner) if winner.cell == linears[first].0 => "the winner",
+            _ => "the middle one of those that no other beats",
+        },
+        linears[first].0,
+        match missing {
+            0 => String::new(),
+            n => format!(
+                " {} not to choose: {}.",
+                match n {
+                    1 => "1 cell is".to_owned(),
+                    n => format!("{n} cells are"),
+                },
+                match others.len() {
+                    0 => "their tables are gone",
+                    _ => "their tables are gone, or have other linears",
+                }
+            ),
+        }
+    ));
+    html += &figure("Loss by block and linear", HEAT_CAPTION, &chart);
+    html += &format!("<p id=\"largest\">{}</p>\n", escape(&largest(default)));
+    html += &table.render();
+    // Within a script element only a tag could end the data.
+    let json = serde_json::to_string(&data).expect("plain data always becomes JSON");
+    html += &format!(
+        "<script type=\"application/json\" id=\"cell-data\">{}</script>\n",
+        json.replace('<', "\\u003c")
+    );
+    Some(Section {
+        id: "map",
+        name: "Where a cell loses",
+        html,
+    })
+}
+
+/// The cell that is shown where none is chosen: the winner, or the middle one by size of those that no other beats.
+fn shown_first(sweep: &SweepRecord, linears: &[(String, Vec<LinearRecord>)]) -> Option<usize> {
+    let place = |name: &str| linears.iter().position(|(cell, _)| cell == name);
+    let winner = sweep.winner.as_ref().and_then(|winner| place(&winner.cell));
+    let mut best = front(sweep);
+    let size = |name: &&str| sweep.cells.iter().find(|c| c.cell == **name)?.bytes;
+    best.sort_by_key(size);
+    let middle = best.get(best.len() / 2).and_then(|name| place(name));
+    let any = (!linears.is_empty()).then_some(0);
+    winner.or(middle).or(any)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture;
     use crate::markup::tests::elements;
     use crate::sweep::tests::sweep;
 
+    /// Every solved cell's linears, of losses that differ from cell to cell.
+    fn linears(sweep: &SweepRecord) -> Vec<(String, Vec<LinearRecord>)> {
+        let solved = sweep.cells.iter().filter(|cell| cell.refused.is_none());
+        let of = |cell: &CellRecord| {
+            let mut linears = fixture::run().linears;
+            for linear in &mut linears {
+                linear.bits = cell.bits;
+                linear.relative_loss *= f64::from(9 - cell.bits);
+            }
+            (cell.cell.clone(), linears)
+        };
+        solved.map(of).collect()
+    }
+
     #[test]
     fn the_page_has_every_cell_as_row_and_the_solved_ones_as_marks() {
-        let page = sweep_page(&sweep(), true);
+        let page = sweep_page(&sweep(), &linears(&sweep()), true);
         let found = elements(&page);
         let with = |part: &str| found.iter().filter(|tag| tag.contains(part)).count();
-        assert_eq!((with("tr id=\"c"), with("table class=\"data\"")), (4, 3));
+        assert_eq!((with("tr id=\"c"), with("table class=\"data\"")), (4, 4));
+        // two forms of the map, and its table
+        assert_eq!((with("data-row=\"l3\""), with("tr id=\"l")), (2, 4));
+        assert_eq!((with("option"), with("selected=")), (4, 1));
         // three measured in two charts with bars, four by their loss
         assert_eq!((with("\"error "), with("data-row=\"c0\"")), (6, 3));
         assert_eq!(with("data-row=\"c3\""), 1, "an unmeasured cell");
@@ -534,7 +692,80 @@ mod tests {
         ] {
             assert!(page.contains(part), "lacks {part}");
         }
-        assert!(!sweep_page(&sweep(), false).contains("report.html"));
+        assert!(!sweep_page(&sweep(), &[], false).contains("report.html"));
+        assert!(!sweep_page(&sweep(), &[], false).contains("id=\"heat\""));
+    }
+
+    #[test]
+    fn every_cell_can_be_shown_on_the_map_and_the_winner_is() {
+        let (sweep, linears) = (sweep(), linears(&sweep()));
+        let page = sweep_page(&sweep, &linears, true);
+        assert!(page.contains("<option selected=\"selected\">gptq-4bit-g64-sym</option>"));
+        assert!(page.contains("Shown first is the winner, gptq-4bit-g64-sym."));
+        let (_, rest) = page.split_once("id=\"cell-data\">").unwrap();
+        let (json, _) = rest.split_once("</script>").unwrap();
+        let data: serde_json::Value = serde_json::from_str(json).unwrap();
+        assert_eq!(data.as_array().unwrap().len(), 4);
+        let losses = &data[0]["columns"][10];
+        assert_eq!(losses[0], "0.00600");
+        assert_eq!(data[0]["columns"][4], "3", "bits, alike in all rows");
+        assert!(data[0]["columns"][0].is_null(), "names, those of all cells");
+        assert_eq!(data[0]["colours"][0]["steps"], "0bb0");
+        assert_eq!(data[0]["colours"][0]["low"], "0.00600");
+        assert_eq!(
+            data[0]["titles"][0],
+            "block 0 q_proj: loss 0.00600, held out 0.00200, rounding 0.00400, 3 bits"
+        );
+        let mut unasked = sweep.clone();
+        unasked.winner = None;
+        let page = sweep_page(&unasked, &linears[1..], true);
+        assert!(page.contains("the middle one of those that no other beats, gptq-4bit-g64-sym."));
+        assert!(page.contains("1 cell is not to choose: their tables are gone."));
+    }
+
+    #[test]
+    fn a_large_sweep_stays_below_three_megabytes() {
+        let mut sweep = sweep();
+        let mut cells = Vec::new();
+        let linears: Vec<(String, Vec<LinearRecord>)> = (0..48)
+            .map(|i| {
+                let mut cell = sweep.cells[i % 4].clone();
+                cell.cell = format!("gptq-{}bit-g{}-asym-{i}", cell.bits, cell.group_size);
+                let linear = |block: usize, kind: &str, j: usize| {
+                    let noise = 1.0 + ((i * 211 + block * 7 + j) % 97) as f64 / 31.7;
+                    LinearRecord {
+                        block,
+                        linear: format!("model.layers.{block}.self_attn.{kind}"),
+                        relative_loss: 0.001_234_567 * noise,
+                        relative_loss_heldout: Some(0.002_345_678 * noise),
+                        relative_loss_rtn: 0.003_456_789 * noise,
+                        relative_loss_rtn_heldout: Some(0.004_567_89 * noise),
+                        sqnr_db: Some(20.1 * noise),
+                        cosine: Some(1.0 - 0.001_234_567 * noise),
+                        condition: Some(1234.5 * noise),
+                        clipped_share: 0.000_123 * noise,
+                        damp_used: 0.012_34 * noise,
+                        seconds: 0.012_345 * noise,
+                        finer_group_loss: Some(0.2 * noise),
+                        predicted_kl: Some(0.000_123_4 * noise),
+                        bytes_after: (123_456.0 * noise) as u64,
+                        int8_outlier_columns: None,
+                        ..fixture::run().linears[0].clone()
+                    }
+                };
+                let kinds = ["q", "k", "v", "o", "gate", "up", "down"];
+                let linears = (0..30).flat_map(|block| {
+                    let each = kinds.iter().enumerate();
+                    each.map(move |(j, kind)| linear(block, &format!("{kind}_proj"), j))
+                });
+                let named = (cell.cell.clone(), linears.collect());
+                cells.push(cell);
+                named
+            })
+            .collect();
+        (sweep.cells, sweep.model.blocks) = (cells, 30);
+        let page = sweep_page(&sweep, &linears, true);
+        assert!(page.len() < 3_000_000, "{} bytes", page.len());
     }
 
     #[test]
@@ -546,7 +777,7 @@ mod tests {
             .for_each(|cell| cell.evaluation = None);
         sweep.conclude();
         sweep.winner = None;
-        let page = sweep_page(&sweep, true);
+        let page = sweep_page(&sweep, &[], true);
         elements(&page);
         assert!(page.contains("id=\"pareto\"") && page.contains("KL predicted. On the line"));
         assert!(!page.contains("id=\"prediction\"") && !page.contains("report.html"));

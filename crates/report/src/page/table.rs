@@ -85,6 +85,16 @@ impl Value {
         value.map_or_else(|| Self::text(""), Self::number)
     }
 
+    /// Shown alone: what is sorted by and written to CSV has no more digits.
+    pub(crate) fn without_raw(self) -> Self {
+        Self { raw: None, ..self }
+    }
+
+    /// The cell's content.
+    pub(crate) fn inner_html(&self) -> &str {
+        &self.html
+    }
+
     /// `html` must hold no text that was not escaped.
     pub(crate) fn html(html: String, raw: String, class: &'static str) -> Self {
         Self {
