@@ -10,23 +10,25 @@
 //! The searches do not disturb each other: rows of v divided by one number each round as before, since a row's grids
 //! stretch with it.
 //!
-//! [`Walk::survey`]: halfbyte_calibrate::Walk::survey
+//! A candidate is judged by what the module that it is in gives on some windows ([`ModuleReference`]), or by statistics
+//! alone. Where o or down is all that a candidate changes, the two are one number, and statistics have it of all tokens.
+//!
+//! [`ModuleReference`]: halfbyte_calibrate::ModuleReference
 
 use anyhow::{Context, Result};
-use faer::MatRef;
-use halfbyte_calibrate::{LinearStats, RowStats};
+use halfbyte_calibrate::{LinearStats, Module, RowStats, Walk};
 use halfbyte_checkpoint::rounding;
 use halfbyte_model::{Block, LinearKind, NormKind, Weights, linear_shape};
 use halfbyte_quant::ActivationStats;
 use halfbyte_solve::GptqOptions;
 use halfbyte_solve::awq::{
     AwqOptions, Found, Group, HeadTie, InnerSolver, Member, NormGain, fold_into_columns,
-    fold_into_norm, fold_into_rows, search,
+    fold_into_norm, fold_into_rows, search, search_by,
 };
 
-use crate::config::{Method, Pipeline, Recipe};
+use crate::config::{AwqLoss, Method, Pipeline, Recipe};
 use crate::quantize::Layout;
-use crate::stage::Solver;
+use crate::stage::{Solver, matrix, pick};
 
 /// Steps of the ratio where every candidate is solved by GPTQ.
 const GPTQ_GRID: usize = 5;
@@ -35,6 +37,10 @@ const GPTQ_GRID: usize = 5;
 #[derive(Clone, Debug)]
 pub(crate) struct Scaling {
     options: AwqOptions,
+    /// What candidates for the linears behind a norm are judged by.
+    loss: AwqLoss,
+    /// Tokens that modules run on.
+    loss_tokens: usize,
     /// Whether o is scaled where several query heads share a kv head.
     ties_heads: bool,
 }
@@ -113,12 +119,14 @@ impl Scaling {
         };
         Some(Self {
             options,
+            loss: pipeline.awq.loss,
+            loss_tokens: pipeline.awq.loss_tokens,
             ties_heads: !reference,
         })
     }
 
-    /// Searches the scales of a block from the statistics of its float form, and folds them into `block`, whose
-    /// function stays what it was. Linears that see a folded norm and stay unquantized are scaled as well.
+    /// Searches the scales of a block from the statistics of its float form and what its modules give on windows of
+    /// `walk`, which stands before it, and folds them into `block`, whose function stays what it was. Linears that see a folded norm and stay unquantized are scaled as well.
     pub(crate) fn fold(
         &self,
         weights: &Weights,
@@ -126,6 +134,7 @@ impl Scaling {
         index: usize,
         block: &mut Block,
         stats: &[LinearStats],
+        walk: &Walk,
     ) -> Result<Folded> {
         let mut folding = Folding {
             scaling: self,
@@ -133,6 +142,7 @@ impl Scaling {
             layout,
             index,
             stats,
+            walk,
             linears: Vec::new(),
             replaced: Vec::new(),
         };
@@ -161,6 +171,7 @@ struct Folding<'a> {
     layout: &'a Layout,
     index: usize,
     stats: &'a [LinearStats],
+    walk: &'a Walk,
     linears: Vec<(LinearKind, Scaled)>,
     replaced: Vec<(String, Vec<f32>)>,
 }
@@ -170,13 +181,17 @@ impl Folding<'_> {
         use LinearKind::{Down, Gate, K, O, Q, Up, V};
         let tie = HeadTie::new(block.heads(), block.kv_heads(), block.head_dim())?;
         let tied = self.scaling.ties_heads || block.heads() == block.kv_heads();
-        let attention = self.search(&[Q, K, V], None)?;
+        let by_module = |module| match self.scaling.loss {
+            AwqLoss::Module => Some((&*block, module)),
+            AwqLoss::Hessian => None,
+        };
+        let attention = self.search(&[Q, K, V], None, by_module(Module::Attention))?;
         let values = match tied {
-            true => self.search(&[O], Some(tie))?,
+            true => self.search(&[O], Some(tie), None)?,
             false => None,
         };
-        let mlp = self.search(&[Gate, Up], None)?;
-        let hidden = self.search(&[Down], None)?;
+        let mlp = self.search(&[Gate, Up], None, by_module(Module::Mlp))?;
+        let hidden = self.search(&[Down], None, None)?;
         if let Some(found) = attention {
             self.fold_norm(NormKind::Attention, &[Q, K, V], &found, block)?;
         }
@@ -205,32 +220,31 @@ impl Folding<'_> {
         Ok(())
     }
 
-    /// The scales for the linears that share an input; none where nothing of it is quantized.
-    fn search(&self, kinds: &[LinearKind], tie: Option<HeadTie>) -> Result<Option<Found>> {
+    /// The scales for the linears that share an input, by the output of the float block's module or by statistics;
+    /// none where nothing of it is quantized.
+    fn search(
+        &self,
+        kinds: &[LinearKind],
+        tie: Option<HeadTie>,
+        module: Option<(&Block, Module)>,
+    ) -> Result<Option<Found>> {
         let mut members = Vec::new();
-        let mut picked = Vec::new();
+        let (mut picked, mut of_members) = (Vec::new(), Vec::new());
         for &kind in kinds {
             let Some(scheme) = self.layout.scheme(&kind.module(self.index)) else {
                 continue;
             };
             let [_, columns] = linear_shape(self.weights.config(), kind);
             for RowStats { rows, stats } in &self.of(kind)?.parts {
-                let weight = &self.linear(kind)?.weight;
-                let rows = match rows {
-                    None => weight.to_vec(),
-                    Some(rows) => rows
-                        .iter()
-                        .flat_map(|&r| &weight[r * columns..(r + 1) * columns])
-                        .copied()
-                        .collect(),
-                };
-                picked.push((rows, columns, scheme, &stats.calibration));
+                let weight = pick(&self.linear(kind)?.weight, rows.as_deref(), columns);
+                picked.push((kind, rows.as_deref(), weight, columns));
+                of_members.push((scheme, &stats.calibration));
             }
         }
-        for (rows, columns, scheme, stats) in &picked {
+        for ((_, _, weight, columns), (scheme, stats)) in picked.iter().zip(of_members) {
             members.push(Member {
-                weight: MatRef::from_row_major_slice(rows, rows.len() / columns, *columns),
-                scheme: *scheme,
+                weight: matrix(weight, *columns),
+                scheme,
                 stats,
                 sensitivity: 1.0,
             });
@@ -246,7 +260,20 @@ impl Folding<'_> {
             mean_abs: &shared.mean_abs,
             tie,
         };
-        let found = search(&group, &self.scaling.options).with_context(place)?;
+        let options = &self.scaling.options;
+        let found = match module {
+            None => search(&group, options).with_context(place)?,
+            Some((block, module)) => {
+                let tokens = self.scaling.loss_tokens;
+                let reference = self.walk.module_reference(block, module, tokens)?;
+                let by_output = |_: &[f32], rounded: &[Vec<f32>]| -> Result<f64> {
+                    let parts = picked.iter().zip(rounded);
+                    let parts = parts.map(|((kind, rows, ..), part)| (*kind, *rows, &part[..]));
+                    Ok(reference.loss(self.whole(parts)?)?)
+                };
+                search_by(&group, options, by_output).with_context(place)?
+            }
+        };
         tracing::info!(
             block = self.index,
             first = kinds[0].short(),
@@ -257,6 +284,30 @@ impl Folding<'_> {
             "scaled"
         );
         Ok(Some(found))
+    }
+
+    /// Whole weights, those of the parts in their rows.
+    fn whole<'a>(
+        &self,
+        parts: impl Iterator<Item = (LinearKind, Option<&'a [usize]>, &'a [f32])>,
+    ) -> Result<Vec<(LinearKind, Vec<f32>)>> {
+        let mut whole: Vec<(LinearKind, Vec<f32>)> = Vec::new();
+        for (kind, rows, part) in parts {
+            let Some(rows) = rows else {
+                whole.push((kind, part.to_vec()));
+                continue;
+            };
+            if whole.last().is_none_or(|(last, _)| *last != kind) {
+                whole.push((kind, self.linear(kind)?.weight.clone()));
+            }
+            let columns = part.len() / rows.len();
+            if let Some((_, weight)) = whole.last_mut() {
+                for (values, row) in part.chunks_exact(columns).zip(rows) {
+                    weight[row * columns..(row + 1) * columns].copy_from_slice(values);
+                }
+            }
+        }
+        Ok(whole)
     }
 
     fn fold_norm(
@@ -410,7 +461,14 @@ mod tests {
             let stats = walk.survey(&block, quiet).unwrap();
             let mut scaled = block.clone();
             let parts = scaling
-                .fold(decoder.weights(), &layout, index, &mut scaled, &stats)
+                .fold(
+                    decoder.weights(),
+                    &layout,
+                    index,
+                    &mut scaled,
+                    &stats,
+                    &walk,
+                )
                 .unwrap();
             for (kind, linear) in parts.linears {
                 let module = kind.module(index);

@@ -28,7 +28,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use file::{
-    BudgetFile, CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, FloorFile, GateFile,
+    AwqFile, BudgetFile, CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, FloorFile, GateFile,
     ModelFile, PipelineFile, QuantFile, ReportFile, ResourcesFile, RuleFile, SourceFile, TuneFile,
 };
 
@@ -36,8 +36,8 @@ pub use error::ConfigError;
 pub use pattern::{Pattern, PatternError};
 pub use sweep::{Cell, Sweep, Winner};
 pub use words::{
-    Damp, Device, Format, Measure, Method, Packing, Propagation, Recipe, SignedScales, Windows,
-    WinnerBy,
+    AwqLoss, Damp, Device, Format, Measure, Method, Packing, Propagation, Recipe, SignedScales,
+    Windows, WinnerBy,
 };
 
 /// The default pipeline, every key explained; `halfbyte` users start from a copy of it.
@@ -59,6 +59,8 @@ pub struct Pipeline {
     pub recipe: Recipe,
     /// Scheme and solver settings of all linears no rule names.
     pub quant: Quant,
+    /// How channel scales are chosen, where the method scales channels.
+    pub awq: Awq,
     /// What the statistics of a stage have seen.
     pub propagation: Propagation,
     /// Scales and norms tuned after the solves.
@@ -168,6 +170,15 @@ pub struct Quant {
     pub signed_scales: SignedScales,
     /// Whether block scales of codebooks are quantized once more.
     pub double_quant: bool,
+}
+
+/// How channel scales are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awq {
+    /// What candidates are judged by.
+    pub loss: AwqLoss,
+    /// Calibration tokens that modules run on.
+    pub loss_tokens: usize,
 }
 
 /// Scales and norms tuned after the solves.
@@ -319,7 +330,7 @@ impl Pipeline {
             .expect("the mirror holds plain data with string keys, which always becomes JSON")
     }
 
-    /// sha256, in hex, of all that decides the codes: model, calibration, method, recipe, quant, propagation, rules,
+    /// sha256, in hex, of all that decides the codes: model, calibration, method, recipe, quant, awq, propagation, rules,
     /// ignore, the exported formats (they decide `signed_scales: auto`), and `report.llm_int8`, which decides the records. Two runs of the same fingerprint may
     /// share finished blocks, provided that the files behind the paths have not changed: that is for the caller to
     /// mix in. Folders count by their real place, so that `./model` in two places is two models. Evaluation, gate,
@@ -491,6 +502,7 @@ impl From<&Pipeline> for PipelineFile {
             method,
             recipe,
             quant,
+            awq,
             propagation,
             tune,
             budget,
@@ -513,6 +525,10 @@ impl From<&Pipeline> for PipelineFile {
             method: *method,
             recipe: *recipe,
             quant: quant.into(),
+            awq: AwqFile {
+                loss: awq.loss,
+                loss_tokens: awq.loss_tokens,
+            },
             propagation: Some(*propagation),
             tune: TuneFile {
                 epochs: tune.epochs,
