@@ -143,26 +143,31 @@ impl Scaling {
             index,
             stats,
             walk,
-            linears: Vec::new(),
+            linears: unscaled(weights, index)?,
             replaced: Vec::new(),
         };
-        for kind in LinearKind::ALL {
-            let shape = linear_shape(weights.config(), kind);
-            let scaled = Scaled {
-                weight: weights.weight(&kind.module(index), shape)?,
-                scales: ChannelScales {
-                    rows: vec![1.0; shape[0]],
-                    columns: vec![1.0; shape[1]],
-                },
-            };
-            folding.linears.push((kind, scaled));
-        }
         folding.run(block)?;
         let Folding {
             linears, replaced, ..
         } = folding;
         Ok(Folded { linears, replaced })
     }
+}
+
+/// The linears of a block as they are.
+fn unscaled(weights: &Weights, index: usize) -> Result<Vec<(LinearKind, Scaled)>> {
+    let of = |kind: LinearKind| {
+        let shape = linear_shape(weights.config(), kind);
+        let scaled = Scaled {
+            weight: weights.weight(&kind.module(index), shape)?,
+            scales: ChannelScales {
+                rows: vec![1.0; shape[0]],
+                columns: vec![1.0; shape[1]],
+            },
+        };
+        Ok((kind, scaled))
+    };
+    LinearKind::ALL.into_iter().map(of).collect()
 }
 
 struct Folding<'a> {
@@ -388,11 +393,13 @@ fn stored(weights: &Weights, name: &str) -> Result<fn(f32) -> f32> {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use burn::prelude::*;
+    use burn::prelude::{Tensor, TensorData};
+    use halfbyte_calibrate::WalkOptions;
     use halfbyte_calibrate::text::{Window, Windows};
-    use halfbyte_calibrate::{Walk, WalkOptions};
     use halfbyte_checkpoint::{HubOptions, ModelFolder, resolve};
     use halfbyte_model::{Decoder, DeviceChoice, open_device};
+    use halfbyte_quant::Scheme;
+    use halfbyte_solve::{RtnOptions, rtn};
 
     use super::*;
 
@@ -426,6 +433,18 @@ mod tests {
         tensor.try_into_vec_as::<f32>().unwrap()
     }
 
+    fn walk(decoder: &Decoder, spill: &Path) -> Walk {
+        let options = WalkOptions {
+            max_bytes: u64::MAX,
+            spill_folder: spill.to_owned(),
+            mixed_windows: 2,
+            gradients: None,
+            float_path: false,
+        };
+        let windows = windows(decoder.weights().config().vocab_size as u32);
+        Walk::new(&windows, decoder, options).unwrap()
+    }
+
     /// Folds every block, and gives the largest logit of the float model, the largest difference of a logit of the
     /// folded one, and what was replaced.
     fn fold_all(folder: ModelFolder, pipeline: &Pipeline) -> (f32, f32, Vec<String>) {
@@ -435,14 +454,7 @@ mod tests {
         let config = decoder.weights().config();
         let windows = windows(config.vocab_size as u32);
         let spill = tempfile::tempdir().unwrap();
-        let options = WalkOptions {
-            max_bytes: u64::MAX,
-            spill_folder: spill.path().to_owned(),
-            mixed_windows: 2,
-            gradients: None,
-            float_path: false,
-        };
-        let mut walk = Walk::new(&windows, &decoder, options).unwrap();
+        let mut walk = walk(&decoder, spill.path());
         let solver = Solver::new(pipeline, false);
         let scaling = Scaling::new(pipeline, &solver).unwrap();
         let ids: Vec<u32> = windows
@@ -543,5 +555,75 @@ mod tests {
         assert!(has("layers.0.self_attn.k_proj.weight"));
         assert!(!has("layers.1.post_attention_layernorm.weight"));
         assert!(!has("layers.1.mlp.up_proj.weight"));
+    }
+
+    /// `Q(W S) S⁻¹`.
+    fn by_hand(weight: &[f32], scales: &[f32], scheme: &Scheme, options: &RtnOptions) -> Vec<f32> {
+        let times = |weight: &[f32], by: &dyn Fn(f32) -> f32| -> Vec<f32> {
+            let rows = weight.chunks_exact(scales.len());
+            rows.flat_map(|row| row.iter().zip(scales).map(|(w, s)| w * by(*s)))
+                .collect()
+        };
+        let scaled = times(weight, &|s| s);
+        let rounded = rtn(matrix(&scaled, scales.len()), None, scheme, options).unwrap();
+        let rounded = rounded.weight.dequantize();
+        let back = rounded.chunks_exact(scales.len());
+        back.flat_map(|row| row.iter().zip(scales).map(|(w, s)| w / s))
+            .collect()
+    }
+
+    #[test]
+    fn the_scales_behind_a_norm_are_those_of_least_change_of_the_modules_output() {
+        use LinearKind::{Gate, K, Q, Up, V};
+        // k stays float, and v is handed over by its kv heads
+        let pipeline = pipeline("recipe: reference\nignore: [lm_head, '*.k_proj']\n");
+        let decoder = Decoder::new(
+            Weights::new(embedded()).unwrap(),
+            open_device(DeviceChoice::Cpu).unwrap(),
+        );
+        let layout = Layout::new(&pipeline, decoder.weights().folder()).unwrap();
+        let scaling = Scaling::new(&pipeline, &Solver::new(&pipeline, false)).unwrap();
+        let spill = tempfile::tempdir().unwrap();
+        let mut walk = walk(&decoder, spill.path());
+        let block = decoder.block(0, TOKENS).unwrap();
+        let stats = walk.survey(&block, &mut |_| ()).unwrap();
+        let folding = Folding {
+            scaling: &scaling,
+            weights: decoder.weights(),
+            layout: &layout,
+            index: 0,
+            stats: &stats,
+            walk: &walk,
+            linears: unscaled(decoder.weights(), 0).unwrap(),
+            replaced: Vec::new(),
+        };
+        let InnerSolver::Rtn(options) = &scaling.options.solver else {
+            panic!("AutoAWQ rounds");
+        };
+        for (module, kinds, quantized) in [
+            (Module::Attention, &[Q, K, V][..], &[Q, V][..]),
+            (Module::Mlp, &[Gate, Up], &[Gate, Up]),
+        ] {
+            let search = |by| folding.search(kinds, None, by).unwrap().unwrap();
+            let found = search(Some((&block, module)));
+            let reference = walk.module_reference(&block, module, 4096).unwrap();
+            let loss = |scales: &[f32]| {
+                let weights = quantized.iter().map(|&kind| {
+                    let scheme = layout.scheme(&kind.module(0)).unwrap();
+                    let float = &folding.linear(kind).unwrap().weight;
+                    (kind, by_hand(float, scales, &scheme, options))
+                });
+                reference.loss(weights.collect()).unwrap()
+            };
+            let again = loss(&found.scales);
+            assert!(
+                (found.loss / again - 1.0).abs() < 1e-6,
+                "{module:?}: {}, by hand {again}",
+                found.loss
+            );
+            assert!(found.tried.iter().all(|tried| tried.loss >= found.loss));
+            assert_eq!(found.tried.len(), 20);
+            assert!(loss(&search(None).scales) >= found.loss * (1.0 - 1e-6));
+        }
     }
 }

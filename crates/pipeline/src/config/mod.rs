@@ -28,8 +28,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use file::{
-    AwqFile, BudgetFile, CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, FloorFile, GateFile,
-    ModelFile, PipelineFile, QuantFile, ReportFile, ResourcesFile, RuleFile, SourceFile, TuneFile,
+    AwqFile, BudgetFile, CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, FloorFile,
+    GateFile, ModelFile, PipelineFile, QuantFile, ReportFile, ResourcesFile, RuleFile, SourceFile,
+    TuneFile,
 };
 
 pub use error::ConfigError;
