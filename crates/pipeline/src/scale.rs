@@ -33,12 +33,17 @@ use crate::stage::{Solver, matrix, pick};
 /// Steps of the ratio where every candidate is solved by GPTQ.
 const GPTQ_GRID: usize = 5;
 
+/// Steps of the ratio where every candidate runs a module; the default form tries each twice, with and without weights.
+const MODULE_GRID: usize = 10;
+
 /// How a run searches channel scales.
 #[derive(Clone, Debug)]
 pub(crate) struct Scaling {
     options: AwqOptions,
     /// What candidates for the linears behind a norm are judged by.
     loss: AwqLoss,
+    /// Steps of the ratio where they are judged by a module's output.
+    module_grid: usize,
     /// Tokens that modules run on.
     loss_tokens: usize,
     /// Whether o is scaled where several query heads share a kv head.
@@ -118,6 +123,10 @@ impl Scaling {
             _ => base,
         };
         Some(Self {
+            module_grid: match reference {
+                true => options.n_grid,
+                false => options.n_grid.min(MODULE_GRID),
+            },
             options,
             loss: pipeline.awq.loss,
             loss_tokens: pipeline.awq.loss_tokens,
@@ -276,7 +285,11 @@ impl Folding<'_> {
                     let parts = parts.map(|((kind, rows, ..), part)| (*kind, *rows, &part[..]));
                     Ok(reference.loss(self.whole(parts)?)?)
                 };
-                search_by(&group, options, by_output).with_context(place)?
+                let options = AwqOptions {
+                    n_grid: self.scaling.module_grid,
+                    ..options.clone()
+                };
+                search_by(&group, &options, by_output).with_context(place)?
             }
         };
         tracing::info!(

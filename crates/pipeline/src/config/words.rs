@@ -44,12 +44,11 @@ pub enum Recipe {
 }
 
 /// What candidate channel scales are judged by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AwqLoss {
     /// The mean squared change of the output of the attention (q, k, v) or of the MLP (gate, up), run on kept inputs; of
     /// the linear itself for o and down. AutoAWQ's and llm-compressor's.
-    #[default]
     Module,
     /// The change of the outputs of the scaled linears themselves, from statistics alone.
     Hessian,
