@@ -10,9 +10,9 @@ use super::file::{
     QuantFile, RuleFile, SourceFile,
 };
 use super::{
-    Awq, AwqLoss, Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format,
-    Gate, Located, Method, Model, ModelSource, Pattern, Pipeline, Propagation, Quant, Recipe,
-    Report, Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune, sweep,
+    Awq, Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate,
+    Located, Method, Model, ModelSource, Pattern, Pipeline, Propagation, Quant, Recipe, Report,
+    Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune, sweep,
 };
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
@@ -44,10 +44,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         export: export(&file, &quant, &rules)?,
         quant,
         awq: Awq {
-            loss: file.awq.loss.unwrap_or(match file.recipe {
-                Recipe::Reference => AwqLoss::Module,
-                _ => AwqLoss::Hessian,
-            }),
+            loss: file.awq.loss,
             loss_tokens: file.awq.loss_tokens,
         },
         propagation: file.propagation.unwrap_or(match file.recipe {

@@ -155,10 +155,8 @@ pub(super) struct QuantFile {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AwqFile {
-    /// What candidates are judged by; auto leaves it to the recipe.
-    #[serde(with = "auto")]
-    #[schemars(schema_with = "awq_loss_schema")]
-    pub(super) loss: Option<AwqLoss>,
+    /// What candidates are judged by.
+    pub(super) loss: AwqLoss,
     /// Calibration tokens that modules run on for `loss: module`, as whole windows.
     #[schemars(range(min = 1, max = 1_048_576))]
     pub(super) loss_tokens: usize,
@@ -380,7 +378,7 @@ impl Default for CalibrationFile {
 impl Default for AwqFile {
     fn default() -> Self {
         Self {
-            loss: None,
+            loss: AwqLoss::Module,
             loss_tokens: 2048,
         }
     }
@@ -471,11 +469,6 @@ fn threads_schema(_: &mut SchemaGenerator) -> Schema {
 
 fn propagation_schema(generator: &mut SchemaGenerator) -> Schema {
     let word = generator.subschema_for::<Propagation>();
-    json_schema!({"anyOf": [{"const": "auto"}, word]})
-}
-
-fn awq_loss_schema(generator: &mut SchemaGenerator) -> Schema {
-    let word = generator.subschema_for::<AwqLoss>();
     json_schema!({"anyOf": [{"const": "auto"}, word]})
 }
 

@@ -527,7 +527,7 @@ impl From<&Pipeline> for PipelineFile {
             recipe: *recipe,
             quant: quant.into(),
             awq: AwqFile {
-                loss: Some(awq.loss),
+                loss: awq.loss,
                 loss_tokens: awq.loss_tokens,
             },
             propagation: Some(*propagation),
