@@ -502,6 +502,40 @@ fn float_propagation_spilling_and_every_scheme_run() {
 }
 
 #[test]
+fn scales_by_either_loss_are_the_same_bits_on_any_number_of_threads() {
+    let by = |loss: &str| {
+        let run = |threads: &str| {
+            let out = tempfile::tempdir().unwrap();
+            let loss = format!("awq.loss={loss}");
+            let more = [
+                "--threads",
+                threads,
+                "--set",
+                "method=awq",
+                "--set",
+                &loss,
+                "--set",
+                "evaluate=false",
+            ];
+            succeed(&mut small_run(out.path(), &more));
+            read_run(out.path()).unwrap()
+        };
+        let one = run("1");
+        assert_eq!(one.pipeline["awq"]["loss"], loss);
+        let one = decisions(&one);
+        assert!(
+            one == decisions(&run("3")),
+            "{loss}: threads changed the result"
+        );
+        one
+    };
+    assert!(
+        by("module") != by("hessian"),
+        "both choose alike everywhere"
+    );
+}
+
+#[test]
 fn scaled_channels_run_and_both_exports_hold_the_same_model() {
     for method in ["method=awq", "method=awq+gptq"] {
         let out = tempfile::tempdir().unwrap();

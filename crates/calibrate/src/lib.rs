@@ -9,11 +9,13 @@ pub mod text;
 
 mod accumulate;
 mod activation;
+mod module;
 mod output_gradients;
 mod store;
 mod walk;
 
 pub use accumulate::Accumulator;
+pub use module::{Module, ModuleReference};
 pub use output_gradients::{GradientOptions, OutputGradients, sensitivities};
 pub use store::{Store, StoreError};
 pub use walk::{LinearStats, RowStats, StageStats, Walk, WalkError, WalkOptions};

@@ -9,7 +9,7 @@ use halfbyte_quant::ActivationStats;
 use crate::activation::{Activation, Beside, Moments, Rows};
 use crate::text::random::SplitMix64;
 use crate::text::{Window, Windows};
-use crate::{OutputGradients, Store, StoreError};
+use crate::{Module, ModuleReference, OutputGradients, Store, StoreError};
 
 /// Tokens one batch holds: large enough for dense products, small enough that a batch's activations stay in cache.
 const BATCH_TOKENS: usize = 2048;
@@ -247,6 +247,37 @@ impl Walk {
         let stats = self.pass(block, true, tick)?;
         self.at += 1;
         Ok(stats)
+    }
+
+    /// What a module of a block as it stands sees and gives on whole calibration windows, evenly spaced, that have some
+    /// `tokens` real tokens together; on one at least. The walk stays where it is.
+    pub fn module_reference(
+        &self,
+        block: &Block,
+        module: Module,
+        tokens: usize,
+    ) -> Result<ModuleReference, WalkError> {
+        let lengths = &self.lengths[..self.n_calibration];
+        let all: usize = lengths.iter().sum();
+        let wanted = (tokens * lengths.len() / all.max(1)).clamp(1, lengths.len().max(1));
+        let mut reference = ModuleReference::new(block.clone(), module);
+        let sampled = (0..lengths.len()).filter(|&w| is_evenly_spaced(w, wanted, lengths.len()));
+        let sampled: Vec<usize> = sampled.collect();
+        // Attention is causal, so a window without its padding gives what its real tokens give with it.
+        for alike in sampled.chunk_by(|a, b| lengths[*a] == lengths[*b]) {
+            let len = lengths[alike[0]];
+            for windows in alike.chunks((BATCH_TOKENS / len.max(1)).max(1)) {
+                let mut values = Vec::with_capacity(windows.len() * len * self.hidden);
+                for &window in windows {
+                    let all = self.paths[0].stream.read(window, 1)?;
+                    values.extend_from_slice(&all[..len * self.hidden]);
+                }
+                let shape = [windows.len(), len, self.hidden];
+                let h = Tensor::from_data(TensorData::new(values, shape), &self.device);
+                reference.keep(h);
+            }
+        }
+        Ok(reference)
     }
 
     /// On to the next block, without statistics.
@@ -650,7 +681,7 @@ impl Walk {
     /// Held-out windows always count; calibration windows are taken evenly spaced.
     fn is_sampled(&self, window: usize) -> bool {
         let (wanted, all) = (self.options.mixed_windows, self.n_calibration);
-        wanted > 0 && (window >= all || wanted >= all || (window * wanted) % all < wanted)
+        wanted > 0 && (window >= all || is_evenly_spaced(window, wanted, all))
     }
 
     /// Adds a batch of every path to the sums of all linears that see it, and the residual streams that their outputs
@@ -754,6 +785,11 @@ fn subsets(n: usize) -> Vec<Option<usize>> {
         all
     });
     drawn.take(n).collect()
+}
+
+/// Whether a window is one of `wanted` that are spread evenly over `all`.
+fn is_evenly_spaced(window: usize, wanted: usize, all: usize) -> bool {
+    wanted >= all || (window * wanted) % all < wanted
 }
 
 /// Linears that share an input, and its sums.

@@ -242,13 +242,21 @@ impl Block {
         h + self.linears.down.forward(m)
     }
 
+    /// The whole attention of `x = norm1(h)`, o applied: what is added to `h`.
+    pub fn attention_module(&self, x: Tensor<3>) -> Tensor<3> {
+        let (q, k) = self.query_key(x.clone());
+        self.linears.o.forward(self.attention(q, k, x))
+    }
+
+    /// The whole MLP of `x = norm2(h)`, down applied: what is added to `h`.
+    pub fn mlp_module(&self, x: Tensor<3>) -> Tensor<3> {
+        self.linears.down.forward(self.mlp_mix(x))
+    }
+
     /// The whole block.
     pub fn forward(&self, h: Tensor<3>) -> Tensor<3> {
-        let x = self.attention_input(h.clone());
-        let (q, k) = self.query_key(x.clone());
-        let h = self.attention_output(h, self.attention(q, k, x));
-        let m = self.mlp_mix(self.mlp_input(h.clone()));
-        self.mlp_output(h, m)
+        let h = h.clone() + self.attention_module(self.attention_input(h));
+        h.clone() + self.mlp_module(self.mlp_input(h))
     }
 
     /// The whole block for the next tokens of one window, `[1, tokens, hidden_size]`: those of earlier calls are in

@@ -569,6 +569,7 @@ impl BlockRun<'_> {
                     self.block,
                     &mut block,
                     &stats,
+                    walk,
                 )
             };
             let folded = self.clock.time("scale", fold)?;

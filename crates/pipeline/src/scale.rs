@@ -10,31 +10,42 @@
 //! The searches do not disturb each other: rows of v divided by one number each round as before, since a row's grids
 //! stretch with it.
 //!
-//! [`Walk::survey`]: halfbyte_calibrate::Walk::survey
+//! A candidate is judged by what the module that it is in gives on some windows ([`ModuleReference`]), or by statistics
+//! alone. Where o or down is all that a candidate changes, the two are one number, and statistics have it of all tokens.
+//!
+//! [`ModuleReference`]: halfbyte_calibrate::ModuleReference
 
 use anyhow::{Context, Result};
-use faer::MatRef;
-use halfbyte_calibrate::{LinearStats, RowStats};
+use halfbyte_calibrate::{LinearStats, Module, RowStats, Walk};
 use halfbyte_checkpoint::rounding;
 use halfbyte_model::{Block, LinearKind, NormKind, Weights, linear_shape};
 use halfbyte_quant::ActivationStats;
 use halfbyte_solve::GptqOptions;
 use halfbyte_solve::awq::{
     AwqOptions, Found, Group, HeadTie, InnerSolver, Member, NormGain, fold_into_columns,
-    fold_into_norm, fold_into_rows, search,
+    fold_into_norm, fold_into_rows, search, search_by,
 };
 
-use crate::config::{Method, Pipeline, Recipe};
+use crate::config::{AwqLoss, Method, Pipeline, Recipe};
 use crate::quantize::Layout;
-use crate::stage::Solver;
+use crate::stage::{Solver, matrix, pick};
 
 /// Steps of the ratio where every candidate is solved by GPTQ.
 const GPTQ_GRID: usize = 5;
+
+/// Steps of the ratio where every candidate runs a module; the default form tries each twice, with and without weights.
+const MODULE_GRID: usize = 10;
 
 /// How a run searches channel scales.
 #[derive(Clone, Debug)]
 pub(crate) struct Scaling {
     options: AwqOptions,
+    /// What candidates for the linears behind a norm are judged by.
+    loss: AwqLoss,
+    /// Steps of the ratio where they are judged by a module's output.
+    module_grid: usize,
+    /// Tokens that modules run on.
+    loss_tokens: usize,
     /// Whether o is scaled where several query heads share a kv head.
     ties_heads: bool,
 }
@@ -112,13 +123,19 @@ impl Scaling {
             _ => base,
         };
         Some(Self {
+            module_grid: match reference {
+                true => options.n_grid,
+                false => options.n_grid.min(MODULE_GRID),
+            },
             options,
+            loss: pipeline.awq.loss,
+            loss_tokens: pipeline.awq.loss_tokens,
             ties_heads: !reference,
         })
     }
 
-    /// Searches the scales of a block from the statistics of its float form, and folds them into `block`, whose
-    /// function stays what it was. Linears that see a folded norm and stay unquantized are scaled as well.
+    /// Searches the scales of a block from the statistics of its float form and what its modules give on windows of
+    /// `walk`, which stands before it, and folds them into `block`, whose function stays what it was. Linears that see a folded norm and stay unquantized are scaled as well.
     pub(crate) fn fold(
         &self,
         weights: &Weights,
@@ -126,6 +143,7 @@ impl Scaling {
         index: usize,
         block: &mut Block,
         stats: &[LinearStats],
+        walk: &Walk,
     ) -> Result<Folded> {
         let mut folding = Folding {
             scaling: self,
@@ -133,20 +151,10 @@ impl Scaling {
             layout,
             index,
             stats,
-            linears: Vec::new(),
+            walk,
+            linears: unscaled(weights, index)?,
             replaced: Vec::new(),
         };
-        for kind in LinearKind::ALL {
-            let shape = linear_shape(weights.config(), kind);
-            let scaled = Scaled {
-                weight: weights.weight(&kind.module(index), shape)?,
-                scales: ChannelScales {
-                    rows: vec![1.0; shape[0]],
-                    columns: vec![1.0; shape[1]],
-                },
-            };
-            folding.linears.push((kind, scaled));
-        }
         folding.run(block)?;
         let Folding {
             linears, replaced, ..
@@ -155,12 +163,29 @@ impl Scaling {
     }
 }
 
+/// The linears of a block as they are.
+fn unscaled(weights: &Weights, index: usize) -> Result<Vec<(LinearKind, Scaled)>> {
+    let of = |kind: LinearKind| {
+        let shape = linear_shape(weights.config(), kind);
+        let scaled = Scaled {
+            weight: weights.weight(&kind.module(index), shape)?,
+            scales: ChannelScales {
+                rows: vec![1.0; shape[0]],
+                columns: vec![1.0; shape[1]],
+            },
+        };
+        Ok((kind, scaled))
+    };
+    LinearKind::ALL.into_iter().map(of).collect()
+}
+
 struct Folding<'a> {
     scaling: &'a Scaling,
     weights: &'a Weights,
     layout: &'a Layout,
     index: usize,
     stats: &'a [LinearStats],
+    walk: &'a Walk,
     linears: Vec<(LinearKind, Scaled)>,
     replaced: Vec<(String, Vec<f32>)>,
 }
@@ -170,13 +195,17 @@ impl Folding<'_> {
         use LinearKind::{Down, Gate, K, O, Q, Up, V};
         let tie = HeadTie::new(block.heads(), block.kv_heads(), block.head_dim())?;
         let tied = self.scaling.ties_heads || block.heads() == block.kv_heads();
-        let attention = self.search(&[Q, K, V], None)?;
+        let by_module = |module| match self.scaling.loss {
+            AwqLoss::Module => Some((&*block, module)),
+            AwqLoss::Hessian => None,
+        };
+        let attention = self.search(&[Q, K, V], None, by_module(Module::Attention))?;
         let values = match tied {
-            true => self.search(&[O], Some(tie))?,
+            true => self.search(&[O], Some(tie), None)?,
             false => None,
         };
-        let mlp = self.search(&[Gate, Up], None)?;
-        let hidden = self.search(&[Down], None)?;
+        let mlp = self.search(&[Gate, Up], None, by_module(Module::Mlp))?;
+        let hidden = self.search(&[Down], None, None)?;
         if let Some(found) = attention {
             self.fold_norm(NormKind::Attention, &[Q, K, V], &found, block)?;
         }
@@ -205,32 +234,31 @@ impl Folding<'_> {
         Ok(())
     }
 
-    /// The scales for the linears that share an input; none where nothing of it is quantized.
-    fn search(&self, kinds: &[LinearKind], tie: Option<HeadTie>) -> Result<Option<Found>> {
+    /// The scales for the linears that share an input, by the output of the float block's module or by statistics;
+    /// none where nothing of it is quantized.
+    fn search(
+        &self,
+        kinds: &[LinearKind],
+        tie: Option<HeadTie>,
+        module: Option<(&Block, Module)>,
+    ) -> Result<Option<Found>> {
         let mut members = Vec::new();
-        let mut picked = Vec::new();
+        let (mut picked, mut of_members) = (Vec::new(), Vec::new());
         for &kind in kinds {
             let Some(scheme) = self.layout.scheme(&kind.module(self.index)) else {
                 continue;
             };
             let [_, columns] = linear_shape(self.weights.config(), kind);
             for RowStats { rows, stats } in &self.of(kind)?.parts {
-                let weight = &self.linear(kind)?.weight;
-                let rows = match rows {
-                    None => weight.to_vec(),
-                    Some(rows) => rows
-                        .iter()
-                        .flat_map(|&r| &weight[r * columns..(r + 1) * columns])
-                        .copied()
-                        .collect(),
-                };
-                picked.push((rows, columns, scheme, &stats.calibration));
+                let weight = pick(&self.linear(kind)?.weight, rows.as_deref(), columns);
+                picked.push((kind, rows.as_deref(), weight, columns));
+                of_members.push((scheme, &stats.calibration));
             }
         }
-        for (rows, columns, scheme, stats) in &picked {
+        for ((_, _, weight, columns), (scheme, stats)) in picked.iter().zip(of_members) {
             members.push(Member {
-                weight: MatRef::from_row_major_slice(rows, rows.len() / columns, *columns),
-                scheme: *scheme,
+                weight: matrix(weight, *columns),
+                scheme,
                 stats,
                 sensitivity: 1.0,
             });
@@ -246,7 +274,24 @@ impl Folding<'_> {
             mean_abs: &shared.mean_abs,
             tie,
         };
-        let found = search(&group, &self.scaling.options).with_context(place)?;
+        let options = &self.scaling.options;
+        let found = match module {
+            None => search(&group, options).with_context(place)?,
+            Some((block, module)) => {
+                let tokens = self.scaling.loss_tokens;
+                let reference = self.walk.module_reference(block, module, tokens)?;
+                let by_output = |_: &[f32], rounded: &[Vec<f32>]| -> Result<f64> {
+                    let parts = picked.iter().zip(rounded);
+                    let parts = parts.map(|((kind, rows, ..), part)| (*kind, *rows, &part[..]));
+                    Ok(reference.loss(self.whole(parts)?)?)
+                };
+                let options = AwqOptions {
+                    n_grid: self.scaling.module_grid,
+                    ..options.clone()
+                };
+                search_by(&group, &options, by_output).with_context(place)?
+            }
+        };
         tracing::info!(
             block = self.index,
             first = kinds[0].short(),
@@ -257,6 +302,30 @@ impl Folding<'_> {
             "scaled"
         );
         Ok(Some(found))
+    }
+
+    /// Whole weights, those of the parts in their rows.
+    fn whole<'a>(
+        &self,
+        parts: impl Iterator<Item = (LinearKind, Option<&'a [usize]>, &'a [f32])>,
+    ) -> Result<Vec<(LinearKind, Vec<f32>)>> {
+        let mut whole: Vec<(LinearKind, Vec<f32>)> = Vec::new();
+        for (kind, rows, part) in parts {
+            let Some(rows) = rows else {
+                whole.push((kind, part.to_vec()));
+                continue;
+            };
+            if whole.last().is_none_or(|(last, _)| *last != kind) {
+                whole.push((kind, self.linear(kind)?.weight.clone()));
+            }
+            let columns = part.len() / rows.len();
+            if let Some((_, weight)) = whole.last_mut() {
+                for (values, row) in part.chunks_exact(columns).zip(rows) {
+                    weight[row * columns..(row + 1) * columns].copy_from_slice(values);
+                }
+            }
+        }
+        Ok(whole)
     }
 
     fn fold_norm(
@@ -337,11 +406,13 @@ fn stored(weights: &Weights, name: &str) -> Result<fn(f32) -> f32> {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use burn::prelude::*;
+    use burn::prelude::{Tensor, TensorData};
+    use halfbyte_calibrate::WalkOptions;
     use halfbyte_calibrate::text::{Window, Windows};
-    use halfbyte_calibrate::{Walk, WalkOptions};
     use halfbyte_checkpoint::{HubOptions, ModelFolder, resolve};
     use halfbyte_model::{Decoder, DeviceChoice, open_device};
+    use halfbyte_quant::Scheme;
+    use halfbyte_solve::{RtnOptions, rtn};
 
     use super::*;
 
@@ -375,6 +446,19 @@ mod tests {
         tensor.try_into_vec_as::<f32>().unwrap()
     }
 
+    fn walk(decoder: &Decoder, spill: &Path) -> Walk {
+        let options = WalkOptions {
+            max_bytes: u64::MAX,
+            spill_folder: spill.to_owned(),
+            mixed_windows: 2,
+            gradients: None,
+            float_path: false,
+            subset_blocks: Vec::new(),
+        };
+        let windows = windows(decoder.weights().config().vocab_size as u32);
+        Walk::new(&windows, decoder, options).unwrap()
+    }
+
     /// Folds every block, and gives the largest logit of the float model, the largest difference of a logit of the
     /// folded one, and what was replaced.
     fn fold_all(folder: ModelFolder, pipeline: &Pipeline) -> (f32, f32, Vec<String>) {
@@ -384,15 +468,7 @@ mod tests {
         let config = decoder.weights().config();
         let windows = windows(config.vocab_size as u32);
         let spill = tempfile::tempdir().unwrap();
-        let options = WalkOptions {
-            max_bytes: u64::MAX,
-            spill_folder: spill.path().to_owned(),
-            mixed_windows: 2,
-            gradients: None,
-            float_path: false,
-            subset_blocks: Vec::new(),
-        };
-        let mut walk = Walk::new(&windows, &decoder, options).unwrap();
+        let mut walk = walk(&decoder, spill.path());
         let solver = Solver::new(pipeline, false);
         let scaling = Scaling::new(pipeline, &solver).unwrap();
         let ids: Vec<u32> = windows
@@ -411,7 +487,14 @@ mod tests {
             let stats = walk.survey(&block, quiet).unwrap();
             let mut scaled = block.clone();
             let parts = scaling
-                .fold(decoder.weights(), &layout, index, &mut scaled, &stats)
+                .fold(
+                    decoder.weights(),
+                    &layout,
+                    index,
+                    &mut scaled,
+                    &stats,
+                    &walk,
+                )
                 .unwrap();
             for (kind, linear) in parts.linears {
                 let module = kind.module(index);
@@ -486,5 +569,75 @@ mod tests {
         assert!(has("layers.0.self_attn.k_proj.weight"));
         assert!(!has("layers.1.post_attention_layernorm.weight"));
         assert!(!has("layers.1.mlp.up_proj.weight"));
+    }
+
+    /// `Q(W S) S⁻¹`.
+    fn by_hand(weight: &[f32], scales: &[f32], scheme: &Scheme, options: &RtnOptions) -> Vec<f32> {
+        let times = |weight: &[f32], by: &dyn Fn(f32) -> f32| -> Vec<f32> {
+            let rows = weight.chunks_exact(scales.len());
+            rows.flat_map(|row| row.iter().zip(scales).map(|(w, s)| w * by(*s)))
+                .collect()
+        };
+        let scaled = times(weight, &|s| s);
+        let rounded = rtn(matrix(&scaled, scales.len()), None, scheme, options).unwrap();
+        let rounded = rounded.weight.dequantize();
+        let back = rounded.chunks_exact(scales.len());
+        back.flat_map(|row| row.iter().zip(scales).map(|(w, s)| w / s))
+            .collect()
+    }
+
+    #[test]
+    fn the_scales_behind_a_norm_are_those_of_least_change_of_the_modules_output() {
+        use LinearKind::{Gate, K, Q, Up, V};
+        // k stays float, and v is handed over by its kv heads
+        let pipeline = pipeline("recipe: reference\nignore: [lm_head, '*.k_proj']\n");
+        let decoder = Decoder::new(
+            Weights::new(embedded()).unwrap(),
+            open_device(DeviceChoice::Cpu).unwrap(),
+        );
+        let layout = Layout::new(&pipeline, decoder.weights().folder()).unwrap();
+        let scaling = Scaling::new(&pipeline, &Solver::new(&pipeline, false)).unwrap();
+        let spill = tempfile::tempdir().unwrap();
+        let mut walk = walk(&decoder, spill.path());
+        let block = decoder.block(0, TOKENS).unwrap();
+        let stats = walk.survey(&block, &mut |_| ()).unwrap();
+        let folding = Folding {
+            scaling: &scaling,
+            weights: decoder.weights(),
+            layout: &layout,
+            index: 0,
+            stats: &stats,
+            walk: &walk,
+            linears: unscaled(decoder.weights(), 0).unwrap(),
+            replaced: Vec::new(),
+        };
+        let InnerSolver::Rtn(options) = &scaling.options.solver else {
+            panic!("AutoAWQ rounds");
+        };
+        for (module, kinds, quantized) in [
+            (Module::Attention, &[Q, K, V][..], &[Q, V][..]),
+            (Module::Mlp, &[Gate, Up], &[Gate, Up]),
+        ] {
+            let search = |by| folding.search(kinds, None, by).unwrap().unwrap();
+            let found = search(Some((&block, module)));
+            let reference = walk.module_reference(&block, module, 4096).unwrap();
+            let loss = |scales: &[f32]| {
+                let weights = quantized.iter().map(|&kind| {
+                    let scheme = layout.scheme(&kind.module(0)).unwrap();
+                    let float = &folding.linear(kind).unwrap().weight;
+                    (kind, by_hand(float, scales, &scheme, options))
+                });
+                reference.loss(weights.collect()).unwrap()
+            };
+            let again = loss(&found.scales);
+            assert!(
+                (found.loss / again - 1.0).abs() < 1e-6,
+                "{module:?}: {}, by hand {again}",
+                found.loss
+            );
+            assert!(found.tried.iter().all(|tried| tried.loss >= found.loss));
+            assert_eq!(found.tried.len(), 20);
+            assert!(loss(&search(None).scales) >= found.loss * (1.0 - 1e-6));
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::file::{
     QuantFile, RuleFile, SourceFile,
 };
 use super::{
-    Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate,
+    Awq, Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate,
     Located, Method, Model, ModelSource, Pattern, Pipeline, Propagation, Quant, Recipe, Report,
     Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune, sweep,
 };
@@ -43,6 +43,10 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         recipe: file.recipe,
         export: export(&file, &quant, &rules)?,
         quant,
+        awq: Awq {
+            loss: file.awq.loss,
+            loss_tokens: file.awq.loss_tokens,
+        },
         propagation: file.propagation.unwrap_or(match file.recipe {
             Recipe::Best => Propagation::Asymmetric,
             _ => Propagation::Sequential,

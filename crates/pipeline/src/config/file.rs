@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::words::{
-    Damp, Device, Format, Measure, Method, Packing, Propagation, Recipe, SignedScales, Windows,
-    WinnerBy,
+    AwqLoss, Damp, Device, Format, Measure, Method, Packing, Propagation, Recipe, SignedScales,
+    Windows, WinnerBy,
 };
 
 /// A halfbyte pipeline: how a model folder becomes a smaller one.
@@ -28,6 +28,9 @@ pub(super) struct PipelineFile {
     /// Scheme and solver settings.
     #[serde(default)]
     pub(super) quant: QuantFile,
+    /// How awq and awq+gptq choose channel scales.
+    #[serde(default)]
+    pub(super) awq: AwqFile,
     /// What the statistics of a stage have seen; auto leaves it to the recipe.
     #[serde(default, with = "auto")]
     #[schemars(schema_with = "propagation_schema")]
@@ -146,6 +149,17 @@ pub(super) struct QuantFile {
     pub(super) signed_scales: SignedScales,
     /// Whether nf4's and fp4's block scales are stored in 8 bits and not in 32 (QLoRA's double quantization).
     pub(super) double_quant: bool,
+}
+
+/// How awq and awq+gptq choose channel scales.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AwqFile {
+    /// What candidates are judged by.
+    pub(super) loss: AwqLoss,
+    /// Calibration tokens that modules run on for `loss: module`, as whole windows.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub(super) loss_tokens: usize,
 }
 
 /// Scales and norms tuned by gradient until the model's predictions are closest to the float model's.
@@ -360,6 +374,15 @@ impl Default for CalibrationFile {
             packing: Packing::Concat,
             seed: 0,
             holdout: 0.1,
+        }
+    }
+}
+
+impl Default for AwqFile {
+    fn default() -> Self {
+        Self {
+            loss: AwqLoss::Module,
+            loss_tokens: 2048,
         }
     }
 }

@@ -28,16 +28,17 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use file::{
-    BudgetFile, CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, FloorFile, GateFile,
-    ModelFile, PipelineFile, QuantFile, ReportFile, ResourcesFile, RuleFile, SourceFile, TuneFile,
+    AwqFile, BudgetFile, CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, FloorFile,
+    GateFile, ModelFile, PipelineFile, QuantFile, ReportFile, ResourcesFile, RuleFile, SourceFile,
+    TuneFile,
 };
 
 pub use error::ConfigError;
 pub use pattern::{Pattern, PatternError};
 pub use sweep::{Cell, Sweep, Winner};
 pub use words::{
-    Damp, Device, Format, Measure, Method, Packing, Propagation, Recipe, SignedScales, Windows,
-    WinnerBy,
+    AwqLoss, Damp, Device, Format, Measure, Method, Packing, Propagation, Recipe, SignedScales,
+    Windows, WinnerBy,
 };
 
 /// The default pipeline, every key explained; `halfbyte` users start from a copy of it.
@@ -59,6 +60,8 @@ pub struct Pipeline {
     pub recipe: Recipe,
     /// Scheme and solver settings of all linears no rule names.
     pub quant: Quant,
+    /// How channel scales are chosen, where the method scales channels.
+    pub awq: Awq,
     /// What the statistics of a stage have seen.
     pub propagation: Propagation,
     /// Scales and norms tuned after the solves.
@@ -168,6 +171,15 @@ pub struct Quant {
     pub signed_scales: SignedScales,
     /// Whether block scales of codebooks are quantized once more.
     pub double_quant: bool,
+}
+
+/// How channel scales are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awq {
+    /// What candidates are judged by.
+    pub loss: AwqLoss,
+    /// Calibration tokens that modules run on.
+    pub loss_tokens: usize,
 }
 
 /// Scales and norms tuned after the solves.
@@ -321,8 +333,8 @@ impl Pipeline {
             .expect("the mirror holds plain data with string keys, which always becomes JSON")
     }
 
-    /// sha256, in hex, of all that decides the codes: model, calibration, method, recipe, quant, propagation, rules,
-    /// ignore, the exported formats (they decide `signed_scales: auto`), and what of `report` decides the records,
+    /// sha256, in hex, of all that decides the codes: model, calibration, method, recipe, quant, awq, propagation,
+    /// rules, ignore, the exported formats (they decide `signed_scales: auto`), and what of `report` decides the records,
     /// `llm_int8` and `calibration_curve`. Two runs of the same fingerprint may share finished blocks, provided that the
     /// files behind the paths have not changed: that is for the caller to mix in. Folders count by their real place, so
     /// that `./model` in two places is two models. Evaluation, gate, the rest of report, resources, sweep and output
@@ -496,6 +508,7 @@ impl From<&Pipeline> for PipelineFile {
             method,
             recipe,
             quant,
+            awq,
             propagation,
             tune,
             budget,
@@ -518,6 +531,10 @@ impl From<&Pipeline> for PipelineFile {
             method: *method,
             recipe: *recipe,
             quant: quant.into(),
+            awq: AwqFile {
+                loss: awq.loss,
+                loss_tokens: awq.loss_tokens,
+            },
             propagation: Some(*propagation),
             tune: TuneFile {
                 epochs: tune.epochs,

@@ -50,6 +50,7 @@ fn the_commented_default_is_the_default() {
     assert_eq!(minimal.ignore[0].as_str(), "lm_head");
     assert_eq!(minimal.export[0].format, Format::CompressedTensors);
     assert_eq!(minimal.evaluate, None);
+    assert_eq!(minimal.awq.loss, AwqLoss::Module);
 }
 
 #[test]
@@ -81,6 +82,7 @@ calibration:
 method: gptq
 recipe: reference
 quant: {bits: 3, group_size: -1, sym: false, desc_act: false, static_groups: false, damp_percent: 0.01, signed_scales: false}
+awq: {loss: hessian, loss_tokens: 1000}
 propagation: float
 rules:
   - {match: 're:.*down_proj', bits: 8, group_size: 64}
@@ -106,6 +108,8 @@ resources: {threads: 2, max_memory: 8GiB, device: cpu}
     assert_eq!(pipeline.calibration.held_out_samples(), 4);
     assert_eq!(pipeline.quant.damp_percent, Damp::Fraction(0.01));
     assert_eq!(pipeline.quant.signed_scales, SignedScales::Off);
+    assert_eq!(pipeline.awq.loss, AwqLoss::Hessian);
+    assert_eq!(pipeline.awq.loss_tokens, 1000);
     let evaluate = pipeline.evaluate.as_ref().unwrap();
     assert!(!pipeline.report.html && !pipeline.report.calibration_curve);
     assert_eq!(evaluate.windows, Windows::List(vec![0, 3, 5]));
@@ -234,6 +238,8 @@ fn a_fingerprint_changes_with_what_decides_the_codes_and_with_nothing_else() {
         "quant.damp_percent=0.1",
         "report.llm_int8=true",
         "report.calibration_curve=false",
+        "awq.loss=hessian",
+        "awq.loss_tokens=512",
     ] {
         assert_ne!(of(&[other]), base, "{other}");
     }

@@ -43,6 +43,17 @@ pub enum Recipe {
     Best,
 }
 
+/// What candidate channel scales are judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AwqLoss {
+    /// The mean squared change of the output of the attention (q, k, v) or of the MLP (gate, up), run on kept inputs; of
+    /// the linear itself for o and down. AutoAWQ's and llm-compressor's.
+    Module,
+    /// The change of the outputs of the scaled linears themselves, from statistics alone.
+    Hessian,
+}
+
 /// What the statistics of a stage have seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -249,6 +260,7 @@ macro_rules! display_as_written {
 display_as_written!(
     Method,
     Recipe,
+    AwqLoss,
     Propagation,
     Measure,
     WinnerBy,

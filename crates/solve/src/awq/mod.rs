@@ -7,8 +7,9 @@
 //!
 //! What comes in: the weights of one such group and the statistics of their input. What goes out: scales, and the
 //! arithmetic that folds them. The rounded problem `(W S, S⁻¹ H S⁻¹)` has the very loss `tr(Δ H Δᵀ)` of the unscaled
-//! one, so the search runs any solver of this crate as it is and no activation has to be kept. The rejected
-//! alternative, running the module on kept activations for each candidate, remains possible by [`search_by`].
+//! one, so [`search`] runs any solver of this crate as it is and no activation has to be kept. The field judges q, k, v
+//! and gate, up by what the attention or the MLP around them gives on kept activations instead, which [`search_by`] is
+//! for: the candidate's weights go out, a loss comes back.
 
 mod candidates;
 mod clip;

@@ -65,7 +65,9 @@ impl Default for AwqOptions {
 }
 
 impl AwqOptions {
-    /// AutoAWQ's search: 20 duo ratios below 1, min-max rounding with unrounded scales. Two departures remain: its
+    /// AutoAWQ's search: 20 duo ratios below 1, min-max rounding with unrounded scales; its loss is the output of the
+    /// inspected module ([`search_by`](super::search_by)), which for o and down alone [`search`](super::search) has as
+    /// well. Two departures remain: its
     /// ranges need not include 0 (ours do, which is the same for any group with weights of both signs), and it steps
     /// symmetric grids by `absmax / (2^(bits-1) - 1)`, which nothing it writes uses.
     pub fn autoawq() -> Self {

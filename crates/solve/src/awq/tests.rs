@@ -203,7 +203,8 @@ fn numbers(value: &serde_json::Value) -> Vec<f64> {
 
 #[test]
 fn autoawq_itself_chooses_the_same_scales_and_limits() {
-    // made by AutoAWQ's own search (tests/vectors/make_autoawq_search.py) on numbers of ours
+    // made by AutoAWQ's own search (tests/vectors/make_autoawq_search.py) on numbers of ours; the module it inspects is
+    // the two linears themselves, so that statistics say what its output loses
     let vector = include_str!("../../../../tests/vectors/autoawq_search.json");
     let v: serde_json::Value = serde_json::from_str(vector).unwrap();
     let (x, w) = (numbers(&v["x_times_16"]), numbers(&v["w_times_1024"]));
