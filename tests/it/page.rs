@@ -1,7 +1,7 @@
 //! The page of a run as a browser has it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::program::{halfbyte, small_run, succeed};
@@ -200,6 +200,19 @@ fn a_page_is_drawn_again_from_the_record_and_runs_are_compared() {
     assert_eq!((cells(0)[0], cells(1)[0], cells(1)[1]), ("a", "b", "3"));
     let html = fs::read_to_string(compare).unwrap();
     assert!(html.contains("id=\"pareto\"") && html.contains("id=\"r1\""));
+
+    let markdown = |runs: &[&PathBuf], name: &str| {
+        let path = folder.path().join(name);
+        succeed(halfbyte().arg("report").args(runs).arg("--out").arg(&path));
+        fs::read_to_string(path).unwrap()
+    };
+    let table = markdown(&[&a, &b], "compare.md");
+    assert!(
+        table.starts_with("| run | ") && table.contains("\n| b | 3 | "),
+        "{table}"
+    );
+    let card = markdown(&[&a], "card.md");
+    assert_eq!(card, fs::read_to_string(a.join("README.md")).unwrap());
 }
 
 #[test]

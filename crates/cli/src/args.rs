@@ -212,8 +212,9 @@ pub(crate) struct Report {
     /// Folders that runs, or a sweep, have written
     #[arg(value_name = "RUN", required = true)]
     pub(crate) runs: Vec<PathBuf>,
-    /// The page to write; where not given, one run's goes to halfbyte/report.html in its folder, and several get none
-    #[arg(long, value_name = "FILE.html")]
+    /// The page to write, or the table in markdown where the name ends in .md (one run's model card); where not given, one
+    /// run's page goes to halfbyte/report.html in its folder, and several get none
+    #[arg(long, value_name = "FILE.html|FILE.md")]
     pub(crate) out: Option<PathBuf>,
 }
 

@@ -57,17 +57,36 @@ fn report_runs(folders: &[PathBuf], out: Option<&Path>) -> Result<String> {
         let record = records.remove(0);
         text = summary_text(&record);
         let path = out.map_or_else(|| page_path(&folders[0]), |out| file_in(out, "report.html"));
-        Some((path, run_page(&record, out.is_none())))
+        let written = match is_markdown(&path) {
+            true => model_card(&record),
+            false => run_page(&record, out.is_none()),
+        };
+        Some((path, written))
     } else {
         let comparison = Comparison::of(names(folders).into_iter().zip(records).collect());
         text = comparison.text();
-        out.map(|out| (file_in(out, "compare.html"), comparison_page(&comparison)))
+        out.map(|out| {
+            let path = file_in(out, "compare.html");
+            let written = match is_markdown(&path) {
+                true => comparison.markdown(),
+                false => comparison_page(&comparison),
+            };
+            (path, written)
+        })
     };
     if let Some((path, html)) = page {
         write_page(&path, &html)?;
-        text += &format!("{:<15} {}\n", "page", path.display());
+        text += &page_line(&path);
     }
     Ok(text)
+}
+
+fn is_markdown(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "md")
+}
+
+fn page_line(path: &Path) -> String {
+    format!("{:<15} {}\n", "page", path.display())
 }
 
 /// The file itself, or one of that name in a folder.

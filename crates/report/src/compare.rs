@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::RunRecord;
-use crate::text::{bytes, duration, table};
+use crate::text::{bytes, duration, markdown_table, table};
 
 /// Several runs side by side.
 #[derive(Clone, Debug)]
@@ -87,6 +87,15 @@ impl Comparison {
 
     /// One table for the terminal, with what to know before reading it below.
     pub fn text(&self) -> String {
+        self.tabled(table, "warning: ")
+    }
+
+    /// The same in markdown.
+    pub fn markdown(&self) -> String {
+        self.tabled(markdown_table, "\nWarning: ")
+    }
+
+    fn tabled(&self, table: fn(&[&str], &[Vec<String>]) -> String, warning: &str) -> String {
         let mut header = vec!["run"];
         header.extend(self.short_settings.iter().map(String::as_str));
         header.extend([
@@ -110,7 +119,7 @@ impl Comparison {
             .collect();
         let mut out = table(&header, &rows);
         for caution in &self.cautions {
-            out += &format!("warning: {caution}\n");
+            out += &format!("{warning}{caution}\n");
         }
         out
     }
@@ -272,6 +281,24 @@ mod tests {
 run  method  group_size               KL      perplexity  same top  bits/weight     size   processor     memory
 one    gptq              0.1273 ± 0.0021  21.000 ± 0.550    81.3 %        4.500  4.0 MiB  2 min 58 s  512.0 MiB
 two     awq          32  0.2000 ± 0.0021  21.000 ± 0.550    81.3 %        4.500  4.0 MiB  2 min 58 s  512.0 MiB
+"
+        );
+    }
+
+    #[test]
+    fn the_table_in_markdown_has_the_same_cells() {
+        let mut comparison = two();
+        comparison.runs[1].name = "a|b".to_owned();
+        comparison.cautions.push("other texts".to_owned());
+        assert_eq!(
+            comparison.markdown(),
+            "\
+| run | method | group_size | KL | perplexity | same top | bits/weight | size | processor | memory |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|
+| one | gptq |  | 0.1273 ± 0.0021 | 21.000 ± 0.550 | 81.3 % | 4.500 | 4.0 MiB | 2 min 58 s | 512.0 MiB |
+| a\\|b | awq | 32 | 0.2000 ± 0.0021 | 21.000 ± 0.550 | 81.3 % | 4.500 | 4.0 MiB | 2 min 58 s | 512.0 MiB |
+
+Warning: other texts
 "
         );
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::compare::is_beaten;
 use crate::files::{make_folder, read_linears, read_record, write_linears, write_whole};
 use crate::markup::short;
-use crate::text::{bytes, duration, geometric_mean, table};
+use crate::text::{bytes, duration, geometric_mean, markdown_table, table};
 use crate::{
     CalibrationRecord, EvaluationRecord, LinearRecord, ModelRecord, PhaseRecord, ReportError,
 };
@@ -319,8 +319,18 @@ pub fn refusals(cells: &[CellRecord]) -> Vec<(Vec<&str>, &str)> {
     all
 }
 
-/// The table of cells and the totals, for the terminal.
-pub fn sweep_text(sweep: &SweepRecord) -> String {
+/// The table of cells, and what no cell could be, in markdown.
+pub fn sweep_markdown(sweep: &SweepRecord) -> String {
+    let mut out = cells_table(sweep, markdown_table);
+    for (names, reason) in refusals(&sweep.cells) {
+        out += &format!("\nRefused: {}: {reason}\n", names.join(", "));
+    }
+    out += "\n\\*: no other cell is both smaller and closer to the float model\n";
+    out
+}
+
+/// Every solved cell with its figures.
+fn cells_table(sweep: &SweepRecord, table: fn(&[&str], &[Vec<String>]) -> String) -> String {
     let front = front(sweep);
     let figure = |value: Option<f64>, digits: usize| {
         value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
@@ -354,7 +364,7 @@ pub fn sweep_text(sweep: &SweepRecord) -> String {
             ]
         })
         .collect();
-    let mut out = table(
+    table(
         &[
             "cell",
             "",
@@ -367,7 +377,12 @@ pub fn sweep_text(sweep: &SweepRecord) -> String {
             "same top",
         ],
         &rows,
-    );
+    )
+}
+
+/// The table of cells and the totals, for the terminal.
+pub fn sweep_text(sweep: &SweepRecord) -> String {
+    let mut out = cells_table(sweep, table);
     for (names, reason) in refusals(&sweep.cells) {
         out += &format!("refused: {}: {reason}\n", names.join(", "));
     }
