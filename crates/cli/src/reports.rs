@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use halfbyte_pipeline::report::{
-    Comparison, RunRecord, comparison_page, explain as explain_linear, find_run, page_path,
-    read_cells, read_run, read_sweep, run_page, summary_text, sweep_page, sweep_page_path,
-    sweep_text, write_page,
+    Comparison, RunRecord, comparison_page, explain as explain_linear, find_run, model_card,
+    page_path, read_cells, read_run, read_sweep, run_page, summary_text, sweep_markdown,
+    sweep_page, sweep_page_path, sweep_text, write_page,
 };
 
 /// Writes the page asked for and says in words what it holds: one run's summary, or a table of several.
@@ -40,10 +40,13 @@ fn sweep(folder: &Path, out: Option<&Path>) -> Result<Option<String>> {
         None => return Ok(None),
     };
     let path = out.map_or_else(|| sweep_page_path(folder), |out| file_in(out, "sweep.html"));
-    let linears = read_cells(folder, &record)?;
-    write_page(&path, &sweep_page(&record, &linears, out.is_none()))?;
+    let written = match is_markdown(&path) {
+        true => sweep_markdown(&record),
+        false => sweep_page(&record, &read_cells(folder, &record)?, out.is_none()),
+    };
+    write_page(&path, &written)?;
     let mut text = sweep_text(&record);
-    text += &format!("{:<15} {}\n", "page", path.display());
+    text += &page_line(&path);
     Ok(Some(text))
 }
 
