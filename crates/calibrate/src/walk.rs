@@ -60,7 +60,8 @@ pub struct WalkOptions {
     /// Whether the float model walks along, so that statistics have [cross moments](ActivationStats::cross).
     pub float_path: bool,
     /// Blocks whose statistics are taken of [subsets](StageStats::subsets) of the calibration windows too. Not so the
-    /// attention-mixed ones, unless they are taken from all windows: more text would not change them.
+    /// attention-mixed ones, unless they are taken from all windows, since more text would not change them, nor those too wide
+    /// to be kept several times over: of more than 6688 features for linears that share them.
     pub subset_blocks: Vec<usize>,
 }
 
@@ -571,13 +572,13 @@ impl Walk {
     /// Empty sums for v, one a kv head; none when `options.mixed_windows` is 0.
     fn mixed_sums(&self, block: &Block, wanted: Wanted) -> Vec<Sums> {
         let grows = self.options.mixed_windows >= self.n_calibration;
-        let wanted = Wanted {
-            subsets: wanted.subsets && grows,
-            ..wanted
-        };
         let heads = match self.options.mixed_windows {
             0 => 0,
             _ => block.kv_heads(),
+        };
+        let wanted = Wanted {
+            subsets: wanted.subsets && grows && subsets_fit(heads, self.hidden),
+            ..wanted
         };
         (0..heads)
             .map(|_| Sums::new(self.hidden, wanted, &self.device))
@@ -626,6 +627,10 @@ impl Walk {
         let shared = match self.options.gradients {
             Some(_) => 1,
             None => kinds.len(),
+        };
+        let wanted = Wanted {
+            subsets: wanted.subsets && subsets_fit(kinds.chunks(shared).len(), features),
+            ..wanted
         };
         let of = |kinds: &[LinearKind]| (kinds.to_vec(), Sums::new(features, wanted, &self.device));
         kinds.chunks(shared).map(of).collect()
@@ -771,6 +776,14 @@ impl Walk {
 
 /// Subsets of the calibration windows: about an eighth, a quarter and a half of them.
 const SUBSETS: usize = 3;
+
+/// Bytes that the subsets' Hessians of a stage may take.
+const MOST_SUBSET_BYTES: usize = 512 << 20;
+
+/// Whether the subsets of so many statistics of so many features are few bytes enough to be taken.
+fn subsets_fit(sums: usize, features: usize) -> bool {
+    SUBSETS * sums * features * features * size_of::<f32>() <= MOST_SUBSET_BYTES
+}
 
 /// The smallest subset that each of `n` windows is in: of every eight in a row one is drawn for the first, another for
 /// the second, two for the third. A walk's first windows are the beginning of a text, and several sources take turns, so
@@ -942,6 +955,12 @@ mod tests {
             let in_first = drawn.filter(|s| **s == Some(0)).count();
             assert!((4..=24).contains(&in_first), "place {place}: {in_first}");
         }
+    }
+
+    #[test]
+    fn subsets_of_wide_statistics_are_not_taken() {
+        assert!(subsets_fit(1, 6688) && !subsets_fit(1, 6689));
+        assert!(subsets_fit(2, 4096) && !subsets_fit(8, 4096));
     }
 
     #[test]

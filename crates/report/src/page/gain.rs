@@ -184,10 +184,10 @@ fn loss_over_tokens(run: &RunRecord, curve: &Curve) -> (String, String) {
     let left_out = match left_out[..] {
         [] => String::new(),
         [one] => format!(
-            " {one} is left out: its statistics are of the same number of windows whatever the text."
+            " {one} is left out: more text would not change its statistics, or they are too wide to be kept four times."
         ),
         _ => format!(
-            " {} are left out: their statistics are of the same number of windows whatever the text.",
+            " {} are left out: more text would not change their statistics, or they are too wide to be kept four times.",
             left_out.join(", ")
         ),
     };
