@@ -3,19 +3,19 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use halfbyte_calibrate::text::{EvaluationText, WindowChoice, evaluation_windows};
 use halfbyte_evaluate::{
     Agreement, Continuation, Evaluation, GenerationCost, agreement, evaluate as score,
 };
-use halfbyte_model::{Decoder, Execution, Weights, open_device};
+use halfbyte_model::{Decoder, Execution, open_device};
 use tokenizers::Tokenizer;
 
 use crate::config::{Device, Windows};
 use crate::error::UserError;
 use crate::event::{Event, phase};
 use crate::generate::{Engine, Prompts, Sampling, kept_dense_warning, plain_tokenizer};
-use crate::open::{open_model, window_choice};
+use crate::open::{open_weights, window_choice};
 use crate::quantize::device_choice;
 
 /// What to score, on what.
@@ -56,9 +56,8 @@ pub fn evaluate(request: &EvalRequest, on_event: &mut dyn FnMut(Event)) -> Resul
     })?;
     let device = open_device(device_choice(request.device))?;
     let mut open = |source: &str| -> Result<Decoder> {
-        let folder = open_model(source, None, on_event)?;
         Ok(Decoder::new(
-            Weights::new(folder).with_context(|| source.to_owned())?,
+            open_weights(source, on_event)?,
             device.clone(),
         ))
     };

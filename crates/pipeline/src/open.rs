@@ -8,6 +8,7 @@ use halfbyte_calibrate::text::{
 use halfbyte_checkpoint::{
     HubOptions, ModelFolder, Progress, resolve_dataset, resolve_with_progress,
 };
+use halfbyte_model::Weights;
 use tokenizers::Tokenizer;
 
 use crate::config::{self, Calibration, Evaluate, Packing, Pipeline, Windows};
@@ -95,6 +96,12 @@ pub(crate) fn open_model(
     };
     let folder = resolve_with_progress(source, &options, &mut |p| on_event(download(p)))?.open()?;
     Ok(folder)
+}
+
+/// The weights of a model, as the commands that take one by its name open it.
+pub(crate) fn open_weights(source: &str, on_event: &mut dyn FnMut(Event)) -> Result<Weights> {
+    let folder = open_model(source, None, on_event)?;
+    Weights::new(folder).with_context(|| source.to_owned())
 }
 
 /// Token windows of the pipeline's calibration sources; none where the method reads no text.

@@ -8,11 +8,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{Window, Windows};
-use halfbyte_calibrate::{GradientOptions, LinearStats, OutputGradients, Walk, WalkOptions};
+use halfbyte_calibrate::{
+    GradientOptions, LinearStats, OutputGradients, RowStats, Walk, WalkOptions,
+};
 use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
 use halfbyte_pack::{Format, ScaleDtype};
 use halfbyte_quant::{Coding, Scheme};
-use halfbyte_report::{BudgetRecord, LinearRecord, RunRecord};
+use halfbyte_report::{BudgetRecord, CurvePointRecord, LinearRecord, RunRecord};
 
 use crate::codes::count_codes;
 use crate::config::{Device, Pipeline, Propagation, Recipe, SignedScales, Treatment};
@@ -682,46 +684,51 @@ impl BlockRun<'_> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let place = || format!("block {}, {}", self.block, kinds[0].short());
+        let index = self.block;
+        let place = || format!("block {index}, {}", kinds[0].short());
         let solver = self.solver;
         let mut prepared = self
             .clock
             .time("factor", || Prepared::new(solver, linears))
             .with_context(place)?;
-        let mut curved = Vec::new();
-        if linears
-            .parts
-            .iter()
-            .any(|part| !part.stats.subsets.is_empty())
-        {
-            let weights = decoder.weights();
-            for &(kind, scheme) in &wanted {
-                let shape = halfbyte_model::linear_shape(weights.config(), kind);
-                let scaled = self.floats.iter().find(|(k, _)| *k == kind);
-                let weight = match scaled {
-                    Some((_, scaled)) => Cow::Borrowed(&scaled.weight[..]),
-                    None => weights.weight(&kind.module(self.block), shape)?.into(),
-                };
-                curved.push(Curved {
-                    kind,
-                    weight,
-                    columns: shape[1],
-                    scheme,
-                });
-            }
-        }
-        let mut measured = Vec::new();
-        if !curved.is_empty() {
-            let measure = || curves(solver, &prepared, &curved);
-            measured = (self.clock.time("calibration curve", measure)).with_context(place)?;
-        }
-        drop(curved);
+        let with_subsets = |part: &RowStats| !part.stats.subsets.is_empty();
+        let measured = match linears.parts.iter().any(with_subsets) {
+            true => (self.curves(decoder, &wanted, &prepared)).with_context(place)?,
+            false => Vec::new(),
+        };
         let mut measured = measured.into_iter();
         for (kind, scheme) in wanted {
             let record = self.solve_one(decoder, Some(&mut *block), kind, scheme, &mut prepared)?;
             record.calibration_curve = measured.next().unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// The curves of linears that share `prepared`, in their order.
+    fn curves(
+        &mut self,
+        decoder: &Decoder,
+        linears: &[(LinearKind, Scheme)],
+        prepared: &Prepared<'_>,
+    ) -> Result<Vec<Vec<CurvePointRecord>>> {
+        let weights = decoder.weights();
+        let curved = linears.iter().map(|&(kind, scheme)| {
+            let shape = halfbyte_model::linear_shape(weights.config(), kind);
+            let scaled = self.floats.iter().find(|(k, _)| *k == kind);
+            let weight = match scaled {
+                Some((_, scaled)) => Cow::Borrowed(&scaled.weight[..]),
+                None => weights.weight(&kind.module(self.block), shape)?.into(),
+            };
+            anyhow::Ok(Curved {
+                kind,
+                weight,
+                columns: shape[1],
+                scheme,
+            })
+        });
+        let curved = curved.collect::<Result<Vec<_>>>()?;
+        let measure = || curves(self.solver, prepared, &curved);
+        self.clock.time("calibration curve", measure)
     }
 
     /// Solves one linear; its rounded weight goes into the block, if there is one. Gives its record.

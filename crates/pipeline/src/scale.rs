@@ -135,7 +135,8 @@ impl Scaling {
     }
 
     /// Searches the scales of a block from the statistics of its float form and what its modules give on windows of
-    /// `walk`, which stands before it, and folds them into `block`, whose function stays what it was. Linears that see a folded norm and stay unquantized are scaled as well.
+    /// `walk`, which stands before it, and folds them into `block`, whose function stays what it was. Linears that see a
+    /// folded norm and stay unquantized are scaled as well.
     pub(crate) fn fold(
         &self,
         weights: &Weights,

@@ -21,7 +21,7 @@ use crate::config::{self, Device};
 use crate::error::user_error;
 use crate::event::{Event, phase};
 use crate::judge::Judge;
-use crate::open::{open_model, window_choice};
+use crate::open::{open_weights, window_choice};
 use crate::quantize::{MIXED_WINDOWS, device_choice};
 
 /// What to take apart, and how.
@@ -120,11 +120,8 @@ pub fn sensitivity(
 ) -> Result<Sensitivity> {
     let text = read_text(&request.text)?;
     let device = open_device(device_choice(request.device))?;
-    let mut open = |source: &str| -> Result<Weights> {
-        let folder = open_model(source, None, on_event)?;
-        Weights::new(folder).with_context(|| source.to_owned())
-    };
-    let (model, float) = (open(&request.model)?, open(&request.reference)?);
+    let model = open_weights(&request.model, on_event)?;
+    let float = open_weights(&request.reference, on_event)?;
     check_same(&model, &float)?;
     let tokenizer = float.folder().tokenizer()?;
     let choice = window_choice(&request.windows);
