@@ -18,6 +18,9 @@ impl Lane {
     pub(crate) const ZERO: Self = Self([0.0; LANES]);
 }
 
+/// For each lane the one whose place it takes; both of the same sixteen.
+pub(crate) type Map = [u32; LANES];
+
 /// What the processor offers, widest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg(target_arch = "x86_64")]
@@ -123,6 +126,77 @@ pub(crate) fn pull_error(targets: &mut [Lane; PANEL], c: usize, error: &Lane, ro
     }
 }
 
+/// Every lane takes the number of the one that `map` names.
+#[inline]
+pub(crate) fn permute(lanes: &mut [Lane], map: &Map) {
+    #[cfg(target_arch = "x86_64")]
+    match level() {
+        // SAFETY: the level was detected on this processor.
+        Level::Avx512 => return unsafe { permute_avx512(lanes, map) },
+        // SAFETY: as above.
+        Level::Avx2 => return unsafe { permute_avx2(lanes, map) },
+        Level::Portable => {}
+    }
+    permute_portable(lanes, map);
+}
+
+fn permute_portable(lanes: &mut [Lane], map: &Map) {
+    for lane in lanes {
+        let from = *lane;
+        for (to, &l) in lane.0.iter_mut().zip(map) {
+            *to = from.0[l as usize];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn permute_avx512(lanes: &mut [Lane], map: &Map) {
+    use std::arch::x86_64::{
+        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_ps, _mm512_storeu_ps,
+    };
+    for half in [0, 16] {
+        // SAFETY: a Lane is 32 floats and a Map 32 numbers, read and written as two halves of 16; the instruction takes
+        // an index modulo 16.
+        unsafe {
+            let index = _mm512_loadu_si512(map.as_ptr().add(half).cast());
+            for lane in &mut *lanes {
+                let at = lane.0.as_mut_ptr().add(half);
+                _mm512_storeu_ps(at, _mm512_permutexvar_ps(index, _mm512_loadu_ps(at)));
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn permute_avx2(lanes: &mut [Lane], map: &Map) {
+    use std::arch::x86_64::{
+        _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+        _mm256_permutevar8x32_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    };
+    for half in [0, 16] {
+        // SAFETY: as in the wider form, in quarters of 8; the instruction takes an index modulo 8, and the index's
+        // fourth bit, moved to where a blend looks, says which quarter of the half is meant.
+        unsafe {
+            let low = _mm256_loadu_si256(map.as_ptr().add(half).cast());
+            let high = _mm256_loadu_si256(map.as_ptr().add(half + 8).cast());
+            for lane in &mut *lanes {
+                let at = lane.0.as_mut_ptr().add(half);
+                let from = (_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8)));
+                for (quarter, index) in [(0, low), (8, high)] {
+                    let found = _mm256_blendv_ps(
+                        _mm256_permutevar8x32_ps(from.0, index),
+                        _mm256_permutevar8x32_ps(from.1, index),
+                        _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)),
+                    );
+                    _mm256_storeu_ps(at.add(quarter), found);
+                }
+            }
+        }
+    }
+}
+
 fn accumulate_portable(acc: &mut [Lane; PANEL], e: &[Lane], panel: &[[f32; PANEL]]) {
     for (e, row) in e.iter().zip(panel) {
         for (acc, &factor) in acc.iter_mut().zip(row) {
@@ -216,6 +290,26 @@ mod tests {
             // SAFETY: detected just above.
             unsafe { accumulate_avx2(&mut avx2, &e, &panel) };
             assert_eq!(portable, avx2);
+        }
+        for beam in [2, 4, 8, 16] {
+            let map: Map =
+                std::array::from_fn(|l| ((l / beam * beam) + (7 * l + l / 3) % beam) as u32);
+            let permuted = |way: fn(&mut [Lane], &Map)| {
+                let mut lanes = e.clone();
+                way(&mut lanes, &map);
+                lanes
+            };
+            let portable = permuted(permute_portable);
+            for (from, to) in e.iter().zip(&portable) {
+                assert!((0..LANES).all(|l| to.0[l] == from.0[map[l] as usize]));
+            }
+            assert_eq!(portable, permuted(permute));
+            #[cfg(target_arch = "x86_64")]
+            if level() != Level::Portable {
+                // SAFETY: detected just above.
+                let avx2 = permuted(|lanes, map| unsafe { permute_avx2(lanes, map) });
+                assert_eq!(portable, avx2);
+            }
         }
         let naive: f64 = (0..77)
             .map(|i| f64::from(e[i].0[5]) * f64::from(panel[i][3]))
