@@ -211,6 +211,13 @@ impl Walk {
         Ok(bits)
     }
 
+    /// The float model's residual stream of every window, `[tokens, hidden_size]` in bf16's bits one after another, if
+    /// that model walks along.
+    pub fn save_float(&self) -> Result<Option<Vec<u16>>, WalkError> {
+        let read = |path: &ModelPath| Ok(path.stream.read_bits(0, self.n_windows())?);
+        self.paths.get(1).map(read).transpose()
+    }
+
     /// Goes on before block `at`, from saved residual streams.
     pub fn restore(&mut self, at: usize, bits: &[u16]) -> Result<(), WalkError> {
         self.at = at;

@@ -12,7 +12,7 @@ use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 /// Sums run over so many lanes, whatever the processor has, so that results do not depend on it.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 /// Numbers a task works on at least.
 const TASK: usize = 1 << 15;
 
@@ -99,7 +99,7 @@ impl<F: Fn(usize) -> Range<usize> + Sync> Rows for Softmax<F> {
 }
 
 #[inline(always)]
-fn softmax_row(row: &mut [f32]) {
+pub(crate) fn softmax_row(row: &mut [f32]) {
     let mut max = [f32::NEG_INFINITY; LANES];
     let (whole, rest) = row.as_chunks::<LANES>();
     for x in whole {
@@ -489,7 +489,7 @@ impl Rows for Rotate<'_> {
 /// (the Cephes library's coefficients). Beyond ±87 the result stays at that of ±87.
 #[inline(always)]
 #[expect(clippy::excessive_precision, reason = "as published")]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 87.0);
     let n = (x * std::f32::consts::LOG2_E).round_ties_even();
     let r = n.mul_add(-0.693_359_375, x);

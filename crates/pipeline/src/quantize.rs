@@ -170,6 +170,8 @@ pub fn quantize(
     if let Some(budget) = &shared_out {
         layout.set_bits(pipeline, budget)?;
     }
+    let tune_options = tune::options(pipeline, &decoder)?;
+    let tunes = tune_options.is_some();
     if resumed < blocks {
         let gradients = if solver.wants_gradients() {
             let options = GradientOptions {
@@ -194,7 +196,7 @@ pub fn quantize(
             mixed_windows: match (solver.wants_mixed(), &gradients) {
                 (false, _) => 0,
                 (true, None) => MIXED_WINDOWS,
-                (true, Some(_)) => usize::MAX,
+                (true, Some(_)) => BEST_MIXED_WINDOWS,
             },
             gradients: gradients.clone(),
             float_path: pipeline.propagation == Propagation::Asymmetric,
@@ -238,6 +240,10 @@ pub fn quantize(
                 }
             }
             clock.time("write", || {
+                let float = walk.as_ref().filter(|_| tunes && index + 1 == blocks);
+                if let Some(bits) = float.map(Walk::save_float).transpose()?.flatten() {
+                    work.save_float_stream(&bits)?;
+                }
                 let stream = || Ok(walk.as_ref().map_or(Ok(Vec::new()), Walk::save)?);
                 let stream: Option<&dyn Fn() -> Result<Vec<u16>>> = if index + 1 < blocks {
                     Some(&stream)
@@ -260,11 +266,22 @@ pub fn quantize(
         }
     }
 
-    if let Some(options) = tune::options(pipeline, &decoder)?
+    if let Some(options) = tune_options
         && !work.is_tuned()
     {
         let report = clock.time("tune", || {
-            tune::tune(&decoder, &mut work, &windows, &options, on_event)
+            let float_stream = match pipeline.propagation {
+                Propagation::Asymmetric => Some(work.float_stream()?),
+                Propagation::Float | Propagation::Sequential => None,
+            };
+            tune::tune(
+                &decoder,
+                &mut work,
+                &windows,
+                float_stream,
+                &options,
+                on_event,
+            )
         })?;
         if report.epochs_kept < options.epochs {
             warn(
@@ -362,6 +379,8 @@ const GRADIENT_BYTES: u64 = 128 << 20;
 /// Calibration windows the attention-mixed statistic is taken from in the default recipe; results/LOG.md has what more
 /// of them buy.
 pub(crate) const MIXED_WINDOWS: usize = 16;
+/// The same in the best recipe.
+const BEST_MIXED_WINDOWS: usize = 32;
 
 /// What becomes of every linear, checked against the model and the formats before anything is read.
 pub(crate) struct Layout {

@@ -23,8 +23,8 @@ use crate::scale::ChannelScales;
 use crate::work::Solved;
 
 /// Bits up to which the best recipe keeps several partial solutions a row, and how many.
-const WIDE_BITS: u8 = 3;
-const BEAM: usize = 4;
+const WIDE_BITS: u8 = 4;
+const BEAM: usize = 16;
 /// Magnitude from which on LLM.int8() takes an input column for an outlier (Dettmers et al., arXiv 2208.07339,
 /// section 3).
 const OUTLIER: f32 = 6.0;

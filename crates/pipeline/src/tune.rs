@@ -13,7 +13,7 @@ use crate::work::{Solved, Work};
 /// What the best recipe does where the pipeline file says nothing; see results/LOG.md.
 const EPOCHS: usize = 1;
 /// Widths up to which the best recipe tunes; above them its row Hessians leave tuning nothing to gain.
-const TUNED_BITS: u8 = 3;
+const TUNED_BITS: u8 = 2;
 const LEARNING_RATE: f64 = 2e-3;
 /// Windows a step: with a few dozen windows of calibration, more steps are worth more than smoother ones.
 const BATCH_WINDOWS: usize = 2;
@@ -50,10 +50,12 @@ pub(crate) fn options(pipeline: &Pipeline, decoder: &Decoder) -> Result<Option<T
 }
 
 /// Tunes the scales of all finished blocks, and the norms, on the calibration windows, and puts them in their place.
+/// `float_stream` is what the float model's last block gave on them, in bf16's bits, where that is at hand.
 pub(crate) fn tune(
     decoder: &Decoder,
     work: &mut Work,
     windows: &Windows,
+    float_stream: Option<Vec<u16>>,
     options: &TuneOptions,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<TuneRecord> {
@@ -90,9 +92,17 @@ pub(crate) fn tune(
             holdout,
         })
         .collect();
+    let hidden = decoder.weights().config().hidden_size;
+    let per_window = tokens.first().map_or(1, |w| w.ids.len() * hidden);
+    let wide = |bits: &u16| f32::from_bits(u32::from(*bits) << 16);
+    let targets = float_stream.map(|bits| {
+        let windows = bits.chunks(per_window);
+        windows.map(|w| w.iter().map(wide).collect()).collect()
+    });
     let mut tick = phase(on_event, "tune", "windows");
-    let (tuned, report) =
-        halfbyte_tune::tune(decoder, &float, blocks, &tokens, options, &mut tick)?;
+    let (tuned, report) = halfbyte_tune::tune(
+        decoder, &float, blocks, &tokens, targets, options, &mut tick,
+    )?;
     let mut norms = vec![("model.norm.weight".to_owned(), tuned.final_norm)];
     let mut solved = Vec::with_capacity(tuned.blocks.len());
     for (index, block) in tuned.blocks.into_iter().enumerate() {

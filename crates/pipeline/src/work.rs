@@ -5,8 +5,9 @@
 //! `block-0007.json` (what it holds, and the records); `stream-0008.bin`, the residual stream
 //! all windows carry into block 8; and `state.json`, which names the run by its fingerprint and says how many
 //! blocks are done. Where scales and norms were tuned in the end, `tuned-0007.safetensors` stand beside the blocks and
-//! `tuned.safetensors` holds the norms; state.json then says so. `budget.json` has the widths where they were chosen. Every file is written beside and renamed, state.json
-//! last, so a run that dies at any moment leaves a folder whose state.json tells the truth. The stream is large and a
+//! `tuned.safetensors` holds the norms; state.json then says so; `float-stream.bin` is what the float model's last block gave
+//! where tuning is to come and that model walked along. `budget.json` has the widths where they were chosen. Every file
+//! is written beside and renamed, state.json last, so a run that dies at any moment leaves a folder whose state.json tells the truth. The stream is large and a
 //! disk may be slow, so it is saved only as often as costs a twentieth of the time; blocks solved since are solved
 //! again. Where the folder is another run's, its state goes first, then the run starts over and says so.
 
@@ -276,9 +277,7 @@ impl Work {
             Some(_) if !due => Ok(()),
             Some(stream) => {
                 let start = Instant::now();
-                let bits = stream()?;
-                let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
-                write_file(&self.stream_file(block + 1), &bytes)?;
+                write_bits(&self.stream_file(block + 1), &stream()?)?;
                 self.write_state(block + 1)?;
                 self.saved = Some((Instant::now(), start.elapsed()));
                 Ok(())
@@ -314,13 +313,21 @@ impl Work {
 
     /// The stream an earlier run carried out of its last saved block.
     pub(crate) fn stream(&self, blocks_done: usize) -> Result<Vec<u16>> {
-        let path = self.stream_file(blocks_done);
-        let bytes =
-            std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        Ok(bytes
-            .chunks_exact(2)
-            .map(|b| u16::from_le_bytes([b[0], b[1]]))
-            .collect())
+        read_bits(&self.stream_file(blocks_done))
+    }
+
+    /// Keeps the float model's last residual streams for tuning.
+    pub(crate) fn save_float_stream(&self, bits: &[u16]) -> Result<()> {
+        write_bits(&self.float_stream_file(), bits)
+    }
+
+    /// What [`Work::save_float_stream`] kept.
+    pub(crate) fn float_stream(&self) -> Result<Vec<u16>> {
+        read_bits(&self.float_stream_file())
+    }
+
+    fn float_stream_file(&self) -> PathBuf {
+        self.folder.join("float-stream.bin")
     }
 
     /// Bits an earlier run of the same fingerprint shared out.
@@ -391,6 +398,18 @@ impl Work {
         std::fs::remove_dir_all(&self.folder)
             .with_context(|| format!("{}: cannot be removed", self.folder.display()))
     }
+}
+
+fn write_bits(path: &Path, bits: &[u16]) -> Result<()> {
+    let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
+    Ok(write_file(path, &bytes)?)
+}
+
+fn read_bits(path: &Path) -> Result<Vec<u16>> {
+    let bytes =
+        std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let pairs = bytes.chunks_exact(2);
+    Ok(pairs.map(|b| u16::from_le_bytes([b[0], b[1]])).collect())
 }
 
 /// The wanted tensors of a file, flat.

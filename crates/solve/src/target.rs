@@ -13,7 +13,7 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_solve::{
     solve_lower_triangular_in_place, solve_upper_triangular_in_place,
 };
-use faer::{Accum, Mat, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use halfbyte_quant::ActivationStats;
 use rayon::prelude::*;
 
@@ -59,7 +59,7 @@ pub fn corrected_target(
         Some(held) => Some((self::pull(weight, held)?, held)),
         None => None,
     };
-    let mut best: Option<(f64, f64, f64, Mat<f64>)> = None;
+    let mut best: Option<(f64, f64, f64, Mat<f32>)> = None;
     let damps = match held {
         Some(_) => &DAMPS[..],
         None => &[UNTRIED.0],
@@ -84,7 +84,7 @@ pub fn corrected_target(
         }
     }
     let (_, alpha, damp, step) = best.expect("some damping is tried");
-    let signal = energy(wide(weight).as_ref(), seen);
+    let signal = energy(weight, seen);
     let shift = match signal > 0.0 {
         true => alpha * alpha * energy(step.as_ref(), seen) / signal,
         false => 0.0,
@@ -93,7 +93,7 @@ pub fn corrected_target(
         let step = step.row(row);
         let values = weight.row(row).iter().zip(step.iter());
         values
-            .map(|(w, s)| (f64::from(*w) + alpha * s) as f32)
+            .map(|(w, s)| (f64::from(*w) + alpha * f64::from(*s)) as f32)
             .collect::<Vec<f32>>()
     };
     Ok(Target {
@@ -105,28 +105,30 @@ pub fn corrected_target(
 }
 
 /// `W E[d xᵀ] + E[e xᵀ]`, `[out_features, in_features]`.
-fn pull(weight: MatRef<'_, f32>, stats: &ActivationStats) -> Result<Mat<f64>, SolveError> {
+fn pull(weight: MatRef<'_, f32>, stats: &ActivationStats) -> Result<Mat<f32>, SolveError> {
     check(weight, Some(stats))?;
     let (out, columns) = (weight.nrows(), weight.ncols());
     let cross = stats.cross.as_ref();
     let input = cross.map_or(&[][..], |cross| &cross.input);
     let input = moment(input, "elements of the cross moment", [columns, columns])?;
     let mut pull = match cross.and_then(|cross| cross.stream.as_ref()) {
-        Some(stream) => moment(stream, "elements of the stream's moment", [out, columns])?,
+        Some(stream) => {
+            moment(stream, "elements of the stream's moment", [out, columns])?.to_owned()
+        }
         None => Mat::zeros(out, columns),
     };
     by_rows(&mut pull, |first, rows| {
-        let weight = wide(weight.subrows(first, rows.nrows()));
-        matmul(rows, Accum::Add, weight, &input, 1.0, Par::Seq);
+        let weight = weight.subrows(first, rows.nrows());
+        matmul(rows, Accum::Add, weight, input, 1.0, Par::Seq);
     });
     Ok(pull)
 }
 
-fn moment(
-    values: &[f32],
+fn moment<'a>(
+    values: &'a [f32],
     part: &'static str,
     [rows, columns]: [usize; 2],
-) -> Result<Mat<f64>, SolveError> {
+) -> Result<MatRef<'a, f32>, SolveError> {
     if values.len() != rows * columns {
         return Err(SolveError::Shape {
             part,
@@ -140,25 +142,24 @@ fn moment(
             column: at % columns,
             value: values[at],
         }),
-        None => Ok(wide(MatRef::from_row_major_slice(values, rows, columns))),
+        None => Ok(MatRef::from_row_major_slice(values, rows, columns)),
     }
 }
 
-/// `pull (H + damp mean(diag H) I)⁻¹`; no step at all where `H` is zero.
+/// `pull (H + damp mean(diag H) I)⁻¹`, solved in f64; no step at all where `H` is zero.
 fn regress(
-    pull: MatRef<'_, f64>,
+    pull: MatRef<'_, f32>,
     stats: &ActivationStats,
     damp: f64,
-) -> Result<Mat<f64>, SolveError> {
+) -> Result<Mat<f32>, SolveError> {
     let columns = stats.in_features;
     let hessian = MatRef::from_row_major_slice(&stats.hessian, columns, columns);
     let mut lower = wide(hessian);
     let mean = (0..columns).map(|k| lower[(k, k)]).sum::<f64>() / columns as f64;
-    let mut step = pull.to_owned();
     if mean <= 0.0 {
-        step.fill(0.0);
-        return Ok(step);
+        return Ok(Mat::zeros(pull.nrows(), columns));
     }
+    let mut step = wide(pull);
     for k in 0..columns {
         lower[(k, k)] += damp * mean;
     }
@@ -170,30 +171,28 @@ fn regress(
         solve_lower_triangular_in_place(lower.as_ref(), columns.as_mut(), Par::Seq);
         solve_upper_triangular_in_place(lower.transpose(), columns, Par::Seq);
     });
-    Ok(step)
+    let narrow = |i, j| step[(i, j)] as f32;
+    Ok(Mat::from_fn(pull.nrows(), columns, narrow))
 }
 
 /// `tr(S H Sᵀ)`.
-fn energy(step: MatRef<'_, f64>, stats: &ActivationStats) -> f64 {
+fn energy(step: MatRef<'_, f32>, stats: &ActivationStats) -> f64 {
     let columns = stats.in_features;
-    let hessian = wide(MatRef::from_row_major_slice(
-        &stats.hessian,
-        columns,
-        columns,
-    ));
+    let hessian = MatRef::from_row_major_slice(&stats.hessian, columns, columns);
     let mut product = Mat::zeros(step.nrows(), columns);
     by_rows(&mut product, |first, rows| {
         let step = step.subrows(first, rows.nrows());
-        matmul(rows, Accum::Replace, step, &hessian, 1.0, Par::Seq);
+        matmul(rows, Accum::Replace, step, hessian, 1.0, Par::Seq);
     });
     inner(product.as_ref(), step)
 }
 
 /// `Σ a_ij b_ij`.
-fn inner(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> f64 {
+fn inner(a: MatRef<'_, f32>, b: MatRef<'_, f32>) -> f64 {
+    let product = |(a, b): (&f32, &f32)| f64::from(*a) * f64::from(*b);
     let columns = a.col_iter().zip(b.col_iter());
     columns
-        .map(|(a, b)| a.iter().zip(b.iter()).map(|(a, b)| a * b).sum::<f64>())
+        .map(|(a, b)| a.iter().zip(b.iter()).map(product).sum::<f64>())
         .sum()
 }
 
@@ -202,7 +201,7 @@ fn wide(of: MatRef<'_, f32>) -> Mat<f64> {
 }
 
 /// Hands out rows of `to`, with the index of the first.
-fn by_rows(to: &mut Mat<f64>, work: impl Fn(usize, faer::MatMut<'_, f64>) + Sync) {
+fn by_rows<T: Send>(to: &mut Mat<T>, work: impl Fn(usize, MatMut<'_, T>) + Sync) {
     to.par_row_chunks_mut(ROWS)
         .enumerate()
         .for_each(|(chunk, rows)| work(chunk * ROWS, rows));

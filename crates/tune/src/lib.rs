@@ -7,7 +7,6 @@
 //! and back again, so only one block's weights are in memory as floats.
 
 mod adam;
-mod loss;
 mod parameters;
 mod tune;
 

@@ -1,8 +1,7 @@
 use burn::prelude::*;
-use halfbyte_model::{Decoder, Head, ModelError, values};
+use halfbyte_model::{Decoder, Head, ModelError, divergence, values};
 use halfbyte_quant::WeightError;
 
-use crate::loss::divergence;
 use crate::parameters::{FloatBlocks, Parameters, Rounding, SolvedLinears, TunedModel};
 
 /// Rows whose logits exist at once.
@@ -67,7 +66,9 @@ pub enum TuneError {
 }
 
 /// Tunes the scales of `blocks`, which stand in the place of `float`'s linears, and all norms so that the model predicts
-/// what the float `decoder` does. `tick` hears how many windows of how many were walked.
+/// what the float `decoder` does. `targets` are the float model's last residual streams of all windows, each
+/// `[tokens, hidden_size]`, where they are at hand; else they are made. `tick` hears how many windows of how many were
+/// walked.
 ///
 /// # Errors
 /// A loss that is not finite; what the model's execution gives.
@@ -76,6 +77,7 @@ pub fn tune(
     float: &FloatBlocks<'_>,
     blocks: Vec<SolvedLinears>,
     windows: &[TuneWindow<'_>],
+    targets: Option<Vec<Vec<f32>>>,
     options: &TuneOptions,
     tick: &mut dyn FnMut(u64, u64),
 ) -> Result<(TunedModel, TuneReport), TuneError> {
@@ -84,7 +86,10 @@ pub fn tune(
         decoder,
         windows,
         tokens,
-        targets: targets(decoder, windows)?,
+        targets: match targets {
+            Some(targets) => targets,
+            None => self::targets(decoder, windows)?,
+        },
         float_head: decoder.head()?,
     };
     let mut parameters = Parameters::new(
