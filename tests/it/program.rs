@@ -150,7 +150,7 @@ fn a_budget_is_kept_to_and_goes_where_the_model_feels_it() {
 
 #[test]
 fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_number_of_threads() {
-    let run = |threads: &str, epochs: &str| {
+    let run = |threads: &str, tune: &[&str]| {
         let out = tempfile::tempdir().unwrap();
         let sets = [
             "recipe=best",
@@ -158,16 +158,19 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
             "propagation=sequential",
             "quant.bits=2",
             "calibration.holdout=0.2",
-            epochs,
         ];
-        let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+        let more: Vec<&str> = sets
+            .iter()
+            .chain(tune)
+            .flat_map(|set| ["--set", *set])
+            .collect();
         succeed(small_run(out.path(), &more).args(["--threads", threads]));
         out
     };
     let (tuned, again, plain) = (
-        run("1", "tune.epochs=2"),
-        run("3", "tune.epochs=2"),
-        run("2", "tune.epochs=0"),
+        run("1", &["tune.epochs=2"]),
+        run("3", &["tune.epochs=2"]),
+        run("2", &["tune.epochs=0"]),
     );
     let file = |out: &tempfile::TempDir| {
         std::fs::read(out.path().join("compressed-tensors/model.safetensors")).unwrap()
@@ -178,6 +181,7 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
     assert!(record.linears.iter().all(|l| l.row_hessian));
     let tune = record.tune.unwrap();
     assert_eq!((tune.epochs, tune.kl_heldout.len()), (2, 3));
+    assert_eq!(tune.num_samples, Some(7), "all there are");
     let least = tune
         .kl_heldout
         .iter()
@@ -186,6 +190,10 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
     assert_eq!(tune.kl_heldout[tune.epochs_kept], least);
     assert!(tune.epochs_kept > 0, "{tune:?}");
     assert!(read_run(plain.path()).unwrap().tune.is_none());
+    let few = run("2", &["tune.epochs=1", "tune.num_samples=2"]);
+    let few = read_run(few.path()).unwrap().tune.unwrap();
+    assert_eq!(few.num_samples, Some(2));
+    assert_ne!(few.kl_calibration[0], tune.kl_calibration[0]);
 
     let open = |out: &tempfile::TempDir| {
         let folder = ModelFolder::open(&out.path().join("compressed-tensors")).unwrap();

@@ -45,9 +45,7 @@ pub struct GradientOptions<'a> {
 /// average over the window (GuidedQuant, arXiv 2505.07004, section 3, has such weights row by row).
 #[derive(Debug)]
 pub struct OutputGradients {
-    /// Sums, lower triangles of all blocks' linears one after another; each triangle's numbers, then what rounding took
-    /// from them, since a sum over many windows is too fine for bf16.
-    hessians: Store,
+    hessians: Triangles,
     parts: Vec<Part>,
     /// Tokens added so far, by block.
     tokens: Vec<u64>,
@@ -59,15 +57,61 @@ pub struct OutputGradients {
 }
 
 /// Gradients from which weights of tokens are taken.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Weighted {
     kind: LinearKind,
     /// Output features; for a query head those of o's input.
     features: Range<usize>,
 }
 
+/// Sums of `g gᵀ`, lower triangles of all blocks' linears one after another; each triangle's numbers, then what rounding
+/// took from them, since a sum over many windows is too fine for bf16.
+#[derive(Debug)]
+struct Triangles {
+    store: Store,
+    /// Numbers of all triangles of a block.
+    per_block: usize,
+}
+
+impl Triangles {
+    fn new(
+        blocks: usize,
+        per_block: usize,
+        spill_folder: Option<&Path>,
+    ) -> Result<Self, WalkError> {
+        let len = 2 * blocks * per_block;
+        let store = match spill_folder {
+            Some(folder) => Store::in_file(len, 1, &folder.join("row_hessians.spill"))?,
+            None => Store::in_memory(len, 1),
+        };
+        Ok(Self { store, per_block })
+    }
+
+    fn place(&self, block: usize, part: &Part) -> usize {
+        2 * (block * self.per_block + part.triangle.start)
+    }
+
+    fn read(&self, block: usize, part: &Part) -> Result<Vec<f32>, WalkError> {
+        let len = part.triangle.len();
+        let mut sums = self.store.read(self.place(block, part), 2 * len)?;
+        let (near, rest) = sums.split_at_mut(len);
+        near.iter_mut().zip(rest).for_each(|(x, rest)| *x += *rest);
+        sums.truncate(len);
+        Ok(sums)
+    }
+
+    fn write(&mut self, block: usize, part: &Part, mut sums: Vec<f32>) -> Result<(), WalkError> {
+        let len = sums.len();
+        sums.extend_from_within(..);
+        for x in &mut sums[len..] {
+            *x -= stored(*x);
+        }
+        Ok(self.store.write(self.place(block, part), &sums)?)
+    }
+}
+
 /// Rows of a linear that have one Hessian.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Part {
     kind: LinearKind,
     /// Where in the gradient they are seen: once, or for v's rows in every query head that shares them.
@@ -147,12 +191,6 @@ impl OutputGradients {
             }
         }
         let blocks = decoder.n_blocks();
-        let hessians = match spill_folder {
-            Some(folder) => {
-                Store::in_file(2 * blocks * start, 1, &folder.join("row_hessians.spill"))?
-            }
-            None => Store::in_memory(2 * blocks * start, 1),
-        };
         let config = decoder.weights().config();
         let mut weighted = Vec::new();
         for kind in LinearKind::ALL {
@@ -167,7 +205,7 @@ impl OutputGradients {
             }));
         }
         Ok(Self {
-            hessians,
+            hessians: Triangles::new(blocks, start, spill_folder)?,
             parts,
             tokens: vec![0; blocks],
             weights: Store::in_memory(blocks * n_windows * weighted.len(), tokens_per_window),
@@ -180,35 +218,6 @@ impl OutputGradients {
     /// The first row of a window's weights.
     fn weights_row(&self, block: usize, window: usize) -> usize {
         (block * self.n_windows + window) * self.weighted.len()
-    }
-
-    /// Where a part's sums are kept.
-    fn place(&self, block: usize, part: &Part) -> usize {
-        let per_block = self.parts.last().map_or(0, |last| last.triangle.end);
-        2 * (block * per_block + part.triangle.start)
-    }
-
-    fn triangle(&self, block: usize, part: &Part) -> Result<Vec<f32>, WalkError> {
-        let len = part.triangle.len();
-        let mut sums = self.hessians.read(self.place(block, part), 2 * len)?;
-        let (near, rest) = sums.split_at_mut(len);
-        near.iter_mut().zip(rest).for_each(|(x, rest)| *x += *rest);
-        sums.truncate(len);
-        Ok(sums)
-    }
-
-    fn keep_triangle(
-        &mut self,
-        block: usize,
-        part: &Part,
-        mut sums: Vec<f32>,
-    ) -> Result<(), WalkError> {
-        let len = sums.len();
-        sums.extend_from_within(..);
-        for x in &mut sums[len..] {
-            *x -= stored(*x);
-        }
-        Ok(self.hessians.write(self.place(block, part), &sums)?)
     }
 
     /// How much the tokens of some windows count in a linear's `H`, one after another, 1 on average over each window;
@@ -247,7 +256,7 @@ impl OutputGradients {
         let expand = |part: &Part| {
             let rows = part.rows();
             let mut stats = ActivationStats::identity(rows);
-            let triangle = self.triangle(block, part)?;
+            let triangle = self.hessians.read(block, part)?;
             let mut from = triangle.iter();
             for row in 0..rows {
                 for (column, x) in (0..=row).zip(&mut from) {
@@ -266,7 +275,7 @@ impl OutputGradients {
     fn mean_square(&self, block: usize) -> Result<BTreeMap<LinearKind, f64>, WalkError> {
         let mut sums = BTreeMap::new();
         for part in &self.parts {
-            let triangle = self.triangle(block, part)?;
+            let triangle = self.hessians.read(block, part)?;
             let (sum, rows) = sums.entry(part.kind).or_insert((0.0, 0));
             *sum += part
                 .diagonal()
@@ -282,17 +291,17 @@ impl OutputGradients {
 
     /// Adds what some windows of a block gave.
     fn add(&mut self, block: usize, sums: RowSums) -> Result<(), WalkError> {
-        for (part, sum) in self.parts.clone().iter().zip(sums.of_parts) {
+        for (part, sum) in self.parts.iter().zip(sums.of_parts) {
             let (rows, count) = (part.rows(), sum.n_tokens() as f32);
             let mean = sum.finish().hessian;
-            let mut triangle = self.triangle(block, part)?;
+            let mut triangle = self.hessians.read(block, part)?;
             let mut to = triangle.iter_mut();
             for row in 0..rows {
                 for (x, to) in mean[row * rows..=row * rows + row].iter().zip(&mut to) {
                     *to += count * x;
                 }
             }
-            self.keep_triangle(block, part, triangle)?;
+            self.hessians.write(block, part, triangle)?;
         }
         self.tokens[block] += sums.tokens;
         Ok(())

@@ -14,6 +14,8 @@ use crate::work::{Solved, Work};
 const EPOCHS: usize = 1;
 /// Widths up to which the best recipe tunes; above them its row Hessians leave tuning nothing to gain.
 const TUNED_BITS: u8 = 2;
+/// Calibration windows of an epoch in the best recipe.
+const SAMPLES: usize = 32;
 const LEARNING_RATE: f64 = 2e-3;
 /// Windows a step: with a few dozen windows of calibration, more steps are worth more than smoother ones.
 const BATCH_WINDOWS: usize = 2;
@@ -37,12 +39,17 @@ pub(crate) fn options(pipeline: &Pipeline, decoder: &Decoder) -> Result<Option<T
         return Ok(None);
     }
     let norm = decoder.weights().folder().tensor("model.norm.weight")?;
+    let usual = match pipeline.recipe {
+        Recipe::Best => SAMPLES,
+        _ => usize::MAX,
+    };
     let learning_rate = pipeline.tune.learning_rate.unwrap_or(LEARNING_RATE);
     Ok(Some(TuneOptions {
         epochs,
         learning_rate,
         damping: DAMPING,
         batch_windows: BATCH_WINDOWS,
+        num_samples: pipeline.tune.num_samples.unwrap_or(usual),
         seed: pipeline.calibration.seed,
         round_scale: halfbyte_solve::ScaleDtype::portable,
         round_norm: halfbyte_checkpoint::rounding(norm.dtype),
@@ -120,6 +127,7 @@ pub(crate) fn tune(
     }
     let record = TuneRecord {
         epochs: options.epochs,
+        num_samples: Some(options.num_samples.min(windows.calibration.len())),
         epochs_kept: report.epochs_kept,
         learning_rate: options.learning_rate,
         kl_calibration: report.kl_calibration,

@@ -271,8 +271,11 @@ pub struct SensitivityRecord {
 /// Scales and norms tuned by gradient. KL in nats, a value an epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TuneRecord {
-    /// Times every calibration window was seen.
+    /// Passes over the calibration windows.
     pub epochs: usize,
+    /// Calibration windows of a pass; none in records from before it could be fewer than all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_samples: Option<usize>,
     /// Epochs kept: those up to the least held-out KL.
     pub epochs_kept: usize,
     /// Largest relative change of a scale in a step.

@@ -9,23 +9,15 @@ use crate::grid::nearest;
 use crate::kernel::{
     LANES, Lane, Map, PANEL, accumulate, multiversion, panel_targets, permute, pull_error,
 };
-use crate::strip::{Coded, Panels};
+use crate::strip::{Coded, Pass};
 
-/// Improves a greedily solved strip: rows for which the search finds less than `loss` take its codes.
+/// Improves a solved strip: rows for which the search finds less than `loss` on its scales take the codes found.
 /// `beam` divides [`LANES`].
-pub(crate) fn search(
-    w: &[Lane],
-    coded: &mut Coded,
-    loss: &Lane,
-    (n, pivots): (&Panels, &[f32]),
-    places: &[(usize, usize)],
-    max_code: f32,
-    beam: usize,
-) {
-    let (codes, losses) = walk(w, coded, n, pivots, places, max_code, beam);
+pub(crate) fn search(pass: &Pass<'_>, coded: &mut Coded, loss: &Lane, beam: usize) {
+    let (codes, losses) = walk(pass, coded, beam);
     for row in 0..LANES {
         if losses.0[row] < loss.0[row] {
-            for (found, &(position, _)) in codes.iter().zip(places) {
+            for (found, &(position, _)) in codes.iter().zip(pass.places) {
                 coded.v[position].0[row] = found.0[row];
             }
         }
@@ -34,20 +26,12 @@ pub(crate) fn search(
 
 multiversion! {
     /// The walk over all columns; returns the best codes found, in solve order, and what they cost.
-    fn walk(
-        w: &[Lane],
-        coded: &Coded,
-        n: &Panels,
-        pivots: &[f32],
-        places: &[(usize, usize)],
-        max_code: f32,
-        beam: usize,
-    ) -> (Vec<Lane>, Lane) {
+    fn walk(pass: &Pass<'_>, coded: &Coded, beam: usize) -> (Vec<Lane>, Lane) {
         match beam {
-            2 => walk_with::<2>(w, coded, n, pivots, places, max_code),
-            4 => walk_with::<4>(w, coded, n, pivots, places, max_code),
-            8 => walk_with::<8>(w, coded, n, pivots, places, max_code),
-            _ => walk_with::<16>(w, coded, n, pivots, places, max_code),
+            2 => walk_with::<2>(pass, coded),
+            4 => walk_with::<4>(pass, coded),
+            8 => walk_with::<8>(pass, coded),
+            _ => walk_with::<16>(pass, coded),
         }
     }
 }
@@ -117,18 +101,10 @@ impl<const BEAM: usize> Part<BEAM> {
         })
     }
 
-    /// Walks over one panel, whose targets are `base` with all before the columns kept here taken in; `rows` are those
-    /// of `N` from there on.
+    /// Walks over the panel from column `start` on, whose targets are `base` with all before the columns kept here taken in;
+    /// `rows` are those of `N` from there on.
     #[inline(always)]
-    fn step(
-        &mut self,
-        w: &[Lane],
-        base: &[Lane; PANEL],
-        panel: &[(usize, usize)],
-        rows: &[[f32; PANEL]],
-        pivots: &[f32],
-        max_code: f32,
-    ) {
+    fn step(&mut self, pass: &Pass<'_>, start: usize, base: &[Lane; PANEL], rows: &[[f32; PANEL]]) {
         let before = self.errors.len();
         let mut targets = [Lane::ZERO; PANEL];
         for (target, base) in targets.iter_mut().zip(base) {
@@ -139,9 +115,10 @@ impl<const BEAM: usize> Part<BEAM> {
         for (l, past) in past.iter_mut().enumerate() {
             *past = l as u32;
         }
-        for (c, &(position, group)) in panel.iter().enumerate() {
-            let grid = (&self.scale[group], &self.zero[group], max_code);
-            let (map, found, losses) = branch::<BEAM>(&targets[c], grid, &self.loss, pivots[c]);
+        for (c, &(position, group)) in panel(pass.places, start).iter().enumerate() {
+            let grid = (&self.scale[group], &self.zero[group], pass.max_code);
+            let pivot = pass.pivots[start + c];
+            let (map, found, losses) = branch::<BEAM>(&targets[c], grid, &self.loss, pivot);
             self.loss = losses;
             permute(&mut targets[c..], &map);
             permute(&mut self.errors[before..], &map);
@@ -150,7 +127,7 @@ impl<const BEAM: usize> Part<BEAM> {
             for (past, &from) in past.iter_mut().zip(&map) {
                 *past = earlier[from as usize];
             }
-            let (w, scale) = (self.spread(&w[position]), &self.scale[group]);
+            let (w, scale) = (self.spread(&pass.w[position]), &self.scale[group]);
             let mut error = Lane::ZERO;
             for l in 0..LANES {
                 error.0[l] = found.0[l].mul_add(-scale.0[l], w.0[l]);
@@ -164,15 +141,15 @@ impl<const BEAM: usize> Part<BEAM> {
     }
 }
 
+/// The columns of the panel that begins at `start`.
 #[inline(always)]
-fn walk_with<const BEAM: usize>(
-    w: &[Lane],
-    coded: &Coded,
-    n: &Panels,
-    pivots: &[f32],
-    places: &[(usize, usize)],
-    max_code: f32,
-) -> (Vec<Lane>, Lane) {
+fn panel(places: &[(usize, usize)], start: usize) -> &[(usize, usize)] {
+    &places[start..(start + PANEL).min(places.len())]
+}
+
+#[inline(always)]
+fn walk_with<const BEAM: usize>(pass: &Pass<'_>, coded: &Coded) -> (Vec<Lane>, Lane) {
+    let Pass { w, n, places, .. } = *pass;
     let mut parts: Vec<Part<BEAM>> = Vec::with_capacity(BEAM);
     for first in (0..LANES).step_by(LANES / BEAM) {
         parts.push(Part::new(first, coded));
@@ -182,12 +159,12 @@ fn walk_with<const BEAM: usize>(
     let mut codes: Vec<Lane> = Vec::with_capacity(places.len());
     for start in (0..places.len()).step_by(PANEL) {
         let rows = n.panel(start / PANEL);
-        let end = (start + PANEL).min(places.len());
-        let panel = &places[start..end];
+        let panel = panel(places, start);
+        let end = start + panel.len();
         let base = panel_targets(w, panel, &errors, &rows[..errors.len()]);
-        let (rows, pivots) = (&rows[errors.len()..], &pivots[start..end]);
+        let rows = &rows[errors.len()..];
         for part in &mut parts {
-            part.step(w, &base, panel, rows, pivots, max_code);
+            part.step(pass, start, &base, rows);
         }
         while end - errors.len() >= PANEL && parts.iter().all(|part| part.agree(PANEL)) {
             settle(&mut parts, PANEL, &mut errors, &mut codes);

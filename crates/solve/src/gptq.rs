@@ -15,7 +15,9 @@ use crate::reference::push;
 use crate::refine::refine;
 use crate::solution::Sums;
 use crate::storage::Storage;
-use crate::strip::{Coded, Layout, Panels, StripResult, assemble, check_weight, gather, strips};
+use crate::strip::{
+    Coded, Layout, Panels, Pass, StripResult, assemble, check_weight, gather, strips,
+};
 use crate::{GptqOptions, Recipe, Solution, SolveError};
 
 /// Solves `weight` `[out_features, in_features]` on the factor of its input's statistics.
@@ -157,16 +159,23 @@ impl<'a> Problem<'a> {
             Triangle::Push(u) => push(self, w, u),
             Triangle::Pull(n) => {
                 let mut coded = self.static_grid(w);
-                let (places, max_code) = (&self.places[..], self.spec.max_code);
-                let search = (n, &self.pivots[..]);
-                let loss = pull(w, &mut coded, n, &self.pivots, places, max_code);
-                if self.options.beam > 1 {
-                    let beam = self.options.beam;
-                    beam::search(w, &mut coded, &loss, search, places, max_code, beam);
-                }
+                let pass = Pass {
+                    w,
+                    n,
+                    pivots: &self.pivots,
+                    places: &self.places,
+                    max_code: self.spec.max_code,
+                };
                 let hessian = (Some(&*self.hessian), &self.diagonal[..]);
                 let rounds = self.options.refine_rounds;
+                pull(&pass, &mut coded, true);
                 refine(w, &mut coded, &self.layout, &self.spec, hessian, rounds);
+                if self.options.beam > 1 {
+                    // on refined scales, which a search before the refinement would not have had
+                    let loss = pull(&pass, &mut coded, false);
+                    beam::search(&pass, &mut coded, &loss, self.options.beam);
+                    refine(w, &mut coded, &self.layout, &self.spec, hessian, rounds);
+                }
                 coded
             }
         }
@@ -207,16 +216,10 @@ impl<'a> Problem<'a> {
 }
 
 multiversion! {
-    /// The greedy pass in pull form: `t_k = w_k + Σ_{i<k} e_i N_ik`, `e_k = w_k - nearest(t_k)`.
-    /// Returns the rows' damped losses, `Σ_k D_k (t_k - ŵ_k)²`.
-    fn pull(
-        w: &[Lane],
-        coded: &mut Coded,
-        n: &Panels,
-        pivots: &[f32],
-        places: &[(usize, usize)],
-        max_code: f32,
-    ) -> Lane {
+    /// The greedy pass in pull form: `t_k = w_k + Σ_{i<k} e_i N_ik`, `e_k = w_k - nearest(t_k)`; the codes at hand stay where
+    /// `choose` is false. Returns the rows' damped losses, `Σ_k D_k (t_k - ŵ_k)²`.
+    fn pull(pass: &Pass<'_>, coded: &mut Coded, choose: bool) -> Lane {
+        let Pass { w, n, pivots, places, max_code } = *pass;
         let mut loss = Lane::ZERO;
         let mut inverse_scale = coded.scale.clone();
         for lane in &mut inverse_scale {
@@ -235,7 +238,9 @@ multiversion! {
                 let (v, w) = (&mut coded.v[position].0, &w[position].0);
                 let mut error = Lane::ZERO;
                 for l in 0..LANES {
-                    v[l] = nearest(targets[c].0[l], inverse[l], -zero[l], max_code - zero[l]);
+                    if choose {
+                        v[l] = nearest(targets[c].0[l], inverse[l], -zero[l], max_code - zero[l]);
+                    }
                     error.0[l] = v[l].mul_add(-scale[l], w[l]);
                     let miss = v[l].mul_add(-scale[l], targets[c].0[l]);
                     loss.0[l] = (pivots[start + c] * miss).mul_add(miss, loss.0[l]);

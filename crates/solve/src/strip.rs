@@ -100,6 +100,19 @@ impl Coded {
     }
 }
 
+/// What a pass over the columns of a strip reads.
+pub(crate) struct Pass<'a> {
+    /// The strip's rows, by position.
+    pub(crate) w: &'a [Lane],
+    /// `N`, rows and columns in solve order.
+    pub(crate) n: &'a Panels,
+    /// `D_k` in solve order.
+    pub(crate) pivots: &'a [f32],
+    /// Position and group of each column in solve order.
+    pub(crate) places: &'a [(usize, usize)],
+    pub(crate) max_code: f32,
+}
+
 /// A solved strip, turned back to rows.
 pub(crate) struct StripResult {
     codes: Vec<u8>,

@@ -18,6 +18,8 @@ pub struct TuneOptions {
     pub damping: f32,
     /// Windows a step.
     pub batch_windows: usize,
+    /// Windows learned from in an epoch, drawn anew for each; all where there are no more.
+    pub num_samples: usize,
     /// Order of the windows.
     pub seed: u64,
     /// Rounds a scale to the type it is stored in.
@@ -103,8 +105,9 @@ pub fn tune(
     )?;
     let (held, mut learned): (Vec<usize>, Vec<usize>) =
         (0..windows.len()).partition(|&w| windows[w].holdout);
-    let total = (options.epochs * learned.len()) as u64;
-    let steps = options.epochs * learned.len().div_ceil(options.batch_windows);
+    let num_samples = learned.len().min(options.num_samples);
+    let total = (options.epochs * num_samples) as u64;
+    let steps = options.epochs * num_samples.div_ceil(options.batch_windows);
     let mut report = TuneReport {
         kl_calibration: Vec::new(),
         kl_heldout: Vec::new(),
@@ -129,7 +132,7 @@ pub fn tune(
     for epoch in 1..=options.epochs {
         shuffle(&mut learned, &mut random);
         let mut sum = 0.0;
-        for batch in learned.chunks(options.batch_windows) {
+        for batch in learned[..num_samples].chunks(options.batch_windows) {
             step += 1;
             sum += run.learn(&mut parameters, batch, &mut |n| {
                 done += n;
@@ -140,9 +143,7 @@ pub fn tune(
             let rate = options.learning_rate as f32 * fall;
             parameters.each(&mut |factors| factors.step(step, rate, options.damping));
         }
-        report
-            .kl_calibration
-            .push(sum / learned.len().max(1) as f64);
+        report.kl_calibration.push(sum / num_samples.max(1) as f64);
         if !held.is_empty() {
             report.kl_heldout.push(run.measure(&parameters, &held)?);
             keep(&mut parameters, report.kl_heldout.last(), epoch);

@@ -53,6 +53,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         }),
         tune: Tune {
             epochs: file.tune.epochs,
+            num_samples: file.tune.num_samples,
             learning_rate: file.tune.learning_rate,
         },
         budget: file.budget.as_ref().map(|b| budget(b, &file)).transpose()?,

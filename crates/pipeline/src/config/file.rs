@@ -166,10 +166,14 @@ pub(super) struct AwqFile {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TuneFile {
-    /// Times every calibration window is seen; 0 for no tuning, auto leaves it to the recipe.
+    /// Passes over the calibration windows; 0 for no tuning, auto leaves it to the recipe.
     #[serde(with = "auto")]
     #[schemars(schema_with = "epochs_schema")]
     pub(super) epochs: Option<usize>,
+    /// Calibration windows of an epoch, drawn anew for each; auto leaves it to the recipe.
+    #[serde(with = "auto")]
+    #[schemars(schema_with = "samples_schema")]
+    pub(super) num_samples: Option<usize>,
     /// Largest relative change of a scale in a step; auto leaves it to the recipe.
     #[serde(with = "auto")]
     #[schemars(schema_with = "rate_schema")]
@@ -477,6 +481,10 @@ fn propagation_schema(generator: &mut SchemaGenerator) -> Schema {
 
 fn epochs_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 0, "maximum": 1000}]})
+}
+
+fn samples_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 1_000_000}]})
 }
 
 fn rate_schema(_: &mut SchemaGenerator) -> Schema {

@@ -185,8 +185,10 @@ pub struct Awq {
 /// Scales and norms tuned after the solves.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tune {
-    /// Times every calibration window is seen; none leaves it to the recipe.
+    /// Passes over the calibration windows; none leaves it to the recipe.
     pub epochs: Option<usize>,
+    /// Calibration windows of an epoch; none leaves it to the recipe.
+    pub num_samples: Option<usize>,
     /// Largest relative change of a scale in a step; none leaves it to the recipe.
     pub learning_rate: Option<f64>,
 }
@@ -538,6 +540,7 @@ impl From<&Pipeline> for PipelineFile {
             propagation: Some(*propagation),
             tune: TuneFile {
                 epochs: tune.epochs,
+                num_samples: tune.num_samples,
                 learning_rate: tune.learning_rate,
             },
             budget: budget.as_ref().map(|budget| {

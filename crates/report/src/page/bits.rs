@@ -267,8 +267,12 @@ pub(super) fn tuning(tune: &TuneRecord) -> Section {
             },
         ],
     };
+    let windows = match tune.num_samples {
+        Some(n) => format!(", {} an epoch", counted(n, "window")),
+        None => String::new(),
+    };
     let caption = format!(
-        "Scales and norms were tuned at a rate of {}; {} of {} kept. The losses of single linears on this page are from before it.",
+        "Scales and norms were tuned at a rate of {}{windows}; {} of {} kept. The losses of single linears on this page are from before it.",
         tune.learning_rate,
         tune.epochs_kept,
         counted(tune.epochs, "epoch")
