@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use halfbyte_calibrate::text::{EvaluationText, WindowChoice, evaluation_windows};
+use halfbyte_calibrate::text::{EvaluationText, WindowChoice, evaluation_windows, read_text};
 use halfbyte_evaluate::{
     Agreement, Continuation, Evaluation, GenerationCost, agreement, evaluate as score,
 };
@@ -12,7 +12,6 @@ use halfbyte_model::{Decoder, Execution, open_device};
 use tokenizers::Tokenizer;
 
 use crate::config::{Device, Windows};
-use crate::error::UserError;
 use crate::event::{Event, phase};
 use crate::generate::{Engine, Prompts, Sampling, kept_dense_warning, plain_tokenizer};
 use crate::open::{open_weights, window_choice};
@@ -47,13 +46,7 @@ const PROMPT_TOKENS: usize = 32;
 
 /// Scores a model as asked.
 pub fn evaluate(request: &EvalRequest, on_event: &mut dyn FnMut(Event)) -> Result<Evaluation> {
-    let text = std::fs::read_to_string(&request.text).map_err(|error| UserError {
-        message: format!(
-            "{}: cannot be read as UTF-8 text: {error}",
-            request.text.display()
-        ),
-        hint: Some("give the path of a text file after --text".to_owned()),
-    })?;
+    let text = read_text(&request.text)?;
     let device = open_device(device_choice(request.device))?;
     let mut open = |source: &str| -> Result<Decoder> {
         Ok(Decoder::new(

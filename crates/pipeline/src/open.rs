@@ -187,14 +187,7 @@ pub(crate) fn open_evaluation(
     evaluate: &Evaluate,
     tokenizer: &Tokenizer,
 ) -> Result<EvaluationText> {
-    let path = &evaluate.text.path;
-    let text = std::fs::read_to_string(path).with_context(|| crate::error::UserError {
-        message: format!(
-            "evaluate.text: {} cannot be read as UTF-8 text",
-            path.display()
-        ),
-        hint: Some("give the path of a text file".to_owned()),
-    })?;
+    let text = text::read_text(&evaluate.text.path)?;
     let choice = window_choice(&evaluate.windows);
     Ok(evaluation_windows(
         &text,

@@ -115,7 +115,7 @@ impl<const BEAM: usize> Part<BEAM> {
         for (l, past) in past.iter_mut().enumerate() {
             *past = l as u32;
         }
-        for (c, &(position, group)) in panel(pass.places, start).iter().enumerate() {
+        for (c, &(position, group)) in pass.panel(start).iter().enumerate() {
             let grid = (&self.scale[group], &self.zero[group], pass.max_code);
             let pivot = pass.pivots[start + c];
             let (map, found, losses) = branch::<BEAM>(&targets[c], grid, &self.loss, pivot);
@@ -141,12 +141,6 @@ impl<const BEAM: usize> Part<BEAM> {
     }
 }
 
-/// The columns of the panel that begins at `start`.
-#[inline(always)]
-fn panel(places: &[(usize, usize)], start: usize) -> &[(usize, usize)] {
-    &places[start..(start + PANEL).min(places.len())]
-}
-
 #[inline(always)]
 fn walk_with<const BEAM: usize>(pass: &Pass<'_>, coded: &Coded) -> (Vec<Lane>, Lane) {
     let Pass { w, n, places, .. } = *pass;
@@ -159,7 +153,7 @@ fn walk_with<const BEAM: usize>(pass: &Pass<'_>, coded: &Coded) -> (Vec<Lane>, L
     let mut codes: Vec<Lane> = Vec::with_capacity(places.len());
     for start in (0..places.len()).step_by(PANEL) {
         let rows = n.panel(start / PANEL);
-        let panel = panel(places, start);
+        let panel = pass.panel(start);
         let end = start + panel.len();
         let base = panel_targets(w, panel, &errors, &rows[..errors.len()]);
         let rows = &rows[errors.len()..];

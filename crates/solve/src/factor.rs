@@ -222,7 +222,7 @@ fn damped(recipe: Recipe, bare: f64, dead: bool, mean: f64, damp: f64) -> f64 {
 fn asked(damp: Damp, columns: usize, n_tokens: u64, unseen: bool) -> Result<f64, SolveError> {
     match damp {
         Damp::Auto if unseen => Ok(0.3),
-        Damp::Auto => Ok((0.5 * columns as f64 / n_tokens as f64).clamp(0.02, 0.3)),
+        Damp::Auto => Ok((0.5 * columns as f64 / n_tokens as f64).clamp(0.1, 0.3)),
         Damp::Percent(p) if (0.0..=10.0).contains(&p) => Ok(p),
         Damp::Percent(p) => Err(SolveError::Option {
             option: "damp_percent",

@@ -230,7 +230,7 @@ multiversion! {
         let mut errors = vec![Lane::ZERO; places.len()];
         for start in (0..places.len()).step_by(PANEL) {
             let rows = n.panel(start / PANEL);
-            let panel = &places[start..(start + PANEL).min(places.len())];
+            let panel = pass.panel(start);
             let mut targets = panel_targets(w, panel, &errors[..start], &rows[..start]);
             for (c, &(position, group)) in panel.iter().enumerate() {
                 let (scale, zero) = (&coded.scale[group].0, &coded.zero[group].0);

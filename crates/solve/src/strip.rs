@@ -113,6 +113,14 @@ pub(crate) struct Pass<'a> {
     pub(crate) max_code: f32,
 }
 
+impl Pass<'_> {
+    /// The columns of the panel that begins at `start`.
+    #[inline(always)]
+    pub(crate) fn panel(&self, start: usize) -> &[(usize, usize)] {
+        &self.places[start..(start + PANEL).min(self.places.len())]
+    }
+}
+
 /// A solved strip, turned back to rows.
 pub(crate) struct StripResult {
     codes: Vec<u8>,

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use halfbyte_calibrate::text::read_text;
 use halfbyte_checkpoint::ModelFolder;
 use tokenizers::Tokenizer;
 
@@ -63,12 +64,7 @@ pub(crate) struct Prompts {
 impl Prompts {
     /// One prompt a line; empty lines are none.
     pub(crate) fn read(path: &Path, folder: &ModelFolder, tokenizer: &Tokenizer) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            user_error(
-                format!("{}: cannot be read as UTF-8 text: {error}", path.display()),
-                "give the path of a text file with one prompt a line after --prompts",
-            )
-        })?;
+        let text = read_text(path)?;
         let lines = text.lines().filter(|line| !line.trim().is_empty());
         let ids = lines.map(|line| opening(line, folder, tokenizer));
         let ids: Vec<_> = ids.collect::<Result<_>>()?;
