@@ -6,7 +6,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use burn::prelude::*;
-use halfbyte_model::{BlockGradients, Decoder, Head, LinearKind, linear_shape, surprise, values};
+use halfbyte_model::{
+    BlockGradients, Decoder, Head, LinearKind, fisher_probe, linear_shape, values,
+};
 use halfbyte_quant::ActivationStats;
 use rayon::prelude::*;
 
@@ -35,7 +37,7 @@ pub struct GradientOptions<'a> {
 /// much each token counts.
 ///
 /// The KL divergence from the float model is, to second order, `½ δᵀ F δ` with `F = E[g gᵀ]`, `g` the gradient of
-/// `log p(y)` for a next token `y` drawn from the model's own prediction. Taking inputs and gradients for independent
+/// `e · z`, where the logits `z` are met by a random vector `e` of their Fisher information ([`fisher_probe`]). Taking inputs and gradients for independent
 /// leaves `½ tr(R Δ H Δᵀ)` of a linear's error `Δ`, with `R = E[g gᵀ]` at its output and `H = E[x xᵀ]` at its input
 /// (K-FAC, Martens and Grosse, arXiv 1503.05671; for rounding, YAQA, Tseng et al., arXiv 2505.22988, section 3). For v,
 /// whose output is seen only after attention has added up tokens, `g` is the gradient at the query heads that share
@@ -515,7 +517,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The derivative of `Σ_t log p(y_t)` with regard to the last residual stream, `y_t` drawn from `p`.
+    /// The derivative with regard to the last residual stream of `Σ_t z_t · e_t`, `z_t` a token's logits, `e_t` a vector of random
+    /// signs whose second moment is the Fisher information of its prediction.
     fn head_gradient(&self, window: usize, h: Vec<f32>) -> Result<Vec<f32>, WalkError> {
         let mut gradient = Vec::with_capacity(h.len());
         let real = self.windows[window].len;
@@ -536,7 +539,8 @@ impl Pass<'_> {
                         return logits.fill(0.0);
                     }
                     let seed = self.seed.wrapping_add((window as u64) << 32);
-                    surprise(logits, SplitMix64::new(seed, token as u64).unit());
+                    let mut random = SplitMix64::new(seed, token as u64);
+                    fisher_probe(logits, || random.next());
                 });
             let logits =
                 Tensor::from_data(TensorData::new(logits, [n, vocab]), self.decoder.device());
@@ -605,7 +609,7 @@ pub(crate) mod tests {
         let mut of_gate: Vec<Vec<f32>> = Vec::new();
         let mut of_attention: Vec<Vec<f32>> = Vec::new();
         for (index, window) in windows.iter().enumerate() {
-            // streams are kept in bf16, and another rounding may draw another token
+            // streams are kept in bf16
             let kept = |h: Vec<f32>| {
                 let round = |x| half::bf16::from_f32(x).to_f32();
                 pass.tensor(h.into_iter().map(round).collect())

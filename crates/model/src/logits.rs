@@ -97,17 +97,33 @@ fn log_total(logits: &[f32]) -> (f32, f32) {
     (max, total.ln() as f32)
 }
 
-/// Turns a row of logits into the derivative of `log p(y)`, `onehot(y) − p`, with `y` the token at which the cumulative
-/// probability passes `unit`, from 0 to 1.
-pub fn surprise(logits: &mut [f32], unit: f64) {
+/// Turns a row of logits into a random vector whose second moment is their Fisher information `diag(p) − p pᵀ`:
+/// `√p ∘ ε − p (√p · (√p ∘ ε))` with signs `ε` from `bits`, 64 at a time.
+///
+/// The derivative of `log p(y)` for a token `y` drawn from `p` has the same second moment, but where the model is sure it
+/// is nothing nearly always and then, for a rare `y`, large: over a few ten thousand tokens a few decide. Here every token
+/// weighs in with what it has.
+pub fn fisher_probe(logits: &mut [f32], mut bits: impl FnMut() -> u64) {
     Arch::new().dispatch(Softmax(logits));
-    let mut passed = 0.0;
-    let drawn = logits.iter().position(|p| {
-        passed += f64::from(*p);
-        passed > unit
-    });
-    logits.iter_mut().for_each(|p| *p = -*p);
-    logits[drawn.unwrap_or(logits.len() - 1)] += 1.0;
+    let mut sum = 0.0f64;
+    let mut signs = Vec::with_capacity(logits.len().div_ceil(64));
+    for p in logits.chunks(64) {
+        let drawn = bits();
+        let signed = |(at, p): (usize, &f32)| sign(drawn, at) * p;
+        sum += f64::from(p.iter().enumerate().map(signed).sum::<f32>());
+        signs.push(drawn);
+    }
+    let sum = sum as f32;
+    for (p, drawn) in logits.chunks_mut(64).zip(signs) {
+        for (at, p) in p.iter_mut().enumerate() {
+            *p = sign(drawn, at) * p.sqrt() - *p * sum;
+        }
+    }
+}
+
+/// 1 or −1.
+fn sign(bits: u64, at: usize) -> f32 {
+    1.0 - 2.0 * ((bits >> at) & 1) as f32
 }
 
 struct Softmax<'a>(&'a mut [f32]);
@@ -192,16 +208,36 @@ mod tests {
     }
 
     #[test]
-    fn a_drawn_token_pulls_and_all_others_push() {
-        let logits = [0.0f32, 1.0, 2.0, -1.0];
-        let total: f32 = logits.iter().map(|x| x.exp()).sum();
-        for (unit, drawn) in [(0.0, 0), (0.2, 1), (0.5, 2), (0.999, 3)] {
-            let mut found = logits;
-            surprise(&mut found, unit);
-            for (index, g) in found.iter().enumerate() {
-                let wanted = f32::from(u8::from(index == drawn)) - logits[index].exp() / total;
-                assert!((g - wanted).abs() < 1e-6, "{unit}, {index}: {g} {wanted}");
+    fn the_probes_second_moment_is_the_fisher_information() {
+        let logits = [0.0f32, 1.0, 2.0, -1.0, 4.0];
+        let total: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+        let p = logits.map(|x| f64::from(x).exp() / total);
+        // all signs there are
+        let probes: Vec<[f32; 5]> = (0..32)
+            .map(|bits| {
+                let mut probe = logits;
+                fisher_probe(&mut probe, || bits);
+                probe
+            })
+            .collect();
+        for i in 0..5 {
+            for j in 0..5 {
+                let each = probes.iter().map(|g| f64::from(g[i]) * f64::from(g[j]));
+                let found = each.sum::<f64>() / 32.0;
+                let wanted = if i == j { p[i] } else { 0.0 } - p[i] * p[j];
+                assert!((found - wanted).abs() < 1e-6, "{i}, {j}: {found} {wanted}");
             }
         }
+    }
+
+    #[test]
+    fn every_token_has_a_sign_of_its_own() {
+        let mut words = [0u64, u64::MAX, 1].into_iter();
+        let mut probe = vec![0.0f32; 130];
+        fisher_probe(&mut probe, || words.next().unwrap());
+        assert_eq!(words.next(), None);
+        let signs: Vec<bool> = probe.iter().map(|g| *g > 0.0).collect();
+        let wanted = (0..130).map(|i| i < 64 || i == 129);
+        assert!(signs.into_iter().eq(wanted));
     }
 }

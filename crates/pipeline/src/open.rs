@@ -157,6 +157,7 @@ pub(crate) fn read_calibration(
         packing: packing(calibration.packing),
         seed: calibration.seed,
         holdout: calibration.holdout,
+        random_samples: calibration.random_samples,
     };
     Ok(load_windows(&sources, tokenizer, &options)?)
 }

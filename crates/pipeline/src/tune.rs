@@ -99,16 +99,15 @@ pub(crate) fn tune(
             holdout,
         })
         .collect();
-    let hidden = decoder.weights().config().hidden_size;
-    let per_window = tokens.first().map_or(1, |w| w.ids.len() * hidden);
-    let wide = |bits: &u16| f32::from_bits(u32::from(*bits) << 16);
-    let targets = float_stream.map(|bits| {
-        let windows = bits.chunks(per_window);
-        windows.map(|w| w.iter().map(wide).collect()).collect()
-    });
     let mut tick = phase(on_event, "tune", "windows");
     let (tuned, report) = halfbyte_tune::tune(
-        decoder, &float, blocks, &tokens, targets, options, &mut tick,
+        decoder,
+        &float,
+        blocks,
+        &tokens,
+        float_stream,
+        options,
+        &mut tick,
     )?;
     let mut norms = vec![("model.norm.weight".to_owned(), tuned.final_norm)];
     let mut solved = Vec::with_capacity(tuned.blocks.len());
@@ -127,7 +126,7 @@ pub(crate) fn tune(
     }
     let record = TuneRecord {
         epochs: options.epochs,
-        num_samples: Some(options.num_samples.min(windows.calibration.len())),
+        num_samples: Some(report.num_samples),
         epochs_kept: report.epochs_kept,
         learning_rate: options.learning_rate,
         kl_calibration: report.kl_calibration,

@@ -36,6 +36,7 @@ pub(crate) fn run() -> RunRecord {
             sha256: "00ff".into(),
             samples: 64,
             tokens_used: 29_491,
+            tokens_random: 3_584,
             tokens_held_out: 3_277,
             tokens_dropped: 120,
             tokens_truncated: 0,

@@ -1,4 +1,5 @@
 use burn::prelude::*;
+use half::bf16;
 use halfbyte_model::{Decoder, Head, ModelError, divergence, values};
 use halfbyte_quant::WeightError;
 
@@ -48,6 +49,8 @@ pub struct TuneReport {
     pub kl_heldout: Vec<f64>,
     /// Epochs kept: those up to the least held-out KL.
     pub epochs_kept: usize,
+    /// Windows learned from in each epoch.
+    pub num_samples: usize,
 }
 
 /// Why tuning stopped.
@@ -68,9 +71,8 @@ pub enum TuneError {
 }
 
 /// Tunes the scales of `blocks`, which stand in the place of `float`'s linears, and all norms so that the model predicts
-/// what the float `decoder` does. `targets` are the float model's last residual streams of all windows, each
-/// `[tokens, hidden_size]`, where they are at hand; else they are made. `tick` hears how many windows of how many were
-/// walked.
+/// what the float `decoder` does. `targets` are the float model's last residual streams, `[windows, tokens, hidden_size]`
+/// in bf16's bits, where they are at hand; else they are made. `tick` hears how many windows of how many were walked.
 ///
 /// # Errors
 /// A loss that is not finite; what the model's execution gives.
@@ -79,7 +81,7 @@ pub fn tune(
     float: &FloatBlocks<'_>,
     blocks: Vec<SolvedLinears>,
     windows: &[TuneWindow<'_>],
-    targets: Option<Vec<Vec<f32>>>,
+    targets: Option<Vec<u16>>,
     options: &TuneOptions,
     tick: &mut dyn FnMut(u64, u64),
 ) -> Result<(TunedModel, TuneReport), TuneError> {
@@ -112,6 +114,7 @@ pub fn tune(
         kl_calibration: Vec::new(),
         kl_heldout: Vec::new(),
         epochs_kept: options.epochs,
+        num_samples,
     };
     if !held.is_empty() {
         report.kl_heldout.push(run.measure(&parameters, &held)?);
@@ -171,8 +174,8 @@ struct Run<'a> {
     decoder: &'a Decoder,
     windows: &'a [TuneWindow<'a>],
     tokens: usize,
-    /// The float model's last residual streams.
-    targets: Vec<Vec<f32>>,
+    /// The float model's last residual streams, `[windows, tokens, hidden_size]`, in bf16's bits.
+    targets: Vec<u16>,
     float_head: Head,
 }
 
@@ -252,7 +255,12 @@ impl Run<'_> {
         for start in (0..tokens).step_by(LOGIT_ROWS) {
             let rows = LOGIT_ROWS.min(tokens - start);
             let h = h.clone().narrow(0, start, rows);
-            let target = self.targets[window][start * hidden..(start + rows) * hidden].to_vec();
+            let from = (window * self.tokens + start) * hidden;
+            let target = &self.targets[from..from + rows * hidden];
+            let target = target
+                .iter()
+                .map(|x| bf16::from_bits(*x).to_f32())
+                .collect();
             let target = Tensor::<2>::from_data(TensorData::new(target, [rows, hidden]), &device);
             let p = values(self.float_head.forward(target))?;
             let mut q = values(head.forward(h.clone()))?;
@@ -292,8 +300,8 @@ impl Run<'_> {
     }
 }
 
-/// The float model's last residual stream of every window, `[tokens, hidden_size]`.
-fn targets(decoder: &Decoder, windows: &[TuneWindow<'_>]) -> Result<Vec<Vec<f32>>, TuneError> {
+/// The float model's last residual streams, `[windows, tokens, hidden_size]`, in bf16's bits.
+fn targets(decoder: &Decoder, windows: &[TuneWindow<'_>]) -> Result<Vec<u16>, TuneError> {
     let hidden = decoder.weights().config().hidden_size;
     let mut streams = windows
         .iter()
@@ -308,7 +316,8 @@ fn targets(decoder: &Decoder, windows: &[TuneWindow<'_>]) -> Result<Vec<Vec<f32>
             *stream = values(block.forward(Tensor::<3>::from_data(h, decoder.device())))?;
         }
     }
-    Ok(streams)
+    let bits = |stream: Vec<f32>| stream.into_iter().map(|x| bf16::from_f32(x).to_bits());
+    Ok(streams.into_iter().flat_map(bits).collect())
 }
 
 /// Fisher-Yates with SplitMix64.

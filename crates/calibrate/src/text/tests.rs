@@ -45,6 +45,7 @@ fn options(num_samples: usize, sequence_length: usize, packing: Packing) -> Wind
         packing,
         seed: 0,
         holdout: 0.0,
+        random_samples: 0,
     }
 }
 
@@ -79,6 +80,50 @@ fn load(sources: &[TextSource], options: &WindowOptions) -> Windows {
     let windows = load_windows(sources, &TOKENIZER, options).unwrap();
     check_accounts(&windows, options);
     windows
+}
+
+#[test]
+fn random_windows_come_on_top_and_leave_the_text_as_it_is() {
+    let mut tokenizer = TOKENIZER.clone();
+    let special = |text: &str| tokenizers::AddedToken::from(text, true);
+    tokenizer.add_special_tokens([special("w7"), special("<end>")]);
+    let source = [memory(vec![words(0, 900)])];
+    let plain = WindowOptions {
+        holdout: 0.2,
+        ..options(10, 80, Packing::Concat)
+    };
+    let mixed = WindowOptions {
+        random_samples: 300,
+        ..plain.clone()
+    };
+    let plain = load_windows(&source, &tokenizer, &plain).unwrap();
+    let windows = load_windows(&source, &tokenizer, &mixed).unwrap();
+    assert_eq!(windows.holdout, plain.holdout);
+    let (text, random) = windows.calibration.split_at(plain.calibration.len());
+    assert_eq!(text, plain.calibration);
+    assert_eq!(random.len(), 300);
+    assert!(random.iter().all(|w| w.len == 80 && w.ids.len() == 80));
+    assert_eq!(windows.report.tokens_random, 24_000);
+    assert_eq!(
+        windows.report.tokens_calibration,
+        plain.report.tokens_calibration + 24_000
+    );
+    assert_eq!(plain.report.tokens_random, 0);
+    assert_ne!(windows.report.windows_sha256, plain.report.windows_sha256);
+    let mut counts = vec![0usize; WORDS + 2];
+    for id in random.iter().flat_map(|w| &w.ids) {
+        counts[*id as usize] += 1;
+    }
+    // the unknown word is a word like others; what is special is not drawn
+    assert_eq!((counts[7], counts[WORDS + 1]), (0, 0));
+    let drawn = counts.iter().filter(|n| **n > 0).count();
+    assert!(drawn > WORDS * 98 / 100, "{drawn} of {WORDS} in six rounds");
+    assert!(counts.iter().all(|n| *n < 30));
+    assert_eq!(
+        windows,
+        load_windows(&source, &tokenizer, &mixed).unwrap(),
+        "the same seed"
+    );
 }
 
 /// The laws every result obeys, whatever the sources.

@@ -45,6 +45,9 @@ pub struct WindowOptions {
     /// Share of the windows kept out of the statistics, 0 or more and below 1. Above 0, and with 8 windows or
     /// more, at least one window is held out; never all of them.
     pub holdout: f64,
+    /// Windows of ids drawn evenly from the vocabulary, special tokens aside, that the statistics are taken from on top
+    /// of the `num_samples` of text: what the text does not visit is not free to err.
+    pub random_samples: usize,
 }
 
 /// One window of calibration text.
@@ -59,7 +62,7 @@ pub struct Window {
 /// What [`load_windows`] returns.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Windows {
-    /// The windows that the statistics are taken from; sources alternate.
+    /// The windows that the statistics are taken from; sources alternate, windows of random ids come last.
     pub calibration: Vec<Window>,
     /// The windows kept out, spread evenly over each source.
     pub holdout: Vec<Window>,
@@ -112,13 +115,37 @@ pub fn load_windows(
             ..report
         });
     }
-    let (calibration, holdout) = hold_out(windows, options);
+    let (mut calibration, holdout) = hold_out(windows, options);
+    let mut random = SplitMix64::new(options.seed, 2 * sources.len() as u64);
+    calibration.extend(random_windows(&tokenizer, options, &mut random));
     let report = report(reports, &calibration, &holdout, options);
     Ok(Windows {
         calibration,
         holdout,
         report,
     })
+}
+
+/// The windows of random ids; none where the tokenizer knows special tokens only.
+fn random_windows(
+    tokenizer: &Tokenizer,
+    options: &WindowOptions,
+    random: &mut SplitMix64,
+) -> Vec<Window> {
+    let special = tokenizer.get_added_tokens_decoder();
+    let is_special = |id: &u32| special.get(id).is_some_and(|token| token.special);
+    let mut ids: Vec<u32> = tokenizer.get_vocab(true).into_values().collect();
+    ids.retain(|id| !is_special(id));
+    ids.sort_unstable();
+    if ids.is_empty() {
+        return Vec::new();
+    }
+    let len = options.sequence_length;
+    let mut window = || Window {
+        ids: (0..len).map(|_| ids[random.below(ids.len())]).collect(),
+        len,
+    };
+    (0..options.random_samples).map(|_| window()).collect()
 }
 
 fn check(sources: &[TextSource], options: &WindowOptions) -> Result<(), TextError> {
@@ -275,6 +302,7 @@ fn report(
         windows_padded: sources.iter().map(|s| s.windows_padded).sum(),
         tokens_calibration: tokens(calibration),
         tokens_holdout: tokens(holdout),
+        tokens_random: tokens(&calibration[options.num_samples - holdout.len()..]),
         windows_sha256: windows_sha256(calibration.iter().chain(holdout)),
         sources,
         warnings: Vec::new(),

@@ -6,8 +6,8 @@ use halfbyte_quant::{Coding, GroupSize, Scheme};
 
 use super::error::Fault;
 use super::file::{
-    BudgetFile, CalibrationFile, EvaluateFile, EvaluateSwitch, ExportFile, ModelFile, PipelineFile,
-    QuantFile, RuleFile, SourceFile,
+    BudgetFile, EvaluateFile, EvaluateSwitch, ExportFile, ModelFile, PipelineFile, QuantFile,
+    RuleFile, SourceFile,
 };
 use super::{
     Awq, Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate,
@@ -15,10 +15,13 @@ use super::{
     Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune, sweep,
 };
 
+/// Of so many windows of text there is one of random tokens, unless the file says otherwise; see results/LOG.md.
+const WINDOWS_A_RANDOM_ONE: usize = 8;
+
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
 pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fault> {
     let model = model(&file.model, base_dir)?;
-    let calibration = calibration(&file.calibration, base_dir)?;
+    let calibration = calibration(&file, base_dir)?;
     let quant = quant(&file.quant)?;
     let rules = (file.rules.iter().enumerate())
         .map(|(index, rule)| self::rule(index, rule, &file.quant))
@@ -209,7 +212,13 @@ fn model(file: &ModelFile, base_dir: &Path) -> Result<Model, Fault> {
     Ok(Model { source, revision })
 }
 
-fn calibration(file: &CalibrationFile, base_dir: &Path) -> Result<Calibration, Fault> {
+fn calibration(whole: &PipelineFile, base_dir: &Path) -> Result<Calibration, Fault> {
+    let file = &whole.calibration;
+    let solves = matches!(whole.method, Method::Gptq | Method::AwqGptq);
+    let usual = match whole.recipe {
+        Recipe::Default | Recipe::Best if solves => file.num_samples / WINDOWS_A_RANDOM_ONE,
+        _ => 0,
+    };
     let sources = (file.sources.iter().enumerate())
         .map(|(index, source)| self::source(index, source, base_dir))
         .collect::<Result<_, _>>()?;
@@ -220,6 +229,7 @@ fn calibration(file: &CalibrationFile, base_dir: &Path) -> Result<Calibration, F
         packing: file.packing,
         seed: file.seed,
         holdout: file.holdout,
+        random_samples: file.random_samples.unwrap_or(usual),
     };
     if calibration.held_out_samples() >= calibration.num_samples {
         return Err(Fault::new(

@@ -101,6 +101,11 @@ pub(super) struct CalibrationFile {
     /// Share of the windows kept out of the statistics, for the held-out loss.
     #[schemars(range(min = 0.0, max = 0.9))]
     pub(super) holdout: f64,
+    /// Windows of tokens drawn at random from the vocabulary, on top of num_samples, so that the statistics know what the text
+    /// does not visit; auto leaves it to the method.
+    #[serde(with = "auto")]
+    #[schemars(schema_with = "random_schema")]
+    pub(super) random_samples: Option<usize>,
 }
 
 /// One calibration text: a path or a data set.
@@ -378,6 +383,7 @@ impl Default for CalibrationFile {
             packing: Packing::Concat,
             seed: 0,
             holdout: 0.1,
+            random_samples: None,
         }
     }
 }
@@ -485,6 +491,10 @@ fn epochs_schema(_: &mut SchemaGenerator) -> Schema {
 
 fn samples_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 1_000_000}]})
+}
+
+fn random_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 0, "maximum": 1_000_000}]})
 }
 
 fn rate_schema(_: &mut SchemaGenerator) -> Schema {

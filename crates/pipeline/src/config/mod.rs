@@ -132,6 +132,8 @@ pub struct Calibration {
     pub seed: u64,
     /// Share of the windows kept out of the statistics, `0 <= holdout < 1`.
     pub holdout: f64,
+    /// Windows of random ids on top of those of text.
+    pub random_samples: usize,
 }
 
 /// One calibration source.
@@ -611,6 +613,7 @@ impl From<&Calibration> for CalibrationFile {
             packing: calibration.packing,
             seed: calibration.seed,
             holdout: calibration.holdout,
+            random_samples: Some(calibration.random_samples),
         }
     }
 }

@@ -79,6 +79,7 @@ calibration:
   packing: truncate
   seed: 7
   holdout: 0.0625
+  random_samples: 3
 method: gptq
 recipe: reference
 quant: {bits: 3, group_size: -1, sym: false, desc_act: false, static_groups: false, damp_percent: 0.01, signed_scales: false}
@@ -106,6 +107,7 @@ resources: {threads: 2, max_memory: 8GiB, device: cpu}
         TextSource::Dataset("org/data".to_owned())
     );
     assert_eq!(pipeline.calibration.held_out_samples(), 4);
+    assert_eq!(pipeline.calibration.random_samples, 3);
     assert_eq!(pipeline.quant.damp_percent, Damp::Fraction(0.01));
     assert_eq!(pipeline.quant.signed_scales, SignedScales::Off);
     assert_eq!(pipeline.awq.loss, AwqLoss::Hessian);
@@ -148,6 +150,22 @@ fn the_first_rule_that_matches_wins_and_ignore_comes_before_all() {
         pipeline.treatment("a.0.gate"),
         Treatment::Quantize(pipeline.quant.scheme)
     );
+}
+
+#[test]
+fn random_windows_are_an_eighth_where_hessians_are_solved() {
+    let samples = |text: &str| {
+        let pipeline = parse(&format!("{MODEL}{text}")).unwrap();
+        pipeline.calibration.random_samples
+    };
+    assert_eq!(samples(""), 16);
+    assert_eq!(samples("recipe: best\ncalibration: {num_samples: 60}\n"), 7);
+    assert_eq!(samples("method: awq+gptq\n"), 16);
+    assert_eq!(samples("calibration: {random_samples: auto}\n"), 16);
+    assert_eq!(samples("calibration: {random_samples: 0}\n"), 0);
+    for none in ["recipe: reference\n", "method: rtn\n", "method: awq\n"] {
+        assert_eq!(samples(none), 0, "{none}");
+    }
 }
 
 #[test]

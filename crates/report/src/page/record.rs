@@ -219,8 +219,9 @@ fn origin(version: &str, model: &ModelRecord, calibration: &CalibrationRecord) -
         rows.push((
             "tokens",
             format!(
-                "{} used, {} held out, {} dropped, {} truncated",
+                "{} used, {} of them random, {} held out, {} dropped, {} truncated",
                 grouped(calibration.tokens_used),
+                grouped(calibration.tokens_random),
                 grouped(calibration.tokens_held_out),
                 grouped(calibration.tokens_dropped),
                 grouped(calibration.tokens_truncated)
