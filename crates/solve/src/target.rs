@@ -519,6 +519,111 @@ mod tests {
         assert!(least < 0.9 * still, "nothing to find: {least} {still}");
     }
 
+    /// Eigenvectors as rows, by falling eigenvalue: Jacobi's rotations.
+    fn eigenvectors(mut a: [[f64; OUT]; OUT]) -> [[f64; OUT]; OUT] {
+        let mut v: [[f64; OUT]; OUT] =
+            std::array::from_fn(|i| std::array::from_fn(|j| f64::from(u8::from(i == j))));
+        for _ in 0..50 {
+            for p in 0..OUT {
+                for q in p + 1..OUT {
+                    let (s, c) = (0.5 * (2.0 * a[p][q]).atan2(a[q][q] - a[p][p])).sin_cos();
+                    for k in 0..OUT {
+                        let (x, y) = (a[k][p], a[k][q]);
+                        (a[k][p], a[k][q]) = (c * x - s * y, s * x + c * y);
+                    }
+                    for k in 0..OUT {
+                        let (x, y) = (a[p][k], a[q][k]);
+                        (a[p][k], a[q][k]) = (c * x - s * y, s * x + c * y);
+                        let (x, y) = (v[p][k], v[q][k]);
+                        (v[p][k], v[q][k]) = (c * x - s * y, s * x + c * y);
+                    }
+                }
+            }
+        }
+        let mut order: Vec<usize> = (0..OUT).collect();
+        order.sort_by(|&i, &j| a[j][j].total_cmp(&a[i][i]));
+        std::array::from_fn(|i| v[order[i]])
+    }
+
+    #[test]
+    fn every_group_of_directions_has_the_share_of_least_error() {
+        let (weight, seen, held) = (random_weight(OUT, IN, 12), tokens(24, 13), tokens(40, 14));
+        let target = corrected_target(weight.as_ref(), &stats(&seen), Some(&stats(&held))).unwrap();
+        let none = between(&weight, &[0.0; OUT * IN], 0.0);
+        let mean = |a: usize, b: usize| seen.x.iter().map(|x| x[a] * x[b]).sum::<f64>() / 24.0;
+        let trace = (0..IN).map(|k| mean(k, k)).sum::<f64>() / IN as f64;
+        let of_damp = |damp: f64| {
+            let to = textbook(&seen, &weight, damp);
+            let step: Vec<f64> = to.iter().zip(&none).map(|(to, w)| to - w).collect();
+            // S (H + λ) Sᵀ, whose eigenvectors are the directions
+            let mut gram = [[0.0; OUT]; OUT];
+            for (i, row) in gram.iter_mut().enumerate() {
+                for (j, gram) in row.iter_mut().enumerate() {
+                    for a in 0..IN {
+                        for b in 0..IN {
+                            let ridge = if a == b { damp * trace } else { 0.0 };
+                            *gram += step[i * IN + a] * (mean(a, b) + ridge) * step[j * IN + b];
+                        }
+                    }
+                }
+            }
+            let directions = eigenvectors(gram);
+            // one, two and what is left of five
+            let mut moved = none.clone();
+            for group in [0..1, 1..3, 3..5] {
+                let part: Vec<f64> = (0..OUT * IN)
+                    .map(|at| {
+                        let (i, k) = (at / IN, at % IN);
+                        let along = |u: &[f64; OUT]| {
+                            u[i] * (0..OUT).map(|j| u[j] * step[j * IN + k]).sum::<f64>()
+                        };
+                        directions[group.clone()].iter().map(along).sum()
+                    })
+                    .collect();
+                let with = |share: f64| -> Vec<f64> {
+                    moved
+                        .iter()
+                        .zip(&part)
+                        .map(|(w, s)| w + share * s)
+                        .collect()
+                };
+                let least = (0..=2000)
+                    .map(|i| f64::from(i) / 2000.0)
+                    .min_by(|a, b| {
+                        let of = |share: &f64| error(&held, &weight, &with(*share));
+                        of(a).total_cmp(&of(b))
+                    })
+                    .unwrap();
+                moved = with(least);
+            }
+            moved
+        };
+        let wanted = DAMPS
+            .map(of_damp)
+            .into_iter()
+            .min_by(|a, b| error(&held, &weight, a).total_cmp(&error(&held, &weight, b)))
+            .unwrap();
+        for ((found, wanted), before) in target.weight.iter().zip(&wanted).zip(&none) {
+            let near = (f64::from(*found) - wanted).abs();
+            assert!(
+                near < 1e-3 * (wanted - before).abs().max(1e-2),
+                "{found} {wanted}"
+            );
+        }
+        let one_share = DAMPS
+            .iter()
+            .flat_map(|&damp| {
+                let to = textbook(&seen, &weight, damp);
+                (0..=100).map(move |i| (to.clone(), f64::from(i) / 100.0))
+            })
+            .map(|(to, alpha)| error(&held, &weight, &between(&weight, &to, alpha)))
+            .fold(f64::INFINITY, f64::min);
+        assert!(
+            error(&held, &weight, &wanted) < 0.999 * one_share,
+            "shares do not differ"
+        );
+    }
+
     #[test]
     fn what_held_out_text_contradicts_is_left_alone() {
         let (weight, seen) = (random_weight(OUT, IN, 7), tokens(60, 8));
