@@ -9,8 +9,6 @@
 //! term column by column; the whole regression needs no solver of its own. The stream's term lets o and down pay back
 //! what all linears before them left.
 
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_solve::{
     solve_lower_triangular_in_place, solve_upper_triangular_in_place,
@@ -27,10 +25,6 @@ use crate::factor::cholesky;
 const DAMPS: [f64; 3] = [0.01, 0.1, 1.0];
 /// Without held-out text: the damping, and the share of the step that is taken.
 const UNTRIED: (f64, f64) = (0.1, 0.5);
-/// Directions of a step that are told apart from its rest: one, two, four, to 64.
-const DIRECTIONS: usize = 127;
-/// Rounds of the iteration that finds them.
-const ROUNDS: usize = 2;
 /// Rows one task solves. Fixed, so that the same bits come out on any number of threads.
 const ROWS: usize = 64;
 
@@ -39,7 +33,7 @@ const ROWS: usize = 64;
 pub struct Target {
     /// `W*`, `[out_features, in_features]` row-major.
     pub weight: Vec<f32>,
-    /// Share of the regression's step that was taken, 0 to 1: the root of its share of `tr(S H Sᵀ)`.
+    /// Share of the regression's step that was taken, 0 to 1.
     pub alpha: f64,
     /// Damping of the regression, a fraction of the mean diagonal.
     pub damp: f64,
@@ -51,10 +45,6 @@ pub struct Target {
 /// taken: both as the held-out statistics have it, whose quadratic in the share has its least value in closed form;
 /// where they see no gain the weight stays.
 ///
-/// What a linear can make good is a few directions of output wide; the noise of so many numbers regressed on some ten
-/// thousand tokens is in all of them. So there is a share for the direction that explains most of the step, one for the next
-/// two, for the next four and so on, and one for the rest; the quadratic has no terms between them.
-///
 /// The same bits come out on any number of threads.
 ///
 /// # Errors
@@ -65,226 +55,53 @@ pub fn corrected_target(
     held: Option<&ActivationStats>,
 ) -> Result<Target, SolveError> {
     let pull = pull(weight, seen)?;
-    let held = match held {
+    let quadratics = match held {
         Some(held) => Some((self::pull(weight, held)?, held)),
         None => None,
     };
+    let mut best: Option<(f64, f64, f64, Mat<f32>)> = None;
     let damps = match held {
         Some(_) => &DAMPS[..],
         None => &[UNTRIED.0],
     };
-    let mut best: Option<(f64, f64, f64, Mat<f32>)> = None;
     for &damp in damps {
-        let regression = Regression::new(pull.as_ref(), seen, damp)?;
-        let (gain, step) = match &held {
-            Some((pull, held)) => regression.shared(pull.as_ref(), held),
-            None => (0.0, regression.part(UNTRIED.1)),
+        let step = regress(pull.as_ref(), seen, damp)?;
+        let (gain, alpha) = match &quadratics {
+            Some((held_pull, held)) => {
+                let along = inner(held_pull.as_ref(), step.as_ref());
+                let curvature = energy(step.as_ref(), held);
+                if along > 0.0 && curvature > 0.0 {
+                    let alpha = (along / curvature).min(1.0);
+                    (alpha * (2.0 * along - alpha * curvature), alpha)
+                } else {
+                    (0.0, 0.0)
+                }
+            }
+            None => (1.0, UNTRIED.1),
         };
         if best.as_ref().is_none_or(|(most, ..)| gain > *most) {
-            let whole = energy(regression.step.as_ref(), seen);
-            best = Some((gain, damp, whole, step));
+            best = Some((gain, alpha, damp, step));
         }
     }
-    let (_, damp, whole, step) = best.expect("some damping is tried");
-    let taken = energy(step.as_ref(), seen);
+    let (_, alpha, damp, step) = best.expect("some damping is tried");
     let signal = energy(weight, seen);
-    let share = |part: f64, of: f64| if of > 0.0 { part / of } else { 0.0 };
+    let shift = match signal > 0.0 {
+        true => alpha * alpha * energy(step.as_ref(), seen) / signal,
+        false => 0.0,
+    };
     let moved = |row: usize| {
-        let values = weight.row(row).iter().zip(step.row(row).iter());
-        values.map(|(w, s)| w + s).collect::<Vec<f32>>()
+        let step = step.row(row);
+        let values = weight.row(row).iter().zip(step.iter());
+        values
+            .map(|(w, s)| (f64::from(*w) + alpha * f64::from(*s)) as f32)
+            .collect::<Vec<f32>>()
     };
     Ok(Target {
         weight: (0..weight.nrows()).flat_map(moved).collect(),
-        alpha: share(taken, whole).sqrt(),
+        alpha,
         damp,
-        shift: share(taken, signal),
+        shift,
     })
-}
-
-/// A ridge regression and what it is made of.
-struct Regression {
-    /// `pull (H + damp mean(diag H) I)⁻¹`, `[out_features, in_features]`; zero where `H` is.
-    step: Mat<f32>,
-    /// Orthonormal columns, `[out_features, directions]`: those that explain most of the step, the first ones most of all.
-    directions: Mat<f32>,
-}
-
-impl Regression {
-    /// Solved in f64.
-    fn new(pull: MatRef<'_, f32>, stats: &ActivationStats, damp: f64) -> Result<Self, SolveError> {
-        let columns = stats.in_features;
-        let hessian = MatRef::from_row_major_slice(&stats.hessian, columns, columns);
-        let mut lower = wide(hessian);
-        let mean = (0..columns).map(|k| lower[(k, k)]).sum::<f64>() / columns as f64;
-        if mean <= 0.0 {
-            return Ok(Self {
-                step: Mat::zeros(pull.nrows(), columns),
-                directions: Mat::zeros(pull.nrows(), 0),
-            });
-        }
-        for k in 0..columns {
-            lower[(k, k)] += damp * mean;
-        }
-        if !cholesky(&mut lower) {
-            return Err(SolveError::NotPositiveDefinite { damp });
-        }
-        let mut step = wide(pull);
-        by_rows(&mut step, |_, rows| {
-            solve_lower_triangular_in_place(lower.as_ref(), rows.transpose_mut(), Par::Seq);
-        });
-        // what the inputs explain is the squared length of this, and its directions are the step's
-        let directions = directions(step.as_ref());
-        by_rows(&mut step, |_, rows| {
-            solve_upper_triangular_in_place(lower.transpose(), rows.transpose_mut(), Par::Seq);
-        });
-        Ok(Self {
-            step: narrow(step.as_ref()),
-            directions: narrow(directions.as_ref()),
-        })
-    }
-
-    /// A share of the step.
-    fn part(&self, share: f64) -> Mat<f32> {
-        let share = share as f32;
-        Mat::from_fn(self.step.nrows(), self.step.ncols(), |i, j| {
-            share * self.step[(i, j)]
-        })
-    }
-
-    /// The shares of the step that gain most on held-out text, and how much that is.
-    fn shared(&self, pull: MatRef<'_, f32>, held: &ActivationStats) -> (f64, Mat<f32>) {
-        let (step, directions) = (self.step.as_ref(), self.directions.as_ref());
-        let (columns, n) = (step.ncols(), directions.ncols());
-        let hessian = MatRef::from_row_major_slice(&held.hessian, columns, columns);
-        let along = |of: MatRef<'_, f32>| {
-            let mut along = Mat::zeros(columns, n);
-            by_rows(&mut along, |first, rows| {
-                let of = of.transpose().subrows(first, rows.nrows());
-                matmul(rows, Accum::Replace, of, directions, 1.0, Par::Seq);
-            });
-            along
-        };
-        // a column a direction
-        let (steps, pulls) = (along(step), along(pull));
-        let mut curved = Mat::zeros(columns, n);
-        by_rows(&mut curved, |first, rows| {
-            let hessian = hessian.subrows(first, rows.nrows());
-            matmul(rows, Accum::Replace, hessian, steps.as_ref(), 1.0, Par::Seq);
-        });
-        let one = |k: usize| {
-            let column = |of: &Mat<f32>| of.as_ref().subcols(k, 1).to_owned();
-            let (step, pull, curved) = (column(&steps), column(&pulls), column(&curved));
-            [
-                inner(step.as_ref(), pull.as_ref()),
-                inner(step.as_ref(), curved.as_ref()),
-            ]
-        };
-        let of_one: Vec<[f64; 2]> = (0..n).map(one).collect();
-        let sum = |of: &[[f64; 2]]| {
-            of.iter()
-                .fold([0.0; 2], |sum, of| [sum[0] + of[0], sum[1] + of[1]])
-        };
-        let best = |[along, curvature]: [f64; 2]| {
-            if along > 0.0 && curvature > 0.0 {
-                let share = (along / curvature).min(1.0);
-                (share * (2.0 * along - share * curvature), share)
-            } else {
-                (0.0, 0.0)
-            }
-        };
-        let told_apart = sum(&of_one);
-        let rest = match n < step.nrows().min(columns) {
-            true => [
-                inner(pull, step) - told_apart[0],
-                energy(step, held) - told_apart[1],
-            ],
-            false => [0.0; 2],
-        };
-        let (mut gain, of_rest) = best(rest);
-        let mut scaled = directions.to_owned();
-        let (mut start, mut len) = (0, 1);
-        while start < n {
-            let group = start..(start + len).min(n);
-            let (more, share) = best(sum(&of_one[group.clone()]));
-            gain += more;
-            for k in group {
-                let by = (share - of_rest) as f32;
-                scaled.col_mut(k).iter_mut().for_each(|u| *u *= by);
-            }
-            (start, len) = (start + len, 2 * len);
-        }
-        let mut taken = self.part(of_rest);
-        by_rows(&mut taken, |first, rows| {
-            let scaled = scaled.as_ref().subrows(first, rows.nrows());
-            matmul(rows, Accum::Add, scaled, steps.transpose(), 1.0, Par::Seq);
-        });
-        (gain, taken)
-    }
-}
-
-/// Orthonormal columns that span most of a matrix's, by falling length of what they hold of it: the range finder with power
-/// iteration of Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4. Where there are fewer, the last ones are zero.
-fn directions(of: MatRef<'_, f64>) -> Mat<f64> {
-    let (rows, columns) = (of.nrows(), of.ncols());
-    let n = DIRECTIONS.min(rows).min(columns);
-    let sign = |i: usize, j: usize| {
-        let mixed = ((i * n + j) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        1.0 - 2.0 * ((mixed >> 60) & 1) as f64
-    };
-    let mut found = orthonormal(product(of, Mat::from_fn(columns, n, sign).as_ref()));
-    for _ in 0..ROUNDS {
-        let back = orthonormal(product(of.transpose(), found.as_ref()));
-        found = orthonormal(product(of, back.as_ref()));
-    }
-    let held = product(of.transpose(), found.as_ref());
-    let gram = product(held.transpose(), held.as_ref());
-    let mut rotation = Mat::zeros(n, n);
-    let mut lengths = Mat::<f64>::zeros(n, 1);
-    let scratch =
-        self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, Par::Seq, Default::default());
-    let found_all = self_adjoint_evd(
-        gram.as_ref(),
-        lengths.as_mut().col_mut(0).as_diagonal_mut(),
-        Some(rotation.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    );
-    match found_all {
-        // eigenvalues rise
-        Ok(()) => product(found.as_ref(), rotation.as_ref().reverse_cols()),
-        Err(_) => found,
-    }
-}
-
-/// An orthonormal basis of what columns span, by two rounds of Cholesky QR; a basis of more than that where they are dependent,
-/// and zeros where they are zero.
-fn orthonormal(mut of: Mat<f64>) -> Mat<f64> {
-    let n = of.ncols();
-    for _ in 0..2 {
-        let mut gram = product(of.transpose(), of.as_ref());
-        let mean = (0..n).map(|k| gram[(k, k)]).sum::<f64>() / n.max(1) as f64;
-        for k in 0..n {
-            gram[(k, k)] += 1e-13 * mean;
-        }
-        if !cholesky(&mut gram) {
-            return Mat::zeros(of.nrows(), n);
-        }
-        by_rows(&mut of, |_, rows| {
-            solve_lower_triangular_in_place(gram.as_ref(), rows.transpose_mut(), Par::Seq);
-        });
-    }
-    of
-}
-
-fn product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
-    let mut product = Mat::zeros(left.nrows(), right.ncols());
-    by_rows(&mut product, |first, rows| {
-        let left = left.subrows(first, rows.nrows());
-        matmul(rows, Accum::Replace, left, right, 1.0, Par::Seq);
-    });
-    product
 }
 
 /// `W E[d xᵀ] + E[e xᵀ]`, `[out_features, in_features]`.
@@ -329,6 +146,35 @@ fn moment<'a>(
     }
 }
 
+/// `pull (H + damp mean(diag H) I)⁻¹`, solved in f64; no step at all where `H` is zero.
+fn regress(
+    pull: MatRef<'_, f32>,
+    stats: &ActivationStats,
+    damp: f64,
+) -> Result<Mat<f32>, SolveError> {
+    let columns = stats.in_features;
+    let hessian = MatRef::from_row_major_slice(&stats.hessian, columns, columns);
+    let mut lower = wide(hessian);
+    let mean = (0..columns).map(|k| lower[(k, k)]).sum::<f64>() / columns as f64;
+    if mean <= 0.0 {
+        return Ok(Mat::zeros(pull.nrows(), columns));
+    }
+    let mut step = wide(pull);
+    for k in 0..columns {
+        lower[(k, k)] += damp * mean;
+    }
+    if !cholesky(&mut lower) {
+        return Err(SolveError::NotPositiveDefinite { damp });
+    }
+    by_rows(&mut step, |_, rows| {
+        let mut columns = rows.transpose_mut();
+        solve_lower_triangular_in_place(lower.as_ref(), columns.as_mut(), Par::Seq);
+        solve_upper_triangular_in_place(lower.transpose(), columns, Par::Seq);
+    });
+    let narrow = |i, j| step[(i, j)] as f32;
+    Ok(Mat::from_fn(pull.nrows(), columns, narrow))
+}
+
 /// `tr(S H Sᵀ)`.
 fn energy(step: MatRef<'_, f32>, stats: &ActivationStats) -> f64 {
     let columns = stats.in_features;
@@ -348,10 +194,6 @@ fn inner(a: MatRef<'_, f32>, b: MatRef<'_, f32>) -> f64 {
     columns
         .map(|(a, b)| a.iter().zip(b.iter()).map(product).sum::<f64>())
         .sum()
-}
-
-fn narrow(of: MatRef<'_, f64>) -> Mat<f32> {
-    Mat::from_fn(of.nrows(), of.ncols(), |i, j| of[(i, j)] as f32)
 }
 
 fn wide(of: MatRef<'_, f32>) -> Mat<f64> {
@@ -517,111 +359,6 @@ mod tests {
         assert!(found <= least * (1.0 + 1e-4), "{found} {least}");
         let still = error(&held, &weight, &between(&weight, &[0.0; OUT * IN], 0.0));
         assert!(least < 0.9 * still, "nothing to find: {least} {still}");
-    }
-
-    /// Eigenvectors as rows, by falling eigenvalue: Jacobi's rotations.
-    fn eigenvectors(mut a: [[f64; OUT]; OUT]) -> [[f64; OUT]; OUT] {
-        let mut v: [[f64; OUT]; OUT] =
-            std::array::from_fn(|i| std::array::from_fn(|j| f64::from(u8::from(i == j))));
-        for _ in 0..50 {
-            for p in 0..OUT {
-                for q in p + 1..OUT {
-                    let (s, c) = (0.5 * (2.0 * a[p][q]).atan2(a[q][q] - a[p][p])).sin_cos();
-                    for k in 0..OUT {
-                        let (x, y) = (a[k][p], a[k][q]);
-                        (a[k][p], a[k][q]) = (c * x - s * y, s * x + c * y);
-                    }
-                    for k in 0..OUT {
-                        let (x, y) = (a[p][k], a[q][k]);
-                        (a[p][k], a[q][k]) = (c * x - s * y, s * x + c * y);
-                        let (x, y) = (v[p][k], v[q][k]);
-                        (v[p][k], v[q][k]) = (c * x - s * y, s * x + c * y);
-                    }
-                }
-            }
-        }
-        let mut order: Vec<usize> = (0..OUT).collect();
-        order.sort_by(|&i, &j| a[j][j].total_cmp(&a[i][i]));
-        std::array::from_fn(|i| v[order[i]])
-    }
-
-    #[test]
-    fn every_group_of_directions_has_the_share_of_least_error() {
-        let (weight, seen, held) = (random_weight(OUT, IN, 12), tokens(24, 13), tokens(40, 14));
-        let target = corrected_target(weight.as_ref(), &stats(&seen), Some(&stats(&held))).unwrap();
-        let none = between(&weight, &[0.0; OUT * IN], 0.0);
-        let mean = |a: usize, b: usize| seen.x.iter().map(|x| x[a] * x[b]).sum::<f64>() / 24.0;
-        let trace = (0..IN).map(|k| mean(k, k)).sum::<f64>() / IN as f64;
-        let of_damp = |damp: f64| {
-            let to = textbook(&seen, &weight, damp);
-            let step: Vec<f64> = to.iter().zip(&none).map(|(to, w)| to - w).collect();
-            // S (H + λ) Sᵀ, whose eigenvectors are the directions
-            let mut gram = [[0.0; OUT]; OUT];
-            for (i, row) in gram.iter_mut().enumerate() {
-                for (j, gram) in row.iter_mut().enumerate() {
-                    for a in 0..IN {
-                        for b in 0..IN {
-                            let ridge = if a == b { damp * trace } else { 0.0 };
-                            *gram += step[i * IN + a] * (mean(a, b) + ridge) * step[j * IN + b];
-                        }
-                    }
-                }
-            }
-            let directions = eigenvectors(gram);
-            // one, two and what is left of five
-            let mut moved = none.clone();
-            for group in [0..1, 1..3, 3..5] {
-                let part: Vec<f64> = (0..OUT * IN)
-                    .map(|at| {
-                        let (i, k) = (at / IN, at % IN);
-                        let along = |u: &[f64; OUT]| {
-                            u[i] * (0..OUT).map(|j| u[j] * step[j * IN + k]).sum::<f64>()
-                        };
-                        directions[group.clone()].iter().map(along).sum()
-                    })
-                    .collect();
-                let with = |share: f64| -> Vec<f64> {
-                    moved
-                        .iter()
-                        .zip(&part)
-                        .map(|(w, s)| w + share * s)
-                        .collect()
-                };
-                let least = (0..=2000)
-                    .map(|i| f64::from(i) / 2000.0)
-                    .min_by(|a, b| {
-                        let of = |share: &f64| error(&held, &weight, &with(*share));
-                        of(a).total_cmp(&of(b))
-                    })
-                    .unwrap();
-                moved = with(least);
-            }
-            moved
-        };
-        let wanted = DAMPS
-            .map(of_damp)
-            .into_iter()
-            .min_by(|a, b| error(&held, &weight, a).total_cmp(&error(&held, &weight, b)))
-            .unwrap();
-        for ((found, wanted), before) in target.weight.iter().zip(&wanted).zip(&none) {
-            let near = (f64::from(*found) - wanted).abs();
-            assert!(
-                near < 1e-3 * (wanted - before).abs().max(1e-2),
-                "{found} {wanted}"
-            );
-        }
-        let one_share = DAMPS
-            .iter()
-            .flat_map(|&damp| {
-                let to = textbook(&seen, &weight, damp);
-                (0..=100).map(move |i| (to.clone(), f64::from(i) / 100.0))
-            })
-            .map(|(to, alpha)| error(&held, &weight, &between(&weight, &to, alpha)))
-            .fold(f64::INFINITY, f64::min);
-        assert!(
-            error(&held, &weight, &wanted) < 0.999 * one_share,
-            "shares do not differ"
-        );
     }
 
     #[test]
