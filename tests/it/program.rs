@@ -181,7 +181,11 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
     assert!(record.linears.iter().all(|l| l.row_hessian));
     let tune = record.tune.unwrap();
     assert_eq!((tune.epochs, tune.kl_heldout.len()), (2, 3));
-    assert_eq!(tune.num_samples, Some(7), "all there are");
+    assert_eq!(
+        tune.num_samples,
+        Some(8),
+        "seven of text, one of random tokens"
+    );
     let least = tune
         .kl_heldout
         .iter()

@@ -98,7 +98,7 @@ fn log_total(logits: &[f32]) -> (f32, f32) {
 }
 
 /// Turns a row of logits into a random vector whose second moment is their Fisher information `diag(p) − p pᵀ`:
-/// `√p ∘ ε − p (√p · (√p ∘ ε))` with signs `ε` from `bits`, 64 at a time.
+/// `√p ∘ ε − p (√p · ε)` with signs `ε` from `bits`, 64 at a time.
 ///
 /// The derivative of `log p(y)` for a token `y` drawn from `p` has the same second moment, but where the model is sure it
 /// is nothing nearly always and then, for a rare `y`, large: over a few ten thousand tokens a few decide. Here every token
@@ -109,7 +109,7 @@ pub fn fisher_probe(logits: &mut [f32], mut bits: impl FnMut() -> u64) {
     let mut signs = Vec::with_capacity(logits.len().div_ceil(64));
     for p in logits.chunks(64) {
         let drawn = bits();
-        let signed = |(at, p): (usize, &f32)| sign(drawn, at) * p;
+        let signed = |(at, p): (usize, &f32)| sign(drawn, at) * p.sqrt();
         sum += f64::from(p.iter().enumerate().map(signed).sum::<f32>());
         signs.push(drawn);
     }

@@ -86,7 +86,8 @@ fn load(sources: &[TextSource], options: &WindowOptions) -> Windows {
 fn random_windows_come_on_top_and_leave_the_text_as_it_is() {
     let mut tokenizer = TOKENIZER.clone();
     let special = |text: &str| tokenizers::AddedToken::from(text, true);
-    tokenizer.add_special_tokens([special("w7"), special("<end>")]);
+    let all = [special("w7"), special("<end>")];
+    tokenizer.add_special_tokens(all).unwrap();
     let source = [memory(vec![words(0, 900)])];
     let plain = WindowOptions {
         holdout: 0.2,

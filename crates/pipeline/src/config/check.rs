@@ -212,13 +212,20 @@ fn model(file: &ModelFile, base_dir: &Path) -> Result<Model, Fault> {
     Ok(Model { source, revision })
 }
 
-fn calibration(whole: &PipelineFile, base_dir: &Path) -> Result<Calibration, Fault> {
-    let file = &whole.calibration;
-    let solves = matches!(whole.method, Method::Gptq | Method::AwqGptq);
-    let usual = match whole.recipe {
-        Recipe::Default | Recipe::Best if solves => file.num_samples / WINDOWS_A_RANDOM_ONE,
+/// Windows of random tokens, as asked for or as the method and the recipe want them.
+pub(super) fn random_samples(file: &PipelineFile) -> usize {
+    let solves = matches!(file.method, Method::Gptq | Method::AwqGptq);
+    let usual = match file.recipe {
+        Recipe::Default | Recipe::Best if solves => {
+            file.calibration.num_samples / WINDOWS_A_RANDOM_ONE
+        }
         _ => 0,
     };
+    file.calibration.random_samples.unwrap_or(usual)
+}
+
+fn calibration(whole: &PipelineFile, base_dir: &Path) -> Result<Calibration, Fault> {
+    let file = &whole.calibration;
     let sources = (file.sources.iter().enumerate())
         .map(|(index, source)| self::source(index, source, base_dir))
         .collect::<Result<_, _>>()?;
@@ -229,7 +236,7 @@ fn calibration(whole: &PipelineFile, base_dir: &Path) -> Result<Calibration, Fau
         packing: file.packing,
         seed: file.seed,
         holdout: file.holdout,
-        random_samples: file.random_samples.unwrap_or(usual),
+        random_samples: random_samples(whole),
     };
     if calibration.held_out_samples() >= calibration.num_samples {
         return Err(Fault::new(

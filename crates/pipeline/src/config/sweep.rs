@@ -160,6 +160,7 @@ fn cells(file: &PipelineFile, axes: &SweepFile, base_dir: &Path) -> Result<Vec<C
     twice("sym", &axes.sym)?;
     twice("method", &axes.method)?;
     twice("recipe", &axes.recipe)?;
+    let random_samples = check::random_samples(file);
     let mut cells = Vec::new();
     for method in axis(&axes.method, file.method) {
         for recipe in axis(&axes.recipe, file.recipe) {
@@ -173,6 +174,8 @@ fn cells(file: &PipelineFile, axes: &SweepFile, base_dir: &Path) -> Result<Vec<C
                             propagation: Some(Propagation::Float),
                             ..file.clone()
                         };
+                        // all cells share the windows that are read
+                        alone.calibration.random_samples = Some(random_samples);
                         alone.quant.bits = bits;
                         alone.quant.group_size = group_size;
                         alone.quant.sym = sym;
