@@ -25,7 +25,7 @@ const MOST_ROWS: usize = 2048;
 /// How the backward pass goes.
 #[derive(Clone, Copy, Debug)]
 pub struct GradientOptions<'a> {
-    /// Seed of the sampled next tokens.
+    /// Seed of the random signs.
     pub seed: u64,
     /// Bytes of residual streams kept at once; more windows are walked together when it is larger.
     pub max_bytes: u64,
@@ -37,8 +37,8 @@ pub struct GradientOptions<'a> {
 /// much each token counts.
 ///
 /// The KL divergence from the float model is, to second order, `½ δᵀ F δ` with `F = E[g gᵀ]`, `g` the gradient of
-/// `e · z`, where the logits `z` are met by a random vector `e` of their Fisher information ([`fisher_probe`]). Taking inputs and gradients for independent
-/// leaves `½ tr(R Δ H Δᵀ)` of a linear's error `Δ`, with `R = E[g gᵀ]` at its output and `H = E[x xᵀ]` at its input
+/// `e · z`, where the logits `z` are met by a random vector `e` of their Fisher information ([`fisher_probe`]). Taking
+/// inputs and gradients for independent leaves `½ tr(R Δ H Δᵀ)` of a linear's error `Δ`, with `R = E[g gᵀ]` at its output and `H = E[x xᵀ]` at its input
 /// (K-FAC, Martens and Grosse, arXiv 1503.05671; for rounding, YAQA, Tseng et al., arXiv 2505.22988, section 3). For v,
 /// whose output is seen only after attention has added up tokens, `g` is the gradient at the query heads that share
 /// a kv head, and `H` the attention-mixed one.
@@ -517,8 +517,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The derivative with regard to the last residual stream of `Σ_t z_t · e_t`, `z_t` a token's logits, `e_t` a vector of random
-    /// signs whose second moment is the Fisher information of its prediction.
+    /// The derivative with regard to the last residual stream of `Σ_t z_t · e_t`, `z_t` a token's logits, `e_t` the
+    /// [`fisher_probe`] of its prediction.
     fn head_gradient(&self, window: usize, h: Vec<f32>) -> Result<Vec<f32>, WalkError> {
         let mut gradient = Vec::with_capacity(h.len());
         let real = self.windows[window].len;

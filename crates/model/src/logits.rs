@@ -1,4 +1,4 @@
-//! Rows of logits, compared and drawn from: on the host, one pass after another over memory, with vector exponentials.
+//! Rows of logits, compared and probed: on the host, one pass after another over memory, with vector exponentials.
 
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
