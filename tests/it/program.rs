@@ -178,13 +178,20 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
     assert!(file(&tuned) == file(&again), "threads changed the result");
 
     let record = read_run(tuned.path()).unwrap();
+    let calibration = &record.calibration;
+    assert_eq!(calibration.samples, 9);
+    assert_eq!(
+        calibration.tokens_generated * 9,
+        calibration.tokens_used * 2
+    );
+    assert_eq!(calibration.tokens_random, 0);
     assert!(record.linears.iter().all(|l| l.row_hessian));
     let tune = record.tune.unwrap();
     assert_eq!((tune.epochs, tune.kl_heldout.len()), (2, 3));
     assert_eq!(
         tune.num_samples,
-        Some(8),
-        "seven of text, one of random tokens"
+        Some(9),
+        "seven of text, two that the model wrote"
     );
     let least = tune
         .kl_heldout

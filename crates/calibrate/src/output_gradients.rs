@@ -29,6 +29,8 @@ pub struct GradientOptions<'a> {
     pub seed: u64,
     /// Bytes of residual streams kept at once; more windows are walked together when it is larger.
     pub max_bytes: u64,
+    /// Of the calibration windows one in so many is walked, from the first on; tokens of the others count alike.
+    pub every: usize,
     /// Where the sums are kept; in memory without.
     pub spill_folder: Option<&'a Path>,
 }
@@ -51,9 +53,10 @@ pub struct OutputGradients {
     parts: Vec<Part>,
     /// Tokens added so far, by block.
     tokens: Vec<u64>,
-    /// Weights of tokens: a row for each of `weighted`, of every window, of every block.
+    /// Weights of tokens: a row for each of `weighted`, of every walked window, of every block.
     weights: Store,
-    n_windows: usize,
+    /// The walked windows, in rising order.
+    walked: Vec<usize>,
     tokens_per_window: usize,
     weighted: Vec<Weighted>,
 }
@@ -134,8 +137,8 @@ impl Part {
 }
 
 impl OutputGradients {
-    /// Runs the float model forward and back over `windows`, all of the same length; row Hessians are of the first
-    /// `n_calibration` of them. `tick` hears how many of how many block passes are done.
+    /// Runs the float model forward and back over `windows`, all of the same length; the first `n_calibration` of them are
+    /// the calibration windows, which row Hessians are of. `tick` hears how many of how many block passes are done.
     ///
     /// # Errors
     /// As [`crate::Walk`], and gradients that are not finite.
@@ -147,7 +150,10 @@ impl OutputGradients {
         tick: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, WalkError> {
         let tokens = windows.first().map_or(0, |w| w.ids.len());
-        let mut taken = Self::empty(decoder, [windows.len(), tokens], options.spill_folder)?;
+        let is_walked = |w: &usize| *w >= n_calibration || w.is_multiple_of(options.every);
+        let walked: Vec<usize> = (0..windows.len()).filter(is_walked).collect();
+        let n_walked = walked.len();
+        let mut taken = Self::empty(decoder, walked, tokens, options.spill_folder)?;
         let pass = Pass {
             decoder,
             seed: options.seed,
@@ -159,12 +165,11 @@ impl OutputGradients {
         };
         let blocks = decoder.n_blocks();
         let per_window = blocks as u64 * Store::bytes(1, tokens * pass.hidden);
-        let chunk =
-            ((options.max_bytes / per_window.max(1)) as usize).clamp(1, windows.len().max(1));
-        let total = 2 * (blocks * windows.len()) as u64;
+        let chunk = ((options.max_bytes / per_window.max(1)) as usize).clamp(1, n_walked.max(1));
+        let total = 2 * (blocks * n_walked) as u64;
         let mut done = 0;
-        for first in (0..windows.len()).step_by(chunk) {
-            let range = first..(first + chunk).min(windows.len());
+        for first in (0..n_walked).step_by(chunk) {
+            let range = first..(first + chunk).min(n_walked);
             pass.run(range, &mut taken, &mut || {
                 done += 1;
                 tick(done, total);
@@ -175,7 +180,8 @@ impl OutputGradients {
 
     fn empty(
         decoder: &Decoder,
-        [n_windows, tokens_per_window]: [usize; 2],
+        walked: Vec<usize>,
+        tokens_per_window: usize,
         spill_folder: Option<&Path>,
     ) -> Result<Self, WalkError> {
         let mut parts: Vec<Part> = Vec::new();
@@ -210,20 +216,20 @@ impl OutputGradients {
             hessians: Triangles::new(blocks, start, spill_folder)?,
             parts,
             tokens: vec![0; blocks],
-            weights: Store::in_memory(blocks * n_windows * weighted.len(), tokens_per_window),
-            n_windows,
+            weights: Store::in_memory(blocks * walked.len() * weighted.len(), tokens_per_window),
+            walked,
             tokens_per_window,
             weighted,
         })
     }
 
-    /// The first row of a window's weights.
-    fn weights_row(&self, block: usize, window: usize) -> usize {
-        (block * self.n_windows + window) * self.weighted.len()
+    /// The first row of the weights of a walked window.
+    fn weights_row(&self, block: usize, at: usize) -> usize {
+        (block * self.walked.len() + at) * self.weighted.len()
     }
 
     /// How much the tokens of some windows count in a linear's `H`, one after another, 1 on average over each window;
-    /// for v in what query head `head` mixes, for others `head` is 0.
+    /// for v in what query head `head` mixes, for others `head` is 0. All 1 in a window that was not walked.
     ///
     /// # Errors
     /// None as long as the weights lie in memory.
@@ -238,7 +244,12 @@ impl OutputGradients {
         let at = heads.nth(head).expect("every kind and head is weighted");
         let mut weights = Vec::with_capacity(windows.len() * self.tokens_per_window);
         for window in windows {
-            weights.extend(self.weights.read(self.weights_row(block, window) + at, 1)?);
+            match self.walked.binary_search(&window) {
+                Ok(walked) => {
+                    weights.extend(self.weights.read(self.weights_row(block, walked) + at, 1)?);
+                }
+                Err(_) => weights.resize(weights.len() + self.tokens_per_window, 1.0),
+            }
         }
         Ok(weights)
     }
@@ -457,7 +468,7 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Forward and back for some of the windows.
+    /// Forward and back for some of the walked windows.
     fn run(
         &self,
         range: Range<usize>,
@@ -467,9 +478,10 @@ impl Pass<'_> {
         let n = range.len();
         let blocks = self.decoder.n_blocks();
         let mut streams = Vec::with_capacity(blocks);
+        let window_of = taken.walked[range.clone()].to_vec();
         let mut first = Store::in_memory(n, self.tokens * self.hidden);
-        for (at, window) in self.windows[range.clone()].iter().enumerate() {
-            first.write(at, &self.decoder.embed(&window.ids)?)?;
+        for (at, &window) in window_of.iter().enumerate() {
+            first.write(at, &self.decoder.embed(&self.windows[window].ids)?)?;
         }
         streams.push(first);
         let mut gradients = Vec::with_capacity(n);
@@ -478,11 +490,11 @@ impl Pass<'_> {
             self.decoder.release_block(index);
             let last = index + 1 == blocks;
             let mut next = (!last).then(|| Store::in_memory(n, self.tokens * self.hidden));
-            for at in 0..n {
+            for (at, &window) in window_of.iter().enumerate() {
                 let h = values(block.forward(self.tensor(streams[index].read(at, 1)?)))?;
                 match &mut next {
                     Some(next) => next.write(at, &h)?,
-                    None => gradients.push(self.head_gradient(range.start + at, h)?),
+                    None => gradients.push(self.head_gradient(window, h)?),
                 }
                 tick();
             }
@@ -493,7 +505,7 @@ impl Pass<'_> {
             self.decoder.release_block(index);
             let mut sums = RowSums::new(&taken.parts);
             for (at, gradient) in gradients.iter_mut().enumerate() {
-                let window = range.start + at;
+                let window = window_of[at];
                 let h = self.tensor(streams[index].read(at, 1)?);
                 let found = block.gradients(h, self.tensor(std::mem::take(gradient)));
                 let read = Gradients::new(&found)?;
@@ -506,7 +518,7 @@ impl Pass<'_> {
                 }
                 let weights = taken.weighted.iter().flat_map(|of| read.weights(of, len));
                 let weights: Vec<f32> = weights.collect();
-                let row = taken.weights_row(index, window);
+                let row = taken.weights_row(index, range.start + at);
                 taken.weights.write(row, &weights)?;
                 *gradient = values(found.input)?;
                 tick();
@@ -584,14 +596,17 @@ pub(crate) mod tests {
         let windows = [window(20, 24), window(31, 15), window(57, 24)];
         let windows: Vec<&Window> = windows.iter().collect();
         let folder = tempfile::tempdir().unwrap();
-        let take = |max_bytes: u64, spill_folder: Option<&Path>| {
+        let take_of = |n_calibration, every, max_bytes: u64, spill_folder: Option<&Path>| {
             let options = GradientOptions {
                 seed: 1,
                 max_bytes,
+                every,
                 spill_folder,
             };
-            OutputGradients::take(&windows, 3, &decoder, &options, &mut |_, _| ()).unwrap()
+            let tick = &mut |_, _| ();
+            OutputGradients::take(&windows, n_calibration, &decoder, &options, tick).unwrap()
         };
+        let take = |max_bytes, spill_folder| take_of(3, 1, max_bytes, spill_folder);
         let (whole, pieces) = (take(u64::MAX, None), take(0, Some(folder.path())));
 
         // by hand for one block: the gradients of all three windows, by the same path
@@ -707,6 +722,22 @@ pub(crate) mod tests {
                 }
             }
         }
+
+        // the second window left out, the third one held out
+        let some = take_of(2, 2, u64::MAX, None);
+        let gate = &some.row_hessians(last, LinearKind::Gate).unwrap()[0];
+        let first = &of_gate[..24];
+        let wanted = mean(first, 5, 40) * 63.0 / 24.0;
+        let scale = (mean(first, 5, 5) * mean(first, 40, 40)).sqrt() * 63.0 / 24.0;
+        let near = f64::from(gate.hessian[5 * gate.in_features + 40]);
+        assert!((near - wanted).abs() < 0.001 * scale, "{near} {wanted}");
+        let weights = |of: &OutputGradients, windows| of.weights(0, LinearKind::Up, 0, windows);
+        let (all, some) = (
+            weights(&whole, 0..3).unwrap(),
+            weights(&some, 0..3).unwrap(),
+        );
+        assert_eq!((&all[..24], &all[48..]), (&some[..24], &some[48..]));
+        assert!(some[24..48].iter().all(|w| *w == 1.0));
         drop(pieces);
         assert_eq!(
             std::fs::read_dir(folder.path()).unwrap().count(),

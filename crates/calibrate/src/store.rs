@@ -147,7 +147,7 @@ pub(crate) fn stored(x: f32) -> f32 {
     from_bf16(to_bf16(x))
 }
 
-fn from_bf16(bits: u16) -> f32 {
+pub(crate) fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 

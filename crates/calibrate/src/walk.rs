@@ -7,6 +7,7 @@ use halfbyte_model::{Block, Decoder, LinearKind, ModelError, Stage, values};
 use halfbyte_quant::ActivationStats;
 
 use crate::activation::{Activation, Beside, Moments, Rows};
+use crate::store::from_bf16;
 use crate::text::random::SplitMix64;
 use crate::text::{Window, Windows};
 use crate::{Module, ModuleReference, OutputGradients, Store, StoreError};
@@ -226,10 +227,7 @@ impl Walk {
         for (path, bits) in self.paths.iter_mut().zip(bits.chunks(per_path)) {
             path.kept = Kept::Nothing;
             for (index, window) in bits.chunks(per_window).enumerate() {
-                let values: Vec<f32> = window
-                    .iter()
-                    .map(|b| f32::from_bits(u32::from(*b) << 16))
-                    .collect();
+                let values: Vec<f32> = window.iter().copied().map(from_bf16).collect();
                 path.stream.write(index, &values)?;
             }
         }

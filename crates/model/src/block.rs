@@ -259,8 +259,8 @@ impl Block {
         h.clone() + self.mlp_module(self.mlp_input(h))
     }
 
-    /// The whole block for the next tokens of one window, `[1, tokens, hidden_size]`: those of earlier calls are in
-    /// `cache`, and these go there too.
+    /// The whole block for the next tokens of windows that grow side by side, `[windows, tokens, hidden_size]`: those of
+    /// earlier calls are in `cache`, and these go there too.
     pub fn forward_cached(&self, h: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
         let x = self.attention_input(h.clone());
         let (q, k) = (
@@ -269,7 +269,14 @@ impl Block {
         );
         let (q, k) = self.query_key_from(q, k, cache.len());
         let v = self.split_heads(self.linears.v.forward(x), self.kv_heads);
-        let a = self.join_heads(cache.attend(q, k, v, self.sliding_window));
+        // to a cache, windows are more heads of one window
+        let shape = q.dims();
+        let [q, k, v] = [q, k, v].map(|y| {
+            let [windows, heads, tokens, head_dim] = y.dims();
+            y.reshape([1, windows * heads, tokens, head_dim])
+        });
+        let a = cache.attend(q, k, v, self.sliding_window);
+        let a = self.join_heads(a.reshape(shape));
         let h = self.attention_output(h, a);
         let m = self.mlp_mix(self.mlp_input(h.clone()));
         self.mlp_output(h, m)

@@ -13,7 +13,7 @@ pub struct LoadedModel {
     positions: usize,
 }
 
-/// What a [`LoadedModel`] keeps of a window's tokens, a [`KeyValueCache`] a block.
+/// What a [`LoadedModel`] keeps of the tokens of a window, or of several that grow side by side: a [`KeyValueCache`] a block.
 #[derive(Clone, Debug, Default)]
 pub struct Cache(Vec<KeyValueCache>);
 
@@ -90,10 +90,25 @@ impl LoadedModel {
     /// # Errors
     /// Ids that the model does not have, more tokens than it was loaded for, and a device that fails.
     pub fn next_logits(&self, ids: &[u32], cache: &mut Cache) -> Result<Vec<f32>, ModelError> {
-        let h = self.stream(ids, cache)?;
+        let h = self.stream(ids, 1, cache)?;
         let [_, tokens, hidden] = h.dims();
         let last = h.narrow(1, tokens - 1, 1).reshape([1, hidden]);
         values(self.head.forward(last))
+    }
+
+    /// Logits `[windows, vocab_size]` of what follows each of `ids`, the next token of one window each: the windows share a
+    /// cache and grow by a token a call.
+    ///
+    /// # Errors
+    /// As [`Self::next_logits`].
+    pub fn next_logits_abreast(
+        &self,
+        ids: &[u32],
+        cache: &mut Cache,
+    ) -> Result<Vec<f32>, ModelError> {
+        let h = self.stream(ids, ids.len(), cache)?;
+        let [windows, _, hidden] = h.dims();
+        values(self.head.forward(h.reshape([windows, hidden])))
     }
 
     /// The same after each of `ids`, `[tokens, vocab_size]`.
@@ -101,13 +116,24 @@ impl LoadedModel {
     /// # Errors
     /// As [`Self::next_logits`].
     pub fn logits(&self, ids: &[u32], cache: &mut Cache) -> Result<Vec<f32>, ModelError> {
-        let h = self.stream(ids, cache)?;
+        let h = self.stream(ids, 1, cache)?;
         let [_, tokens, hidden] = h.dims();
         values(self.head.forward(h.reshape([tokens, hidden])))
     }
 
-    fn stream(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor<3>, ModelError> {
-        let wanted = cache.len() + ids.len();
+    /// Gives the weights back.
+    pub fn into_weights(self) -> Weights {
+        self.decoder.into_weights()
+    }
+
+    /// `ids` are those of `windows` one after another, as many of each.
+    fn stream(
+        &self,
+        ids: &[u32],
+        windows: usize,
+        cache: &mut Cache,
+    ) -> Result<Tensor<3>, ModelError> {
+        let wanted = cache.len() + ids.len() / windows.max(1);
         if ids.is_empty() || wanted > self.positions {
             return Err(ModelError::Positions {
                 wanted,
@@ -115,7 +141,7 @@ impl LoadedModel {
             });
         }
         let h = self.decoder.embed(ids)?;
-        let shape = [1, ids.len(), h.len() / ids.len()];
+        let shape = [windows, ids.len() / windows, h.len() / ids.len()];
         let mut h = Tensor::<3>::from_data(TensorData::new(h, shape), self.decoder.device());
         for (block, cache) in self.blocks.iter().zip(&mut cache.0) {
             h = block.forward_cached(h, cache);
@@ -193,6 +219,52 @@ mod tests {
                 // more than a chunk of queries, then single tokens, a few, and a single one again
                 check(name, DeviceChoice::Cpu, execution, &[140, 1, 1, 7, 1]);
                 check(name, DeviceChoice::Cpu, execution, &[1, 1, 30]);
+            }
+        }
+    }
+
+    /// Windows side by side against each by itself: odd counts of them, so that products take tokens by fours and one by
+    /// one.
+    #[test]
+    fn windows_that_grow_side_by_side_are_those_of_each_alone() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        for choice in [DeviceChoice::Cpu, DeviceChoice::Vulkan] {
+            let device = match open_device(choice) {
+                Ok(device) => device,
+                Err(error) => {
+                    println!("skipped: {error}");
+                    continue;
+                }
+            };
+            for (name, windows) in MODELS.into_iter().zip([2, 3, 5, 7]) {
+                let load = || {
+                    let folder = ModelFolder::open(&golden.join(name)).unwrap();
+                    let weights = Weights::new(folder).unwrap();
+                    let device = device.clone();
+                    LoadedModel::load(weights, 12, Execution::Packed, device, &mut |_| ())
+                };
+                let model = load().unwrap();
+                let vocab = model.decoder.weights().config().vocab_size;
+                let id = |window: usize, at: usize| ((window * 31 + at * 7) % vocab) as u32;
+                let mut cache = model.cache();
+                let mut alone = vec![model.cache(); windows];
+                for at in 0..12 {
+                    let ids: Vec<u32> = (0..windows).map(|window| id(window, at)).collect();
+                    let found = model.next_logits_abreast(&ids, &mut cache).unwrap();
+                    assert_eq!((cache.len(), found.len()), (at + 1, windows * vocab));
+                    for ((found, id), alone) in found.chunks(vocab).zip(&ids).zip(&mut alone) {
+                        let wanted = model.next_logits(&[*id], alone).unwrap();
+                        let largest = wanted.iter().fold(1.0f32, |m, x| m.max(x.abs()));
+                        let pairs = found.iter().zip(&wanted);
+                        let furthest = pairs.fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+                        assert!(furthest <= 1e-5 * largest, "{name}, token {at}: {furthest}");
+                    }
+                }
+                let ids = vec![0; windows];
+                assert!(
+                    model.next_logits_abreast(&ids, &mut cache).is_err(),
+                    "one position too many"
+                );
             }
         }
     }

@@ -106,19 +106,15 @@ fn log_total(logits: &[f32]) -> (f32, f32) {
 pub fn fisher_probe(logits: &mut [f32], mut bits: impl FnMut() -> u64) {
     Arch::new().dispatch(Softmax(logits));
     let mut sum = 0.0f64;
-    let mut signs = Vec::with_capacity(logits.len().div_ceil(64));
-    for p in logits.chunks(64) {
+    for p in logits.chunks_mut(64) {
         let drawn = bits();
-        let signed = |(at, p): (usize, &f32)| sign(drawn, at) * p.sqrt();
-        sum += f64::from(p.iter().enumerate().map(signed).sum::<f32>());
-        signs.push(drawn);
+        for (at, p) in p.iter_mut().enumerate() {
+            *p = sign(drawn, at) * p.sqrt();
+        }
+        sum += f64::from(p.iter().sum::<f32>());
     }
     let sum = sum as f32;
-    for (p, drawn) in logits.chunks_mut(64).zip(signs) {
-        for (at, p) in p.iter_mut().enumerate() {
-            *p = sign(drawn, at) * p.sqrt() - *p * sum;
-        }
-    }
+    logits.iter_mut().for_each(|s| *s -= *s * *s * sum);
 }
 
 /// 1 or −1.

@@ -1,4 +1,4 @@
-use pulp::{Arch, NullaryFnOnce};
+use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Numbers that are multiplied and added side by side, whatever the processor has, so that results do not depend on it:
@@ -6,8 +6,13 @@ use rayon::prelude::*;
 const LANES: usize = 32;
 /// Numbers of the weight a task reads.
 const TASK: usize = 1 << 14;
-/// Tokens that share one reading of a row.
-const TOKENS: usize = 8;
+/// More tokens than this are taken [`ABREAST`] at a time, a register's numbers being those of as many tokens.
+const SINGLE: usize = 4;
+/// A multiple of what any processor's registers hold, so that all pad to the same.
+const ABREAST: usize = 16;
+/// Rows whose sums are in registers at once, and columns whose weights are widened for them at once.
+const ROWS: usize = 8;
+const COLUMNS: usize = 512;
 
 /// A dense weight on the CPU in the type the checkpoint has it in, for products with a few tokens, whose time is that of
 /// reading the weight. (burn's products take f32 alone, twice the bytes of bf16.)
@@ -91,16 +96,15 @@ impl Element for u16 {
 }
 
 fn multiply<E: Element>(weight: &[E], [out, width]: [usize; 2], x: &[f32]) -> Vec<f32> {
-    let rows = (TASK / width).max(1);
-    let mut y = Vec::with_capacity(x.len() / width * out);
-    for x in x.chunks(TOKENS * width) {
-        let tokens = x.len() / width;
-        // `[out, tokens]`, so that a task's results lie together
-        let mut sums = vec![0.0; out * tokens];
-        let arch = Arch::new();
-        let tasks = sums
-            .par_chunks_mut(rows * tokens)
-            .zip(weight.par_chunks(rows * width));
+    let rows = (TASK / width).max(1).next_multiple_of(ROWS);
+    let tokens = x.len() / width;
+    // `[out, tokens]`, so that a task's results lie together
+    let mut sums = vec![0.0; out * tokens];
+    let arch = Arch::new();
+    let tasks = sums
+        .par_chunks_mut(rows * tokens)
+        .zip(weight.par_chunks(rows * width));
+    if tokens <= SINGLE {
         tasks.for_each(|(sums, weight)| {
             arch.dispatch(Task {
                 weight,
@@ -109,9 +113,26 @@ fn multiply<E: Element>(weight: &[E], [out, width]: [usize; 2], x: &[f32]) -> Ve
                 sums,
             });
         });
-        for token in 0..tokens {
-            y.extend(sums.iter().skip(token).step_by(tokens));
+    } else {
+        let padded = tokens.next_multiple_of(ABREAST);
+        let mut across = vec![0.0; width * padded];
+        for (token, x) in x.chunks_exact(width).enumerate() {
+            let to = across.iter_mut().skip(token).step_by(padded);
+            to.zip(x).for_each(|(to, x)| *to = *x);
         }
+        tasks.for_each(|(sums, weight)| {
+            arch.dispatch(AbreastTask {
+                weight,
+                width,
+                x: &across,
+                tokens,
+                sums,
+            });
+        });
+    }
+    let mut y = Vec::with_capacity(tokens * out);
+    for token in 0..tokens {
+        y.extend(sums.iter().skip(token).step_by(tokens));
     }
     y
 }
@@ -134,6 +155,55 @@ impl<E: Element> NullaryFnOnce for Task<'_, E> {
         for (row, sums) in rows.zip(self.sums.chunks_exact_mut(tokens)) {
             for (x, sum) in self.x.chunks_exact(self.width).zip(sums) {
                 *sum = dot(row, x);
+            }
+        }
+    }
+}
+
+/// The same for more tokens, `x` being `[width, tokens]` with tokens padded to whole [`ABREAST`]. Every token's products are
+/// added in the order of the columns, whatever a register holds.
+struct AbreastTask<'a, E> {
+    weight: &'a [E],
+    width: usize,
+    x: &'a [f32],
+    tokens: usize,
+    sums: &'a mut [f32],
+}
+
+impl<E: Element> WithSimd for AbreastTask<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (x, _) = S::as_simd_f32s(self.x);
+        let registers = x.len() / self.width;
+        let mut widened = [[0.0f32; COLUMNS]; ROWS];
+        let weight = self.weight.chunks(ROWS * self.width);
+        for (weight, sums) in weight.zip(self.sums.chunks_mut(ROWS * self.tokens)) {
+            for register in 0..registers {
+                let mut in_rows = [simd.splat_f32s(0.0); ROWS];
+                for (at, x) in x.chunks(COLUMNS * registers).enumerate() {
+                    let columns = x.len() / registers;
+                    for (row, wide) in weight.chunks_exact(self.width).zip(&mut widened) {
+                        let row = &row[at * COLUMNS..][..columns];
+                        wide.iter_mut().zip(row).for_each(|(to, w)| *to = w.value());
+                    }
+                    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &widened[row][..columns]);
+                    for column in 0..columns {
+                        let x = x[column * registers + register];
+                        for row in 0..ROWS {
+                            let w = simd.splat_f32s(rows[row][column]);
+                            in_rows[row] = simd.mul_add_f32s(w, x, in_rows[row]);
+                        }
+                    }
+                }
+                let first = register * S::F32_LANES;
+                for (sums, in_row) in sums.chunks_exact_mut(self.tokens).zip(in_rows) {
+                    let mut lanes = [0.0f32; ABREAST];
+                    simd.partial_store_f32s(&mut lanes[..S::F32_LANES], in_row);
+                    let real = self.tokens.saturating_sub(first).min(S::F32_LANES);
+                    sums[first.min(self.tokens)..][..real].copy_from_slice(&lanes[..real]);
+                }
             }
         }
     }
@@ -194,8 +264,11 @@ mod tests {
             (1, 1, 1),
             (1, 37, 64),
             (3, 5, 131),
+            (4, 6, 33),
+            (5, 11, 513),
             (9, 70, 576),
             (20, 3, 77),
+            (33, 17, 1100),
         ] {
             check(tokens, out, width);
         }

@@ -353,6 +353,7 @@ pub(crate) fn sense(
     let options = GradientOptions {
         seed,
         max_bytes: u64::MAX,
+        every: 1,
         spill_folder: Some(spill_folder),
     };
     let mut tick = phase(on_event, "sensitivity", "blocks");

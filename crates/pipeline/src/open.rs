@@ -13,6 +13,7 @@ use tokenizers::Tokenizer;
 
 use crate::config::{self, Calibration, Evaluate, Packing, Pipeline, Windows};
 use crate::event::Event;
+use crate::generate::written_windows;
 
 /// The project's own calibration text, so that a run needs no network.
 const EMBEDDED_TEXTS: [(&str, &str); 18] = [
@@ -160,6 +161,36 @@ pub(crate) fn read_calibration(
         random_samples: calibration.random_samples,
     };
     Ok(load_windows(&sources, tokenizer, &options)?)
+}
+
+/// Adds the windows that the float model is to write; where all of it at once does not fit into half the memory that the
+/// pipeline allows, none, and a warning says so. Gives the weights back.
+pub(crate) fn let_model_write(
+    windows: &mut text::Windows,
+    weights: Weights,
+    tokenizer: &Tokenizer,
+    pipeline: &Pipeline,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<Weights> {
+    if pipeline.calibration.generated_samples == 0 || !pipeline.reads_text() {
+        return Ok(weights);
+    }
+    let folder = weights.folder();
+    let sizes = folder
+        .names()
+        .map(|name| Ok(folder.tensor(name)?.bytes.len() as u64));
+    let bytes: u64 = sizes.sum::<Result<_>>()?;
+    let limit = pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2;
+    if bytes > limit {
+        windows.report.warnings.push(format!(
+            "calibration.generated_samples: the model wrote no text, because its {bytes} bytes of weights, all held at once \
+             for that, are more than half of resources.max_memory"
+        ));
+        return Ok(weights);
+    }
+    let (written, weights) = written_windows(weights, tokenizer, &pipeline.calibration, on_event)?;
+    windows.add_generated(written);
+    Ok(weights)
 }
 
 /// What is read where the method reads no text.

@@ -13,7 +13,7 @@ use crate::config::Pipeline;
 use crate::export::tensor_infos;
 use crate::inspect::describe;
 use crate::open::{open_calibration, open_evaluation, open_model};
-use crate::quantize::Layout;
+use crate::quantize::{GRADIENT_EVERY, Layout};
 use crate::stage::Solver;
 use crate::sweep::plan_cells;
 use crate::tune::epochs;
@@ -156,7 +156,11 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         });
     }
 
-    let counts = [windows.calibration.len(), windows.holdout.len()];
+    let generated = match pipeline.reads_text() {
+        true => pipeline.calibration.generated_samples,
+        false => 0,
+    };
+    let counts = [windows.calibration.len() + generated, windows.holdout.len()];
     let tokens = ((counts[0] + counts[1]) * pipeline.calibration.sequence_length) as u64;
     let (hidden, mlp) = (config.hidden_size as u64, config.intermediate_size as u64);
     let heads = (config.num_attention_heads * config.head_dim) as u64;
@@ -171,9 +175,12 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
     let solver = Solver::new(pipeline, false);
     if solver.wants_gradients() {
         let outputs = heads * heads + kv * kv + 2 * hidden * hidden + 2 * mlp * mlp;
-        operations +=
+        let walked =
             4.0 * forward + config.num_hidden_layers as f64 * tokens as f64 * outputs as f64;
+        operations += walked / GRADIENT_EVERY as f64;
     }
+    // a token that the model writes costs a forward pass
+    operations += forward * generated as f64 / (counts[0] + counts[1]).max(1) as f64;
     operations += 5.0 * epochs(pipeline) as f64 * forward;
     let mut notices = pipeline.notices.clone();
     notices.extend(windows.report.warnings.iter().cloned());

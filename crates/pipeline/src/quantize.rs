@@ -21,7 +21,7 @@ use crate::config::{Device, Pipeline, Propagation, Recipe, SignedScales, Treatme
 use crate::curve::{Curved, curve_blocks, curves};
 use crate::error::{GateFailed, user_error};
 use crate::event::{Event, phase};
-use crate::open::{open_calibration, open_model};
+use crate::open::{let_model_write, open_calibration, open_model};
 use crate::scale::{Scaled, Scaling};
 use crate::stage::{Prepared, Solver, Task, Unscaled, factor_rows};
 use crate::usage::{Clock, usage};
@@ -85,12 +85,9 @@ pub fn quantize(
     )?;
     let mut layout = Layout::new(pipeline, &folder)?;
     let tokenizer = folder.tokenizer()?;
-    let windows = clock.time("tokenize", || {
+    let mut windows = clock.time("tokenize", || {
         open_calibration(pipeline, &tokenizer, on_event)
     })?;
-    for warning in &windows.report.warnings {
-        warn(warning.clone(), on_event);
-    }
     // Read early, so that a wrong path is told before the work and not after it.
     let evaluation = match &pipeline.evaluate {
         Some(evaluate) => Some(crate::open::open_evaluation(evaluate, &tokenizer)?),
@@ -98,6 +95,13 @@ pub fn quantize(
     };
 
     let identity = folder.identity()?;
+    let weights = clock.time("write text", || {
+        let weights = Weights::new(folder)?;
+        let_model_write(&mut windows, weights, &tokenizer, pipeline, on_event)
+    })?;
+    for warning in &windows.report.warnings {
+        warn(warning.clone(), on_event);
+    }
     let fingerprint = format!(
         "{}-{}-{}-{}",
         pipeline.fingerprint(),
@@ -127,7 +131,7 @@ pub fn quantize(
     }
     let scaling = Scaling::new(pipeline, &solver);
     let decoder = Decoder::new(
-        Weights::new(folder)?,
+        weights,
         open_device(device_choice(pipeline.resources.device))?,
     );
     let blocks = decoder.n_blocks();
@@ -177,6 +181,7 @@ pub fn quantize(
             let options = GradientOptions {
                 seed: pipeline.calibration.seed,
                 max_bytes: GRADIENT_BYTES.min(activation_bytes / 2),
+                every: GRADIENT_EVERY,
                 spill_folder: Some(work.folder()),
             };
             let texts: Vec<&Window> = windows.calibration.iter().chain(&windows.holdout).collect();
@@ -373,6 +378,8 @@ fn curve_blocks_of(
     }
 }
 
+/// Of the calibration windows one in so many has its gradients taken; results/LOG.md has what all of them buy.
+pub(crate) const GRADIENT_EVERY: usize = 2;
 /// Residual streams kept for a backward pass.
 const GRADIENT_BYTES: u64 = 128 << 20;
 

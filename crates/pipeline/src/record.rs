@@ -106,6 +106,7 @@ pub(crate) fn calibration(text: &TextReport) -> CalibrationRecord {
         samples: text.windows_calibration,
         tokens_used: text.tokens_calibration as u64,
         tokens_random: text.tokens_random as u64,
+        tokens_generated: text.tokens_generated as u64,
         tokens_held_out: text.tokens_holdout as u64,
         tokens_dropped: total(|s| s.tokens_dropped),
         tokens_truncated: total(|s| s.tokens_truncated),

@@ -37,6 +37,7 @@ pub(crate) fn run() -> RunRecord {
             samples: 64,
             tokens_used: 29_491,
             tokens_random: 3_584,
+            tokens_generated: 7_168,
             tokens_held_out: 3_277,
             tokens_dropped: 120,
             tokens_truncated: 0,

@@ -77,6 +77,9 @@ pub struct CalibrationRecord {
     /// How many of those were drawn at random from the vocabulary.
     #[serde(default)]
     pub tokens_random: u64,
+    /// How many of them the float model wrote.
+    #[serde(default)]
+    pub tokens_generated: u64,
     /// Tokens kept out of the statistics to measure the held-out loss.
     pub tokens_held_out: u64,
     /// Tokens of texts too short, or past the number of samples asked for.

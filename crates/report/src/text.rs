@@ -41,9 +41,10 @@ pub fn summary_text(run: &RunRecord) -> String {
                 "none, the method reads no text".to_owned()
             } else {
                 format!(
-                    "{} tokens, {} of them random, {} held out, {} dropped, {} truncated",
+                    "{} tokens, {} of them random, {} generated, {} held out, {} dropped, {} truncated",
                     grouped(calibration.tokens_used),
                     grouped(calibration.tokens_random),
+                    grouped(calibration.tokens_generated),
                     grouped(calibration.tokens_held_out),
                     grouped(calibration.tokens_dropped),
                     grouped(calibration.tokens_truncated)
@@ -465,7 +466,7 @@ mod tests {
 model           org/name: llama, 2 blocks, 6.3 M parameters
 quantized       4 linears at 4.50 bits a weight, scales included
 size            12.0 MiB -> 4.0 MiB (3.00 x smaller)
-calibration     29 491 tokens, 3 584 of them random, 3 277 held out, 120 dropped, 0 truncated
+calibration     29 491 tokens, 3 584 of them random, 7 168 generated, 3 277 held out, 120 dropped, 0 truncated
 time            1 min 32 s (2 min 58 s of processor time)
                 mlp input 40 s, attention 22 s, solve 19 s
 memory          512.0 MiB at most

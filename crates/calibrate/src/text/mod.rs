@@ -37,4 +37,4 @@ pub use random::SplitMix64;
 pub use read::read_text;
 pub use report::{DroppedDocuments, SourceReport, TextReport};
 pub use source::{SourceKind, TextSource};
-pub use windows::{Packing, Window, WindowOptions, Windows, load_windows};
+pub use windows::{Packing, Window, WindowOptions, Windows, load_windows, ordinary_ids};

@@ -19,7 +19,7 @@ impl SplitMix64 {
     }
 
     /// A whole number in `0..bound`, `bound` above 0; the bias is below bound / 2^64.
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.next()) * bound as u128) >> 64) as usize
     }
 

@@ -23,6 +23,8 @@ pub struct TextReport {
     pub tokens_holdout: usize,
     /// Tokens drawn at random, among those of the calibration windows.
     pub tokens_random: usize,
+    /// Tokens that the model wrote, among those of the calibration windows.
+    pub tokens_generated: usize,
     /// SHA-256 of the windows: calibration then held-out, of each its number of real tokens and then those
     /// tokens, all as little-endian u32.
     pub windows_sha256: String,

@@ -111,6 +111,21 @@ fn random_windows_come_on_top_and_leave_the_text_as_it_is() {
     );
     assert_eq!(plain.report.tokens_random, 0);
     assert_ne!(windows.report.windows_sha256, plain.report.windows_sha256);
+    let mut more = windows.clone();
+    more.add_generated(vec![vec![3; 80], vec![5; 80]]);
+    assert_eq!(
+        more.calibration[..windows.calibration.len()],
+        windows.calibration
+    );
+    assert_eq!(more.calibration.len(), windows.calibration.len() + 2);
+    assert_eq!(more.report.windows_calibration, more.calibration.len());
+    assert_eq!(
+        more.report.tokens_calibration,
+        windows.report.tokens_calibration + 160
+    );
+    assert_eq!(more.report.tokens_generated, 160);
+    assert_eq!(more.report.tokens_random, 24_000);
+    assert_ne!(more.report.windows_sha256, windows.report.windows_sha256);
     let mut counts = vec![0usize; WORDS + 2];
     for id in random.iter().flat_map(|w| &w.ids) {
         counts[*id as usize] += 1;

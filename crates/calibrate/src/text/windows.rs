@@ -62,7 +62,8 @@ pub struct Window {
 /// What [`load_windows`] returns.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Windows {
-    /// The windows that the statistics are taken from; sources alternate, windows of random ids come last.
+    /// The windows that the statistics are taken from; sources alternate; windows of random ids, then those that
+    /// the model wrote, come last.
     pub calibration: Vec<Window>,
     /// The windows kept out, spread evenly over each source.
     pub holdout: Vec<Window>,
@@ -117,13 +118,39 @@ pub fn load_windows(
     }
     let (mut calibration, holdout) = hold_out(windows, options);
     let mut random = SplitMix64::new(options.seed, 2 * sources.len() as u64);
-    calibration.extend(random_windows(&tokenizer, options, &mut random));
-    let report = report(reports, &calibration, &holdout, options);
+    let random = random_windows(&tokenizer, options, &mut random);
+    let first_random = calibration.len();
+    calibration.extend(random);
+    let report = report(reports, &calibration, first_random, &holdout, options);
     Ok(Windows {
         calibration,
         holdout,
         report,
     })
+}
+
+/// All ids of a vocabulary but those of special tokens, in rising order.
+pub fn ordinary_ids(tokenizer: &Tokenizer) -> Vec<u32> {
+    let special = tokenizer.get_added_tokens_decoder();
+    let is_special = |id: &u32| special.get(id).is_some_and(|token| token.special);
+    let mut ids: Vec<u32> = tokenizer.get_vocab(true).into_values().collect();
+    ids.retain(|id| !is_special(id));
+    ids.sort_unstable();
+    ids
+}
+
+impl Windows {
+    /// Adds windows that the model wrote, whole ones, to those that the statistics are taken from.
+    pub fn add_generated(&mut self, windows: Vec<Vec<u32>>) {
+        self.calibration.extend(windows.into_iter().map(|ids| {
+            let len = ids.len();
+            self.report.tokens_generated += len;
+            self.report.tokens_calibration += len;
+            Window { ids, len }
+        }));
+        self.report.windows_calibration = self.calibration.len();
+        self.report.windows_sha256 = windows_sha256(self.calibration.iter().chain(&self.holdout));
+    }
 }
 
 /// The windows of random ids; none where the tokenizer knows special tokens only.
@@ -132,11 +159,7 @@ fn random_windows(
     options: &WindowOptions,
     random: &mut SplitMix64,
 ) -> Vec<Window> {
-    let special = tokenizer.get_added_tokens_decoder();
-    let is_special = |id: &u32| special.get(id).is_some_and(|token| token.special);
-    let mut ids: Vec<u32> = tokenizer.get_vocab(true).into_values().collect();
-    ids.retain(|id| !is_special(id));
-    ids.sort_unstable();
+    let ids = ordinary_ids(tokenizer);
     if ids.is_empty() {
         return Vec::new();
     }
@@ -290,6 +313,7 @@ fn alternate(windows: Vec<Vec<Window>>, seed: u64) -> Vec<Window> {
 fn report(
     sources: Vec<SourceReport>,
     calibration: &[Window],
+    first_random: usize,
     holdout: &[Window],
     options: &WindowOptions,
 ) -> TextReport {
@@ -302,7 +326,8 @@ fn report(
         windows_padded: sources.iter().map(|s| s.windows_padded).sum(),
         tokens_calibration: tokens(calibration),
         tokens_holdout: tokens(holdout),
-        tokens_random: tokens(&calibration[options.num_samples - holdout.len()..]),
+        tokens_random: tokens(&calibration[first_random..]),
+        tokens_generated: 0,
         windows_sha256: windows_sha256(calibration.iter().chain(holdout)),
         sources,
         warnings: Vec::new(),

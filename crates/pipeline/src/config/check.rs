@@ -15,8 +15,11 @@ use super::{
     Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune, sweep,
 };
 
-/// Of so many windows of text there is one of random tokens, unless the file says otherwise; see results/LOG.md.
+/// Of so many windows of text there is one of random tokens in the default recipe, unless the file says otherwise; see
+/// results/LOG.md.
 const WINDOWS_A_RANDOM_ONE: usize = 8;
+/// The same of what the float model writes, in the best recipe.
+const WINDOWS_A_GENERATED_ONE: usize = 4;
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
 pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fault> {
@@ -216,12 +219,20 @@ fn model(file: &ModelFile, base_dir: &Path) -> Result<Model, Fault> {
 pub(super) fn random_samples(file: &PipelineFile) -> usize {
     let solves = matches!(file.method, Method::Gptq | Method::AwqGptq);
     let usual = match file.recipe {
-        Recipe::Default | Recipe::Best if solves => {
-            file.calibration.num_samples / WINDOWS_A_RANDOM_ONE
-        }
+        Recipe::Default if solves => file.calibration.num_samples / WINDOWS_A_RANDOM_ONE,
         _ => 0,
     };
     file.calibration.random_samples.unwrap_or(usual)
+}
+
+/// Windows that the float model writes, as asked for or as the method and the recipe want them.
+pub(super) fn generated_samples(file: &PipelineFile) -> usize {
+    let solves = matches!(file.method, Method::Gptq | Method::AwqGptq);
+    let usual = match file.recipe {
+        Recipe::Best if solves => file.calibration.num_samples / WINDOWS_A_GENERATED_ONE,
+        _ => 0,
+    };
+    file.calibration.generated_samples.unwrap_or(usual)
 }
 
 fn calibration(whole: &PipelineFile, base_dir: &Path) -> Result<Calibration, Fault> {
@@ -237,6 +248,7 @@ fn calibration(whole: &PipelineFile, base_dir: &Path) -> Result<Calibration, Fau
         seed: file.seed,
         holdout: file.holdout,
         random_samples: random_samples(whole),
+        generated_samples: generated_samples(whole),
     };
     if calibration.held_out_samples() >= calibration.num_samples {
         return Err(Fault::new(

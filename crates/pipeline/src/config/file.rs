@@ -104,8 +104,12 @@ pub(super) struct CalibrationFile {
     /// Windows of tokens drawn at random from the vocabulary, on top of num_samples, so that the statistics know what the text
     /// does not visit; auto leaves it to the method.
     #[serde(with = "auto")]
-    #[schemars(schema_with = "random_schema")]
+    #[schemars(schema_with = "extra_samples_schema")]
     pub(super) random_samples: Option<usize>,
+    /// Windows that the float model writes itself, on top of num_samples; auto leaves it to the method and the recipe.
+    #[serde(with = "auto")]
+    #[schemars(schema_with = "extra_samples_schema")]
+    pub(super) generated_samples: Option<usize>,
 }
 
 /// One calibration text: a path or a data set.
@@ -384,6 +388,7 @@ impl Default for CalibrationFile {
             seed: 0,
             holdout: 0.1,
             random_samples: None,
+            generated_samples: None,
         }
     }
 }
@@ -493,7 +498,7 @@ fn samples_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 1_000_000}]})
 }
 
-fn random_schema(_: &mut SchemaGenerator) -> Schema {
+fn extra_samples_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 0, "maximum": 1_000_000}]})
 }
 

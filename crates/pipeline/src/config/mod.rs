@@ -134,6 +134,8 @@ pub struct Calibration {
     pub holdout: f64,
     /// Windows of random ids on top of those of text.
     pub random_samples: usize,
+    /// Windows that the float model writes, on top of those.
+    pub generated_samples: usize,
 }
 
 /// One calibration source.
@@ -614,6 +616,7 @@ impl From<&Calibration> for CalibrationFile {
             seed: calibration.seed,
             holdout: calibration.holdout,
             random_samples: Some(calibration.random_samples),
+            generated_samples: Some(calibration.generated_samples),
         }
     }
 }

@@ -80,6 +80,7 @@ calibration:
   seed: 7
   holdout: 0.0625
   random_samples: 3
+  generated_samples: 5
 method: gptq
 recipe: reference
 quant: {bits: 3, group_size: -1, sym: false, desc_act: false, static_groups: false, damp_percent: 0.01, signed_scales: false}
@@ -108,6 +109,7 @@ resources: {threads: 2, max_memory: 8GiB, device: cpu}
     );
     assert_eq!(pipeline.calibration.held_out_samples(), 4);
     assert_eq!(pipeline.calibration.random_samples, 3);
+    assert_eq!(pipeline.calibration.generated_samples, 5);
     assert_eq!(pipeline.quant.damp_percent, Damp::Fraction(0.01));
     assert_eq!(pipeline.quant.signed_scales, SignedScales::Off);
     assert_eq!(pipeline.awq.loss, AwqLoss::Hessian);
@@ -153,18 +155,34 @@ fn the_first_rule_that_matches_wins_and_ignore_comes_before_all() {
 }
 
 #[test]
-fn random_windows_are_an_eighth_where_hessians_are_solved() {
+fn where_hessians_are_solved_windows_are_added_to_the_text() {
     let samples = |text: &str| {
-        let pipeline = parse(&format!("{MODEL}{text}")).unwrap();
-        pipeline.calibration.random_samples
+        let calibration = parse(&format!("{MODEL}{text}")).unwrap().calibration;
+        (calibration.random_samples, calibration.generated_samples)
     };
-    assert_eq!(samples(""), 16);
-    assert_eq!(samples("recipe: best\ncalibration: {num_samples: 60}\n"), 7);
-    assert_eq!(samples("method: awq+gptq\n"), 16);
-    assert_eq!(samples("calibration: {random_samples: auto}\n"), 16);
-    assert_eq!(samples("calibration: {random_samples: 0}\n"), 0);
-    for none in ["recipe: reference\n", "method: rtn\n", "method: awq\n"] {
-        assert_eq!(samples(none), 0, "{none}");
+    assert_eq!(samples(""), (16, 0));
+    assert_eq!(samples("method: awq+gptq\n"), (16, 0));
+    let best = "recipe: best\ncalibration: {num_samples: 62";
+    assert_eq!(samples(&format!("{best}}}\n")), (0, 15));
+    assert_eq!(
+        samples(&format!("{best}, generated_samples: auto}}\n")),
+        (0, 15)
+    );
+    assert_eq!(
+        samples(&format!("{best}, generated_samples: 0}}\n")),
+        (0, 0)
+    );
+    assert_eq!(samples("calibration: {random_samples: auto}\n"), (16, 0));
+    assert_eq!(
+        samples("calibration: {random_samples: 0, generated_samples: 2}\n"),
+        (0, 2)
+    );
+    for none in [
+        "recipe: reference\n",
+        "method: rtn\n",
+        "recipe: best\nmethod: rtn\n",
+    ] {
+        assert_eq!(samples(none), (0, 0), "{none}");
     }
 }
 

@@ -8,6 +8,7 @@ mod prompts;
 mod sampling;
 mod stop;
 mod text;
+mod windows;
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -29,6 +30,7 @@ use chat::ChatTemplate;
 pub(crate) use prompts::{Prompts, plain_tokenizer};
 use sampling::Sampler;
 use text::TextStream;
+pub(crate) use windows::written_windows;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]

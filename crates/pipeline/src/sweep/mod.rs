@@ -35,7 +35,7 @@ use crate::budget::sense;
 use crate::config::{Evaluate, Measure, Pipeline, Sweep, Winner, WinnerBy, hex};
 use crate::error::user_error;
 use crate::event::Event;
-use crate::open::{open_evaluation, open_model, read_calibration};
+use crate::open::{let_model_write, open_evaluation, open_model, read_calibration};
 use crate::quantize::{Run, RunOptions, check_float, device_choice, quantize};
 use crate::record;
 use crate::usage::{Clock, usage};
@@ -234,7 +234,7 @@ impl<'a> SweepRun<'a> {
             on_event(Event::Warning(format!("{}: {reason}", names.join(", "))));
         }
         let tokenizer = folder.tokenizer()?;
-        let windows = clock.time("tokenize", || {
+        let mut windows = clock.time("tokenize", || {
             read_calibration(&pipeline.calibration, &tokenizer, on_event)
         })?;
         let evaluation = match &pipeline.evaluate {
@@ -242,6 +242,10 @@ impl<'a> SweepRun<'a> {
             None => None,
         };
         let identity = folder.identity()?;
+        let weights = clock.time("write text", || {
+            let weights = Weights::new(folder)?;
+            let_model_write(&mut windows, weights, &tokenizer, pipeline, on_event)
+        })?;
         let mut digest = Sha256::new();
         for cell in &cells {
             digest.update(cell.name);
@@ -261,7 +265,7 @@ impl<'a> SweepRun<'a> {
         }
         let fingerprint = hex(&digest.finalize());
         let decoder = Decoder::new(
-            Weights::new(folder)?,
+            weights,
             open_device(device_choice(pipeline.resources.device))?,
         );
         let skeleton = SweepRecord {

@@ -219,9 +219,10 @@ fn origin(version: &str, model: &ModelRecord, calibration: &CalibrationRecord) -
         rows.push((
             "tokens",
             format!(
-                "{} used, {} of them random, {} held out, {} dropped, {} truncated",
+                "{} used, {} of them random, {} generated, {} held out, {} dropped, {} truncated",
                 grouped(calibration.tokens_used),
                 grouped(calibration.tokens_random),
+                grouped(calibration.tokens_generated),
                 grouped(calibration.tokens_held_out),
                 grouped(calibration.tokens_dropped),
                 grouped(calibration.tokens_truncated)
