@@ -13,11 +13,11 @@ const ABREAST: usize = 16;
 
 /// Windows of text that a float model writes: each begins with an id drawn evenly from the vocabulary, special tokens aside,
 /// and goes on with what the model itself draws, as it is (temperature 1). So the statistics know what the model was made
-/// from, of whatever kind the user's text is (LLM-QAT, Liu et al., arXiv 2305.17888, section 3.1, trains on such text). On the
-/// CPU whatever device the run has, so that the same run has the same windows. Gives the weights back.
+/// from, of whatever kind the user's text is (LLM-QAT, Liu et al., arXiv 2305.17888, trains on such text). On the CPU whatever
+/// device the run has, so that the same run has the same windows. Gives the weights back.
 ///
 /// # Errors
-/// Tensors that are missing or damaged, windows longer than the model's positions, and a model that overflows.
+/// Tensors that are missing or damaged, and a model that overflows.
 pub(crate) fn written_windows(
     weights: Weights,
     tokenizer: &Tokenizer,
