@@ -158,6 +158,7 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
             "propagation=sequential",
             "quant.bits=2",
             "calibration.holdout=0.2",
+            "calibration.generated_samples=1",
         ];
         let more: Vec<&str> = sets
             .iter()
@@ -190,8 +191,8 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
     assert_eq!((tune.epochs, tune.kl_heldout.len()), (2, 3));
     assert_eq!(
         tune.num_samples,
-        Some(9),
-        "seven of text, two that the model wrote"
+        Some(8),
+        "seven of text, one that the model wrote"
     );
     let least = tune
         .kl_heldout
@@ -223,6 +224,33 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
     assert!(moved > 21, "only {moved} linears have other scales");
     let norm = "model.layers.2.input_layernorm.weight";
     assert_ne!(with.vector(norm).unwrap(), without.vector(norm).unwrap());
+}
+
+#[test]
+fn a_model_writes_no_text_where_memory_does_not_hold_it_and_the_run_says_so() {
+    let run = |memory: &str| {
+        let out = tempfile::tempdir().unwrap();
+        let more = [
+            "--set",
+            "calibration.generated_samples=3",
+            "--set",
+            "report.calibration_curve=false",
+            "--set",
+            memory,
+        ];
+        succeed(&mut small_run(out.path(), &more));
+        read_run(out.path()).unwrap()
+    };
+    let told = |run: &halfbyte_report::RunRecord| {
+        let warnings = run.summary.warnings.iter();
+        warnings.filter(|w| w.contains("generated_samples")).count()
+    };
+    let (small, large) = (
+        run("resources.max_memory=4MiB"),
+        run("resources.max_memory=1GiB"),
+    );
+    assert_eq!((small.calibration.tokens_generated, told(&small)), (0, 1));
+    assert_eq!((large.calibration.tokens_generated, told(&large)), (192, 0));
 }
 
 #[test]
