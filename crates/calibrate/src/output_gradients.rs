@@ -40,10 +40,10 @@ pub struct GradientOptions<'a> {
 ///
 /// The KL divergence from the float model is, to second order, `½ δᵀ F δ` with `F = E[g gᵀ]`, `g` the gradient of
 /// `e · z`, where the logits `z` are met by a random vector `e` of their Fisher information ([`fisher_probe`]). Taking
-/// inputs and gradients for independent leaves `½ tr(R Δ H Δᵀ)` of a linear's error `Δ`, with `R = E[g gᵀ]` at its output and `H = E[x xᵀ]` at its input
-/// (K-FAC, Martens and Grosse, arXiv 1503.05671; for rounding, YAQA, Tseng et al., arXiv 2505.22988, section 3). For v,
-/// whose output is seen only after attention has added up tokens, `g` is the gradient at the query heads that share
-/// a kv head, and `H` the attention-mixed one.
+/// inputs and gradients for independent leaves `½ tr(R Δ H Δᵀ)` of a linear's error `Δ`, with `R = E[g gᵀ]` at its output
+/// and `H = E[x xᵀ]` at its input (K-FAC, Martens and Grosse, arXiv 1503.05671; for rounding, YAQA, Tseng et al., arXiv
+/// 2505.22988, section 3). For v, whose output is seen only after attention has added up tokens, `g` is the gradient at the
+/// query heads that share a kv head, and `H` the attention-mixed one.
 ///
 /// They are not quite independent, so `H` counts a token by the mean over rows of `g²`, each row's brought to 1 on
 /// average over the window (GuidedQuant, arXiv 2505.07004, section 3, has such weights row by row).

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{
-    self, EvaluationText, SourceKind, TextSource, WindowChoice, WindowOptions, evaluation_windows,
-    load_windows,
+    self, EvaluationText, SourceKind, SplitMix64, TextSource, WindowChoice, WindowOptions,
+    evaluation_windows, load_windows,
 };
 use halfbyte_checkpoint::{
     HubOptions, ModelFolder, Progress, resolve_dataset, resolve_with_progress,
@@ -164,15 +164,20 @@ pub(crate) fn read_calibration(
 }
 
 /// Adds the windows that the float model is to write; where all of it at once does not fit into half the memory that the
-/// pipeline allows, none, and a warning says so. Gives the weights back.
+/// pipeline allows, as many of random ids, and a warning says so. Gives the model's weights.
 pub(crate) fn let_model_write(
     windows: &mut text::Windows,
-    weights: Weights,
+    folder: ModelFolder,
     tokenizer: &Tokenizer,
     pipeline: &Pipeline,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Weights> {
-    if pipeline.calibration.generated_samples == 0 || !pipeline.reads_text() {
+    let weights = Weights::new(folder)?;
+    let (samples, seed) = (
+        pipeline.calibration.generated_samples,
+        pipeline.calibration.seed,
+    );
+    if samples == 0 {
         return Ok(weights);
     }
     let folder = weights.folder();
@@ -182,13 +187,17 @@ pub(crate) fn let_model_write(
     let bytes: u64 = sizes.sum::<Result<_>>()?;
     let limit = pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2;
     if bytes > limit {
+        let mut random = SplitMix64::new(seed, u64::MAX);
+        windows.add_random(tokenizer, samples, &mut random);
         windows.report.warnings.push(format!(
-            "calibration.generated_samples: the model wrote no text, because its {bytes} bytes of weights, all held at once \
-             for that, are more than half of resources.max_memory"
+            "calibration.generated_samples: {samples} windows are of random tokens, not of the model's own, because its \
+             weights, {}, would all be held at once for that and are more than half of resources.max_memory",
+            halfbyte_report::bytes(bytes)
         ));
         return Ok(weights);
     }
-    let (written, weights) = written_windows(weights, tokenizer, &pipeline.calibration, on_event)?;
+    let shape = [samples, pipeline.calibration.sequence_length];
+    let (written, weights) = written_windows(weights, tokenizer, shape, seed, on_event)?;
     windows.add_generated(written);
     Ok(weights)
 }

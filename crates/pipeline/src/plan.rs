@@ -156,10 +156,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         });
     }
 
-    let generated = match pipeline.reads_text() {
-        true => pipeline.calibration.generated_samples,
-        false => 0,
-    };
+    let generated = pipeline.calibration.generated_samples;
     let counts = [windows.calibration.len() + generated, windows.holdout.len()];
     let tokens = ((counts[0] + counts[1]) * pipeline.calibration.sequence_length) as u64;
     let (hidden, mlp) = (config.hidden_size as u64, config.intermediate_size as u64);

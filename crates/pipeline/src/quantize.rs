@@ -96,8 +96,7 @@ pub fn quantize(
 
     let identity = folder.identity()?;
     let weights = clock.time("write text", || {
-        let weights = Weights::new(folder)?;
-        let_model_write(&mut windows, weights, &tokenizer, pipeline, on_event)
+        let_model_write(&mut windows, folder, &tokenizer, pipeline, on_event)
     })?;
     for warning in &windows.report.warnings {
         warn(warning.clone(), on_event);

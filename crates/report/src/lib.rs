@@ -32,7 +32,7 @@ pub use sweep::{
     CellRecord, SweepRecord, SweepSummaryRecord, WinnerRecord, geometric_means, rank_correlation,
     read_cells, read_sweep, refusals, sweep_markdown, sweep_page_path, sweep_text, write_sweep,
 };
-pub use text::{linears_table, summary_text};
+pub use text::{bytes, linears_table, summary_text};
 
 #[cfg(test)]
 mod fixture;

@@ -1,5 +1,5 @@
 use crate::curve::Curve;
-use crate::{ExportRecord, LinearRecord, RunRecord};
+use crate::{CalibrationRecord, ExportRecord, LinearRecord, RunRecord};
 
 /// Phases in the summary; run.json has all of them.
 const PHASES_SHOWN: usize = 6;
@@ -40,15 +40,7 @@ pub fn summary_text(run: &RunRecord) -> String {
             if calibration.samples == 0 {
                 "none, the method reads no text".to_owned()
             } else {
-                format!(
-                    "{} tokens, {} of them random, {} generated, {} held out, {} dropped, {} truncated",
-                    grouped(calibration.tokens_used),
-                    grouped(calibration.tokens_random),
-                    grouped(calibration.tokens_generated),
-                    grouped(calibration.tokens_held_out),
-                    grouped(calibration.tokens_dropped),
-                    grouped(calibration.tokens_truncated)
-                )
+                token_counts(calibration, "tokens")
             },
         ),
     ];
@@ -405,7 +397,7 @@ pub(crate) fn written(export: &ExportRecord) -> String {
 }
 
 /// `512.0 MiB`.
-pub(crate) fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB"] {
         if value < 1024.0 {
@@ -415,6 +407,19 @@ pub(crate) fn bytes(bytes: u64) -> String {
         value /= 1024.0;
     }
     format!("{value:.2} GiB")
+}
+
+/// What came of the calibration text, `noun` being what its used tokens are called.
+pub(crate) fn token_counts(calibration: &CalibrationRecord, noun: &str) -> String {
+    format!(
+        "{} {noun}, {} of them random, {} generated, {} held out, {} dropped, {} truncated",
+        grouped(calibration.tokens_used),
+        grouped(calibration.tokens_random),
+        grouped(calibration.tokens_generated),
+        grouped(calibration.tokens_held_out),
+        grouped(calibration.tokens_dropped),
+        grouped(calibration.tokens_truncated)
+    )
 }
 
 /// `6.3 M`.

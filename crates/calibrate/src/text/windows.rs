@@ -116,17 +116,16 @@ pub fn load_windows(
             ..report
         });
     }
-    let (mut calibration, holdout) = hold_out(windows, options);
-    let mut random = SplitMix64::new(options.seed, 2 * sources.len() as u64);
-    let random = random_windows(&tokenizer, options, &mut random);
-    let first_random = calibration.len();
-    calibration.extend(random);
-    let report = report(reports, &calibration, first_random, &holdout, options);
-    Ok(Windows {
+    let (calibration, holdout) = hold_out(windows, options);
+    let report = report(reports, &calibration, &holdout, options);
+    let mut windows = Windows {
         calibration,
         holdout,
         report,
-    })
+    };
+    let mut random = SplitMix64::new(options.seed, 2 * sources.len() as u64);
+    windows.add_random(&tokenizer, options.random_samples, &mut random);
+    Ok(windows)
 }
 
 /// All ids of a vocabulary but those of special tokens, in rising order.
@@ -142,33 +141,34 @@ pub fn ordinary_ids(tokenizer: &Tokenizer) -> Vec<u32> {
 impl Windows {
     /// Adds windows that the model wrote, whole ones, to those that the statistics are taken from.
     pub fn add_generated(&mut self, windows: Vec<Vec<u32>>) {
-        self.calibration.extend(windows.into_iter().map(|ids| {
-            let len = ids.len();
-            self.report.tokens_generated += len;
-            self.report.tokens_calibration += len;
-            Window { ids, len }
-        }));
+        self.report.tokens_generated += self.add(windows);
+    }
+
+    /// Adds so many windows of random ids; none where the tokenizer knows special tokens only.
+    pub fn add_random(&mut self, tokenizer: &Tokenizer, count: usize, random: &mut SplitMix64) {
+        let ids = ordinary_ids(tokenizer);
+        if ids.is_empty() {
+            return;
+        }
+        let len = self.report.sequence_length;
+        let mut window = || (0..len).map(|_| ids[random.below(ids.len())]).collect();
+        let windows = (0..count).map(|_| window()).collect();
+        self.report.tokens_random += self.add(windows);
+    }
+
+    /// How many tokens the added windows have.
+    fn add(&mut self, windows: Vec<Vec<u32>>) -> usize {
+        let tokens = windows.iter().map(Vec::len).sum();
+        let whole = windows.into_iter().map(|ids| Window {
+            len: ids.len(),
+            ids,
+        });
+        self.calibration.extend(whole);
+        self.report.tokens_calibration += tokens;
         self.report.windows_calibration = self.calibration.len();
         self.report.windows_sha256 = windows_sha256(self.calibration.iter().chain(&self.holdout));
+        tokens
     }
-}
-
-/// The windows of random ids; none where the tokenizer knows special tokens only.
-fn random_windows(
-    tokenizer: &Tokenizer,
-    options: &WindowOptions,
-    random: &mut SplitMix64,
-) -> Vec<Window> {
-    let ids = ordinary_ids(tokenizer);
-    if ids.is_empty() {
-        return Vec::new();
-    }
-    let len = options.sequence_length;
-    let mut window = || Window {
-        ids: (0..len).map(|_| ids[random.below(ids.len())]).collect(),
-        len,
-    };
-    (0..options.random_samples).map(|_| window()).collect()
 }
 
 fn check(sources: &[TextSource], options: &WindowOptions) -> Result<(), TextError> {
@@ -313,7 +313,6 @@ fn alternate(windows: Vec<Vec<Window>>, seed: u64) -> Vec<Window> {
 fn report(
     sources: Vec<SourceReport>,
     calibration: &[Window],
-    first_random: usize,
     holdout: &[Window],
     options: &WindowOptions,
 ) -> TextReport {
@@ -326,7 +325,7 @@ fn report(
         windows_padded: sources.iter().map(|s| s.windows_padded).sum(),
         tokens_calibration: tokens(calibration),
         tokens_holdout: tokens(holdout),
-        tokens_random: tokens(&calibration[first_random..]),
+        tokens_random: 0,
         tokens_generated: 0,
         windows_sha256: windows_sha256(calibration.iter().chain(holdout)),
         sources,

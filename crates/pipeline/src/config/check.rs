@@ -15,10 +15,8 @@ use super::{
     Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune, sweep,
 };
 
-/// Of so many windows of text there is one of random tokens in the default recipe, unless the file says otherwise; see
-/// results/LOG.md.
-const WINDOWS_A_RANDOM_ONE: usize = 8;
-/// The same of what the float model writes, in the best recipe.
+/// Of so many windows of text there is one that the float model writes, where Hessians are solved and unless the file says
+/// otherwise; see results/LOG.md.
 const WINDOWS_A_GENERATED_ONE: usize = 4;
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
@@ -215,24 +213,18 @@ fn model(file: &ModelFile, base_dir: &Path) -> Result<Model, Fault> {
     Ok(Model { source, revision })
 }
 
-/// Windows of random tokens, as asked for or as the method and the recipe want them.
-pub(super) fn random_samples(file: &PipelineFile) -> usize {
-    let solves = matches!(file.method, Method::Gptq | Method::AwqGptq);
-    let usual = match file.recipe {
-        Recipe::Default if solves => file.calibration.num_samples / WINDOWS_A_RANDOM_ONE,
-        _ => 0,
-    };
-    file.calibration.random_samples.unwrap_or(usual)
-}
-
-/// Windows that the float model writes, as asked for or as the method and the recipe want them.
+/// Windows that the float model writes: as many as asked for, or as the method and the recipe want; none where no text is
+/// read.
 pub(super) fn generated_samples(file: &PipelineFile) -> usize {
     let solves = matches!(file.method, Method::Gptq | Method::AwqGptq);
-    let usual = match file.recipe {
-        Recipe::Best if solves => file.calibration.num_samples / WINDOWS_A_GENERATED_ONE,
-        _ => 0,
-    };
-    file.calibration.generated_samples.unwrap_or(usual)
+    match file.calibration.generated_samples {
+        _ if file.method.is_data_free() => 0,
+        Some(asked) => asked,
+        None if solves && file.recipe != Recipe::Reference => {
+            file.calibration.num_samples / WINDOWS_A_GENERATED_ONE
+        }
+        None => 0,
+    }
 }
 
 fn calibration(whole: &PipelineFile, base_dir: &Path) -> Result<Calibration, Fault> {
@@ -247,7 +239,7 @@ fn calibration(whole: &PipelineFile, base_dir: &Path) -> Result<Calibration, Fau
         packing: file.packing,
         seed: file.seed,
         holdout: file.holdout,
-        random_samples: random_samples(whole),
+        random_samples: file.random_samples,
         generated_samples: generated_samples(whole),
     };
     if calibration.held_out_samples() >= calibration.num_samples {

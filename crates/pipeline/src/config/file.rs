@@ -102,13 +102,12 @@ pub(super) struct CalibrationFile {
     #[schemars(range(min = 0.0, max = 0.9))]
     pub(super) holdout: f64,
     /// Windows of tokens drawn at random from the vocabulary, on top of num_samples, so that the statistics know what the text
-    /// does not visit; auto leaves it to the method.
-    #[serde(with = "auto")]
-    #[schemars(schema_with = "extra_samples_schema")]
-    pub(super) random_samples: Option<usize>,
+    /// does not visit.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub(super) random_samples: usize,
     /// Windows that the float model writes itself, on top of num_samples; auto leaves it to the method and the recipe.
     #[serde(with = "auto")]
-    #[schemars(schema_with = "extra_samples_schema")]
+    #[schemars(schema_with = "generated_schema")]
     pub(super) generated_samples: Option<usize>,
 }
 
@@ -387,7 +386,7 @@ impl Default for CalibrationFile {
             packing: Packing::Concat,
             seed: 0,
             holdout: 0.1,
-            random_samples: None,
+            random_samples: 0,
             generated_samples: None,
         }
     }
@@ -498,7 +497,7 @@ fn samples_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 1_000_000}]})
 }
 
-fn extra_samples_schema(_: &mut SchemaGenerator) -> Schema {
+fn generated_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 0, "maximum": 1_000_000}]})
 }
 

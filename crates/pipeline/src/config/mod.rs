@@ -615,7 +615,7 @@ impl From<&Calibration> for CalibrationFile {
             packing: calibration.packing,
             seed: calibration.seed,
             holdout: calibration.holdout,
-            random_samples: Some(calibration.random_samples),
+            random_samples: calibration.random_samples,
             generated_samples: Some(calibration.generated_samples),
         }
     }

@@ -160,7 +160,6 @@ fn cells(file: &PipelineFile, axes: &SweepFile, base_dir: &Path) -> Result<Vec<C
     twice("sym", &axes.sym)?;
     twice("method", &axes.method)?;
     twice("recipe", &axes.recipe)?;
-    let random_samples = check::random_samples(file);
     let generated_samples = check::generated_samples(file);
     let mut cells = Vec::new();
     for method in axis(&axes.method, file.method) {
@@ -176,7 +175,6 @@ fn cells(file: &PipelineFile, axes: &SweepFile, base_dir: &Path) -> Result<Vec<C
                             ..file.clone()
                         };
                         // all cells share the windows that are read
-                        alone.calibration.random_samples = Some(random_samples);
                         alone.calibration.generated_samples = Some(generated_samples);
                         alone.quant.bits = bits;
                         alone.quant.group_size = group_size;

@@ -160,24 +160,21 @@ fn where_hessians_are_solved_windows_are_added_to_the_text() {
         let calibration = parse(&format!("{MODEL}{text}")).unwrap().calibration;
         (calibration.random_samples, calibration.generated_samples)
     };
-    assert_eq!(samples(""), (16, 0));
-    assert_eq!(samples("method: awq+gptq\n"), (16, 0));
-    let best = "recipe: best\ncalibration: {num_samples: 62";
-    assert_eq!(samples(&format!("{best}}}\n")), (0, 15));
-    assert_eq!(
-        samples(&format!("{best}, generated_samples: auto}}\n")),
-        (0, 15)
-    );
-    assert_eq!(
-        samples(&format!("{best}, generated_samples: 0}}\n")),
-        (0, 0)
-    );
-    assert_eq!(samples("calibration: {random_samples: auto}\n"), (16, 0));
-    assert_eq!(
-        samples("calibration: {random_samples: 0, generated_samples: 2}\n"),
-        (0, 2)
-    );
-    for none in ["recipe: reference\n", "method: rtn\n", "method: awq\n"] {
+    for solved in ["", "method: awq+gptq\n", "recipe: best\n"] {
+        assert_eq!(samples(solved), (0, 32), "{solved}");
+    }
+    let asked = |asked: &str| samples(&format!("calibration: {{num_samples: 62{asked}}}\n"));
+    assert_eq!(asked(""), (0, 15));
+    assert_eq!(asked(", generated_samples: auto"), (0, 15));
+    assert_eq!(asked(", generated_samples: 0"), (0, 0));
+    assert_eq!(asked(", random_samples: 7, generated_samples: 2"), (7, 2));
+    let no_text = "method: hqq\nquant: {sym: false}\ncalibration: {generated_samples: 2}\n";
+    for none in [
+        "recipe: reference\n",
+        "method: rtn\n",
+        "method: awq\n",
+        no_text,
+    ] {
         assert_eq!(samples(none), (0, 0), "{none}");
     }
 }

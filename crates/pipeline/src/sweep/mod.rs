@@ -22,7 +22,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{EvaluationText, Windows};
 use halfbyte_checkpoint::{create_folder, write_json};
-use halfbyte_model::{Decoder, LinearKind, Weights, open_device};
+use halfbyte_model::{Decoder, LinearKind, open_device};
 use halfbyte_report::{
     CellRecord, SCHEMA_VERSION, SweepRecord, SweepSummaryRecord, WinnerRecord, read_cells,
     read_sweep, refusals, sweep_page, sweep_page_path, write_page, write_sweep,
@@ -243,8 +243,7 @@ impl<'a> SweepRun<'a> {
         };
         let identity = folder.identity()?;
         let weights = clock.time("write text", || {
-            let weights = Weights::new(folder)?;
-            let_model_write(&mut windows, weights, &tokenizer, pipeline, on_event)
+            let_model_write(&mut windows, folder, &tokenizer, pipeline, on_event)
         })?;
         let mut digest = Sha256::new();
         for cell in &cells {

@@ -4,7 +4,7 @@ use super::yaml::yaml;
 use super::{Section, paragraph};
 use crate::files::{COLUMNS, cells};
 use crate::markup::{counted, escape, short};
-use crate::text::{grouped, written};
+use crate::text::{grouped, token_counts, written};
 use crate::{
     CalibrationRecord, EvaluationRecord, LinearRecord, ModelRecord, RunRecord, SCHEMA_VERSION,
     SweepRecord, model_card,
@@ -216,18 +216,7 @@ fn origin(version: &str, model: &ModelRecord, calibration: &CalibrationRecord) -
         rows.push(("calibration", "none, the method reads no text".to_owned()));
     } else {
         rows.push(("calibration", calibration.sources.join(", ")));
-        rows.push((
-            "tokens",
-            format!(
-                "{} used, {} of them random, {} generated, {} held out, {} dropped, {} truncated",
-                grouped(calibration.tokens_used),
-                grouped(calibration.tokens_random),
-                grouped(calibration.tokens_generated),
-                grouped(calibration.tokens_held_out),
-                grouped(calibration.tokens_dropped),
-                grouped(calibration.tokens_truncated)
-            ),
-        ));
+        rows.push(("tokens", token_counts(calibration, "used")));
         rows.push(("sha256 of the windows", calibration.sha256.clone()));
     }
     rows
