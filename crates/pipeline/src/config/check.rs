@@ -18,6 +18,8 @@ use super::{
 /// Of so many windows of text there is one that the float model writes, where Hessians are solved and unless the file says
 /// otherwise; see results/LOG.md.
 const WINDOWS_A_GENERATED_ONE: usize = 4;
+/// The same in the best recipe.
+const WINDOWS_A_GENERATED_ONE_IN_BEST: usize = 2;
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
 pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fault> {
@@ -216,14 +218,17 @@ fn model(file: &ModelFile, base_dir: &Path) -> Result<Model, Fault> {
 /// Windows that the float model writes: as many as asked for, or as the method and the recipe want; none where no text is
 /// read.
 pub(super) fn generated_samples(file: &PipelineFile) -> usize {
-    let solves = matches!(file.method, Method::Gptq | Method::AwqGptq);
-    match file.calibration.generated_samples {
-        _ if file.method.is_data_free() => 0,
-        Some(asked) => asked,
-        None if solves && file.recipe != Recipe::Reference => {
-            file.calibration.num_samples / WINDOWS_A_GENERATED_ONE
+    let windows = file.calibration.num_samples;
+    match (file.calibration.generated_samples, file.method, file.recipe) {
+        (_, method, _) if method.is_data_free() => 0,
+        (Some(asked), ..) => asked,
+        (None, Method::Gptq | Method::AwqGptq, Recipe::Default) => {
+            windows / WINDOWS_A_GENERATED_ONE
         }
-        None => 0,
+        (None, Method::Gptq | Method::AwqGptq, Recipe::Best) => {
+            windows / WINDOWS_A_GENERATED_ONE_IN_BEST
+        }
+        (None, ..) => 0,
     }
 }
 

@@ -160,8 +160,8 @@ fn where_hessians_are_solved_windows_are_added_to_the_text() {
         let calibration = parse(&format!("{MODEL}{text}")).unwrap().calibration;
         (calibration.random_samples, calibration.generated_samples)
     };
-    for solved in ["", "method: awq+gptq\n", "recipe: best\n"] {
-        assert_eq!(samples(solved), (0, 32), "{solved}");
+    for (solved, generated) in [("", 32), ("method: awq+gptq\n", 32), ("recipe: best\n", 64)] {
+        assert_eq!(samples(solved), (0, generated), "{solved}");
     }
     let asked = |asked: &str| samples(&format!("calibration: {{num_samples: 62{asked}}}\n"));
     assert_eq!(asked(""), (0, 15));
