@@ -257,6 +257,35 @@ fn random_tokens_stand_in_for_a_models_own_text_where_memory_does_not_hold_it_an
 }
 
 #[test]
+fn what_the_model_wrote_is_read_again_unless_a_fresh_start_is_wanted() {
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().join("halfbyte/generated.json");
+    let run = |more: &[&str]| {
+        let sets = [
+            "--set",
+            "calibration.generated_samples=2",
+            "--set",
+            "report.calibration_curve=false",
+        ];
+        succeed(&mut small_run(out.path(), &[&sets[..], more].concat()));
+        read_run(out.path()).unwrap().calibration.sha256
+    };
+    let first = run(&[]);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let windows = file["windows"].as_array_mut().unwrap();
+    assert_eq!(windows.len(), 2);
+    assert_eq!(windows[0].as_array().unwrap().len(), 64);
+    windows[1] = vec![5; 64].into();
+    std::fs::write(&path, file.to_string()).unwrap();
+    assert_ne!(run(&[]), first);
+    assert_eq!(run(&["--fresh"]), first);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    assert_ne!(run(&["--set", "calibration.seed=1"]), first);
+    assert_ne!(std::fs::read_to_string(&path).unwrap(), text);
+}
+
+#[test]
 fn asymmetric_propagation_pays_back_what_came_before_and_gives_the_same_bytes_on_any_number_of_threads()
  {
     let run = |threads: &str, propagation: &str| {

@@ -1,14 +1,18 @@
 //! From what the pipeline file names to what is read: model, calibration text, evaluation text.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{
     self, EvaluationText, SourceKind, SplitMix64, TextSource, WindowChoice, WindowOptions,
     evaluation_windows, load_windows,
 };
 use halfbyte_checkpoint::{
-    HubOptions, ModelFolder, Progress, resolve_dataset, resolve_with_progress,
+    HubOptions, ModelFolder, Progress, create_folder, resolve_dataset, resolve_with_progress,
+    write_file,
 };
 use halfbyte_model::Weights;
+use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 use crate::config::{self, Calibration, Evaluate, Packing, Pipeline, Windows};
@@ -163,13 +167,43 @@ pub(crate) fn read_calibration(
     Ok(load_windows(&sources, tokenizer, &options)?)
 }
 
-/// Adds the windows that the float model is to write; where all of it at once does not fit into half the memory that the
-/// pipeline allows, as many of random ids, and a warning says so. Gives the model's weights.
+/// What the model wrote for a run or a sweep, `OUT/halfbyte/generated.json`: to be read again where work was interrupted, and
+/// by all shards of a sweep, whose processors might round, and so write, otherwise.
+#[derive(Serialize, Deserialize)]
+struct GeneratedFile {
+    /// What the windows depend on.
+    key: String,
+    /// Token ids.
+    windows: Vec<Vec<u32>>,
+}
+
+impl GeneratedFile {
+    /// The windows of the file, if it holds those of this key.
+    fn read(path: &Path, key: &str) -> Option<Vec<Vec<u32>>> {
+        let file: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        (file.key == key).then_some(file.windows)
+    }
+}
+
+/// Where the model's own text goes and what it depends on.
+pub(crate) struct Writing<'a> {
+    /// The output folder.
+    pub(crate) out: &'a Path,
+    /// Of the float model.
+    pub(crate) fingerprint: &'a str,
+    /// Whether what an earlier run had the model write is passed over.
+    pub(crate) fresh: bool,
+}
+
+/// Adds the windows that the float model is to write, or those that it wrote for this folder before; where all of it at once
+/// does not fit into half the memory that the pipeline allows, as many of random ids, and a warning says so. Gives the
+/// model's weights.
 pub(crate) fn let_model_write(
     windows: &mut text::Windows,
     folder: ModelFolder,
     tokenizer: &Tokenizer,
     pipeline: &Pipeline,
+    writing: &Writing<'_>,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Weights> {
     let weights = Weights::new(folder)?;
@@ -197,7 +231,34 @@ pub(crate) fn let_model_write(
         return Ok(weights);
     }
     let shape = [samples, pipeline.calibration.sequence_length];
-    let (written, weights) = written_windows(weights, tokenizer, shape, seed, on_event)?;
+    let folder = writing.out.join("halfbyte");
+    // an output folder that cannot be is told before the work and not after it
+    create_folder(&folder)?;
+    let path = folder.join("generated.json");
+    let key = format!(
+        "{} {seed} {samples}x{} {}",
+        writing.fingerprint,
+        shape[1],
+        env!("CARGO_PKG_VERSION")
+    );
+    let earlier = || match writing.fresh {
+        true => None,
+        false => GeneratedFile::read(&path, &key),
+    };
+    if let Some(written) = earlier() {
+        windows.add_generated(written);
+        return Ok(weights);
+    }
+    let (own, weights) = written_windows(weights, tokenizer, shape, seed, on_event)?;
+    // another shard may have been faster
+    let written = match earlier() {
+        Some(theirs) => theirs,
+        None => {
+            let file = GeneratedFile { key, windows: own };
+            write_file(&path, &serde_json::to_vec(&file)?)?;
+            file.windows
+        }
+    };
     windows.add_generated(written);
     Ok(weights)
 }

@@ -21,7 +21,7 @@ use crate::config::{Device, Pipeline, Propagation, Recipe, SignedScales, Treatme
 use crate::curve::{Curved, curve_blocks, curves};
 use crate::error::{GateFailed, user_error};
 use crate::event::{Event, phase};
-use crate::open::{let_model_write, open_calibration, open_model};
+use crate::open::{Writing, let_model_write, open_calibration, open_model};
 use crate::scale::{Scaled, Scaling};
 use crate::stage::{Prepared, Solver, Task, Unscaled, factor_rows};
 use crate::usage::{Clock, usage};
@@ -96,7 +96,19 @@ pub fn quantize(
 
     let identity = folder.identity()?;
     let weights = clock.time("write text", || {
-        let_model_write(&mut windows, folder, &tokenizer, pipeline, on_event)
+        let writing = Writing {
+            out: &options.out,
+            fingerprint: &identity.fingerprint,
+            fresh: options.fresh,
+        };
+        let_model_write(
+            &mut windows,
+            folder,
+            &tokenizer,
+            pipeline,
+            &writing,
+            on_event,
+        )
     })?;
     for warning in &windows.report.warnings {
         warn(warning.clone(), on_event);

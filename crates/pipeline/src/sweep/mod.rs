@@ -35,7 +35,7 @@ use crate::budget::sense;
 use crate::config::{Evaluate, Measure, Pipeline, Sweep, Winner, WinnerBy, hex};
 use crate::error::user_error;
 use crate::event::Event;
-use crate::open::{let_model_write, open_evaluation, open_model, read_calibration};
+use crate::open::{Writing, let_model_write, open_evaluation, open_model, read_calibration};
 use crate::quantize::{Run, RunOptions, check_float, device_choice, quantize};
 use crate::record;
 use crate::usage::{Clock, usage};
@@ -243,7 +243,19 @@ impl<'a> SweepRun<'a> {
         };
         let identity = folder.identity()?;
         let weights = clock.time("write text", || {
-            let_model_write(&mut windows, folder, &tokenizer, pipeline, on_event)
+            let writing = Writing {
+                out: &options.out,
+                fingerprint: &identity.fingerprint,
+                fresh: options.fresh,
+            };
+            let_model_write(
+                &mut windows,
+                folder,
+                &tokenizer,
+                pipeline,
+                &writing,
+                on_event,
+            )
         })?;
         let mut digest = Sha256::new();
         for cell in &cells {
