@@ -165,6 +165,7 @@ def finish(args, state, cell):
             shutil.rmtree(folder, ignore_errors=True)
             result["cost"] = measured(args, command(args, cell), folder.with_suffix(".log"), args.timeout)
             result.update(account(args, cell, folder))
+            add_earlier(result)
             check_calibration(state, result)
             save(args.json, state)
         result["score"] = score(args, folder, folder.with_suffix(".log"))
@@ -183,12 +184,28 @@ def account(args, cell, folder):
         if cell["peer"] == "halfbyte":
             run = json.loads((folder / "halfbyte" / "run.json").read_text())
             return {"version": run["version"], "bits_per_weight": run["summary"]["bits_per_weight"],
-                    "binary_sha256": sha256(args.halfbyte), "pipeline": run["pipeline"]}
+                    "binary_sha256": sha256(args.halfbyte), "pipeline": without_folders(run["pipeline"])}
         record = json.loads(folder.with_suffix(".json").read_text())
     except (OSError, KeyError) as error:
         raise Failure(f"wrote no whole record: {error}") from error
     return {"version": next(iter(record["versions"].values())), "bits_per_weight": record["bits_per_weight"],
             "record": record}
+
+
+def add_earlier(result):
+    """Adds what the processes spent whose work this one finished."""
+    earlier, cost = result.get("record", {}).get("earlier", {}), result["cost"]
+    cost["cpu_seconds"] += earlier.get("cpu_seconds", 0)
+    cost["peak_rss_bytes"] = max(cost["peak_rss_bytes"], earlier.get("peak_rss_bytes", 0))
+
+
+def without_folders(value):
+    """The pipeline with the names of files and folders of this machine and not where they lie."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return pathlib.Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def check_calibration(state, result):

@@ -47,11 +47,11 @@ def usage():
     return time.perf_counter() - START, cpu, max(mine.ru_maxrss, children.ru_maxrss) * 1024
 
 
-def load_model(args, dtype):
+def load_model(args, dtype, **settings):
     """The transformers model, its weights in `dtype`."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype, **settings).eval()
 
 
 def save_float(args, weights):
@@ -72,8 +72,9 @@ def copy_tokenizer(args):
             shutil.copy(args.model / name, args.out / name)
 
 
-def record(args, peer, settings, ids, packages, loaded, solved, linears, bits_per_weight):
-    """Prints and writes what was done and what it cost; `loaded` and `solved` are usage() around the quantize call."""
+def record(args, peer, settings, ids, packages, loaded, solved, linears, bits_per_weight, earlier=(0, 0)):
+    """Prints and writes what was done and what it cost; `loaded` and `solved` are usage() around the quantize call,
+    `earlier` the CPU seconds and peak bytes of processes whose work this one finished."""
     import torch
 
     saved = usage()
@@ -89,6 +90,7 @@ def record(args, peer, settings, ids, packages, loaded, solved, linears, bits_pe
                      "peak_rss_bytes": solved[2]},
         "save": {"seconds": saved[0] - solved[0], "cpu_seconds": saved[1] - solved[1]},
         "process": {"seconds": saved[0], "cpu_seconds": saved[1], "peak_rss_bytes": saved[2]},
+        "earlier": {"cpu_seconds": earlier[0], "peak_rss_bytes": earlier[1]},
     }
     print(json.dumps(result, indent=2))
     if args.json:
