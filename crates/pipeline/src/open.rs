@@ -8,8 +8,8 @@ use halfbyte_calibrate::text::{
     evaluation_windows, load_windows,
 };
 use halfbyte_checkpoint::{
-    HubOptions, ModelFolder, Progress, create_folder, resolve_dataset, resolve_with_progress,
-    write_file,
+    HubOptions, Identity, ModelFolder, Progress, create_folder, resolve_dataset,
+    resolve_with_progress, write_file,
 };
 use halfbyte_model::Weights;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use tokenizers::Tokenizer;
 use crate::config::{self, Calibration, Evaluate, Packing, Pipeline, Windows};
 use crate::event::Event;
 use crate::generate::written_windows;
+use crate::usage::Clock;
 
 /// The project's own calibration text, so that a run needs no network.
 const EMBEDDED_TEXTS: [(&str, &str); 18] = [
@@ -185,82 +186,131 @@ impl GeneratedFile {
     }
 }
 
-/// Where the model's own text goes and what it depends on.
-pub(crate) struct Writing<'a> {
+/// What a run or a sweep reads before its first block.
+pub(crate) struct Reading<'a> {
+    pub(crate) pipeline: &'a Pipeline,
+    /// Whether calibration text is read: a sweep's cells may want it where its pipeline does not.
+    pub(crate) reads_text: bool,
     /// The output folder.
     pub(crate) out: &'a Path,
-    /// Of the float model.
-    pub(crate) fingerprint: &'a str,
     /// Whether what an earlier run had the model write is passed over.
     pub(crate) fresh: bool,
 }
 
-/// Adds the windows that the float model is to write, or those that it wrote for this folder before; where all of it at once
-/// does not fit into half the memory that the pipeline allows, as many of random ids, and a warning says so. Gives the
-/// model's weights.
-pub(crate) fn let_model_write(
-    windows: &mut text::Windows,
-    folder: ModelFolder,
-    tokenizer: &Tokenizer,
-    pipeline: &Pipeline,
-    writing: &Writing<'_>,
-    on_event: &mut dyn FnMut(Event),
-) -> Result<Weights> {
-    let weights = Weights::new(folder)?;
-    let (samples, seed) = (
-        pipeline.calibration.generated_samples,
-        pipeline.calibration.seed,
-    );
-    if samples == 0 {
-        return Ok(weights);
+/// What was read.
+pub(crate) struct Inputs {
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) windows: text::Windows,
+    /// Where the pipeline evaluates.
+    pub(crate) evaluation: Option<EvaluationText>,
+    pub(crate) identity: Identity,
+    pub(crate) weights: Weights,
+}
+
+impl Reading<'_> {
+    /// Reads all texts, early, so that a wrong path is told before the work and not after it, and lets the model write.
+    pub(crate) fn inputs(
+        &self,
+        folder: ModelFolder,
+        clock: &mut Clock,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Inputs> {
+        let tokenizer = folder.tokenizer()?;
+        let calibration = &self.pipeline.calibration;
+        let mut windows = clock.time("tokenize", || match self.reads_text {
+            true => read_calibration(calibration, &tokenizer, on_event),
+            false => Ok(no_text(calibration)),
+        })?;
+        let evaluation = match &self.pipeline.evaluate {
+            Some(evaluate) => Some(open_evaluation(evaluate, &tokenizer)?),
+            None => None,
+        };
+        let identity = folder.identity()?;
+        let weights = clock.time("write text", || {
+            self.let_model_write(
+                &mut windows,
+                folder,
+                &tokenizer,
+                &identity.fingerprint,
+                on_event,
+            )
+        })?;
+        Ok(Inputs {
+            tokenizer,
+            windows,
+            evaluation,
+            identity,
+            weights,
+        })
     }
-    let folder = weights.folder();
-    let sizes = folder
-        .names()
-        .map(|name| Ok(folder.tensor(name)?.bytes.len() as u64));
-    let bytes: u64 = sizes.sum::<Result<_>>()?;
-    let limit = pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2;
-    if bytes > limit {
-        let mut random = SplitMix64::new(seed, u64::MAX);
-        windows.add_random(tokenizer, samples, &mut random);
-        windows.report.warnings.push(format!(
-            "calibration.generated_samples: {samples} windows are of random tokens, not of the model's own, because its \
-             weights, {}, would all be held at once for that and are more than half of resources.max_memory",
-            halfbyte_report::bytes(bytes)
-        ));
-        return Ok(weights);
-    }
-    let shape = [samples, pipeline.calibration.sequence_length];
-    let folder = writing.out.join("halfbyte");
-    // an output folder that cannot be is told before the work and not after it
-    create_folder(&folder)?;
-    let path = folder.join("generated.json");
-    let key = format!(
-        "{} {seed} {samples}x{} {}",
-        writing.fingerprint,
-        shape[1],
-        env!("CARGO_PKG_VERSION")
-    );
-    let earlier = || match writing.fresh {
-        true => None,
-        false => GeneratedFile::read(&path, &key),
-    };
-    if let Some(written) = earlier() {
-        windows.add_generated(written);
-        return Ok(weights);
-    }
-    let (own, weights) = written_windows(weights, tokenizer, shape, seed, on_event)?;
-    // another shard may have been faster
-    let written = match earlier() {
-        Some(theirs) => theirs,
-        None => {
-            let file = GeneratedFile { key, windows: own };
-            write_file(&path, &serde_json::to_vec(&file)?)?;
-            file.windows
+
+    /// Adds the windows that the float model is to write, or those that it wrote for this folder before; where all of it at once
+    /// does not fit into half the memory that the pipeline allows, as many of random ids, and a warning says so. Gives the
+    /// model's weights.
+    fn let_model_write(
+        &self,
+        windows: &mut text::Windows,
+        folder: ModelFolder,
+        tokenizer: &Tokenizer,
+        fingerprint: &str,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Weights> {
+        let weights = Weights::new(folder)?;
+        let (samples, seed) = (
+            self.pipeline.calibration.generated_samples,
+            self.pipeline.calibration.seed,
+        );
+        if samples == 0 {
+            return Ok(weights);
         }
-    };
-    windows.add_generated(written);
-    Ok(weights)
+        let folder = weights.folder();
+        let sizes = folder
+            .names()
+            .map(|name| Ok(folder.tensor(name)?.bytes.len() as u64));
+        let bytes: u64 = sizes.sum::<Result<_>>()?;
+        let limit = self.pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2;
+        if bytes > limit {
+            let mut random = SplitMix64::new(seed, u64::MAX);
+            windows.add_random(tokenizer, samples, &mut random);
+            windows.report.warnings.push(format!(
+                "calibration.generated_samples: {samples} windows are of random tokens, not of the model's own, because its \
+                 weights, {}, would all be held at once for that and are more than half of resources.max_memory",
+                halfbyte_report::bytes(bytes)
+            ));
+            return Ok(weights);
+        }
+        let shape = [samples, self.pipeline.calibration.sequence_length];
+        let folder = self.out.join("halfbyte");
+        // an output folder that cannot be is told before the work and not after it
+        create_folder(&folder)?;
+        let path = folder.join("generated.json");
+        let key = format!(
+            "{} {seed} {samples}x{} {}",
+            fingerprint,
+            shape[1],
+            env!("CARGO_PKG_VERSION")
+        );
+        let earlier = || match self.fresh {
+            true => None,
+            false => GeneratedFile::read(&path, &key),
+        };
+        if let Some(written) = earlier() {
+            windows.add_generated(written);
+            return Ok(weights);
+        }
+        let (own, weights) = written_windows(weights, tokenizer, shape, seed, on_event)?;
+        // another shard may have been faster
+        let written = match earlier() {
+            Some(theirs) => theirs,
+            None => {
+                let file = GeneratedFile { key, windows: own };
+                write_file(&path, &serde_json::to_vec(&file)?)?;
+                file.windows
+            }
+        };
+        windows.add_generated(written);
+        Ok(weights)
+    }
 }
 
 /// What is read where the method reads no text.

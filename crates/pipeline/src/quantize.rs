@@ -21,7 +21,7 @@ use crate::config::{Device, Pipeline, Propagation, Recipe, SignedScales, Treatme
 use crate::curve::{Curved, curve_blocks, curves};
 use crate::error::{GateFailed, user_error};
 use crate::event::{Event, phase};
-use crate::open::{Writing, let_model_write, open_calibration, open_model};
+use crate::open::{Inputs, Reading, open_model};
 use crate::scale::{Scaled, Scaling};
 use crate::stage::{Prepared, Solver, Task, Unscaled, factor_rows};
 use crate::usage::{Clock, usage};
@@ -84,32 +84,19 @@ pub fn quantize(
         on_event,
     )?;
     let mut layout = Layout::new(pipeline, &folder)?;
-    let tokenizer = folder.tokenizer()?;
-    let mut windows = clock.time("tokenize", || {
-        open_calibration(pipeline, &tokenizer, on_event)
-    })?;
-    // Read early, so that a wrong path is told before the work and not after it.
-    let evaluation = match &pipeline.evaluate {
-        Some(evaluate) => Some(crate::open::open_evaluation(evaluate, &tokenizer)?),
-        None => None,
+    let reading = Reading {
+        pipeline,
+        reads_text: pipeline.reads_text(),
+        out: &options.out,
+        fresh: options.fresh,
     };
-
-    let identity = folder.identity()?;
-    let weights = clock.time("write text", || {
-        let writing = Writing {
-            out: &options.out,
-            fingerprint: &identity.fingerprint,
-            fresh: options.fresh,
-        };
-        let_model_write(
-            &mut windows,
-            folder,
-            &tokenizer,
-            pipeline,
-            &writing,
-            on_event,
-        )
-    })?;
+    let Inputs {
+        tokenizer,
+        windows,
+        evaluation,
+        identity,
+        weights,
+    } = reading.inputs(folder, &mut clock, on_event)?;
     for warning in &windows.report.warnings {
         warn(warning.clone(), on_event);
     }

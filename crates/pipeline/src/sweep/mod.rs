@@ -35,7 +35,7 @@ use crate::budget::sense;
 use crate::config::{Evaluate, Measure, Pipeline, Sweep, Winner, WinnerBy, hex};
 use crate::error::user_error;
 use crate::event::Event;
-use crate::open::{Writing, let_model_write, open_evaluation, open_model, read_calibration};
+use crate::open::{Inputs, Reading, open_model};
 use crate::quantize::{Run, RunOptions, check_float, device_choice, quantize};
 use crate::record;
 use crate::usage::{Clock, usage};
@@ -233,30 +233,20 @@ impl<'a> SweepRun<'a> {
         for (names, reason) in refusals(&cell_records) {
             on_event(Event::Warning(format!("{}: {reason}", names.join(", "))));
         }
-        let tokenizer = folder.tokenizer()?;
-        let mut windows = clock.time("tokenize", || {
-            read_calibration(&pipeline.calibration, &tokenizer, on_event)
-        })?;
-        let evaluation = match &pipeline.evaluate {
-            Some(settings) => Some((settings, open_evaluation(settings, &tokenizer)?)),
-            None => None,
+        let reading = Reading {
+            pipeline,
+            reads_text: true,
+            out: &options.out,
+            fresh: options.fresh,
         };
-        let identity = folder.identity()?;
-        let weights = clock.time("write text", || {
-            let writing = Writing {
-                out: &options.out,
-                fingerprint: &identity.fingerprint,
-                fresh: options.fresh,
-            };
-            let_model_write(
-                &mut windows,
-                folder,
-                &tokenizer,
-                pipeline,
-                &writing,
-                on_event,
-            )
-        })?;
+        let Inputs {
+            tokenizer,
+            windows,
+            evaluation,
+            identity,
+            weights,
+        } = reading.inputs(folder, &mut clock, on_event)?;
+        let evaluation = pipeline.evaluate.as_ref().zip(evaluation);
         let mut digest = Sha256::new();
         for cell in &cells {
             digest.update(cell.name);
