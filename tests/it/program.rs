@@ -349,7 +349,8 @@ fn a_gpu_chooses_the_processors_codes_until_roundings_part_them() {
         let (a, b) = (grid(&host, &module, shape), grid(&device, &module, shape));
         let other = a.codes().iter().zip(b.codes()).filter(|(a, b)| a != b);
         let share = other.count() as f64 / a.codes().len() as f64;
-        assert!(share < 0.001, "{module}: {share} of the codes differ");
+        // a processor may sum bf16 numbers, a device sums f32
+        assert!(share < 0.02, "{module}: {share} of the codes differ");
     }
     // a code that differs changes what later linears see, but not how well they are solved
     for (a, b) in host_run.linears.iter().zip(&device_run.linears) {

@@ -4,6 +4,8 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 use halfbyte_quant::ActivationStats;
 use rayon::prelude::*;
 
+use crate::bf16;
+
 /// Columns of the Hessian one task computes. Fixed, so that sums run in the same order on any number of threads.
 const PANEL: usize = 192;
 /// Tokens one product takes: what it reads again and again then stays in the second-level cache.
@@ -18,12 +20,19 @@ pub struct Accumulator {
     max_abs: Vec<f32>,
     n_tokens: u64,
     weight: f64,
+    /// Whether numbers are rounded to bf16 before they are multiplied.
+    in_bf16: bool,
 }
 
 impl Accumulator {
-    /// An empty sum for inputs of `features` channels.
+    /// An empty sum for inputs of `features` channels; of bf16 numbers where the processor multiplies those quicker.
     pub fn new(features: usize) -> Self {
+        Self::with(features, bf16::is_at_hand())
+    }
+
+    fn with(features: usize, in_bf16: bool) -> Self {
         Self {
+            in_bf16,
             sum: Mat::zeros(features, features),
             abs: vec![0.0; features],
             max_abs: vec![0.0; features],
@@ -80,7 +89,13 @@ impl Accumulator {
 
     fn add_products(&mut self, rows: &[f32]) {
         let features = self.abs.len();
-        panels(self.sum.as_mut())
+        if self.in_bf16 {
+            for rows in rows.chunks(TOKENS * features) {
+                bf16::add_products(self.sum.as_mut(), rows);
+            }
+            return;
+        }
+        panels(self.sum.as_mut(), PANEL)
             .into_par_iter()
             .for_each(|(start, panel)| {
                 let width = panel.ncols();
@@ -212,7 +227,7 @@ impl CrossSum {
         }
         let lacking = MatRef::from_row_major_slice(&lacking, tokens, left);
         let x = MatRef::from_row_major_slice(x, tokens, features);
-        panels(self.sum.as_mut())
+        panels(self.sum.as_mut(), PANEL)
             .into_par_iter()
             .for_each(|(start, mut panel)| {
                 let width = panel.ncols();
@@ -248,10 +263,11 @@ impl CrossSum {
     }
 }
 
-fn panels(mut sum: MatMut<'_, f32>) -> Vec<(usize, MatMut<'_, f32>)> {
+/// The columns of a matrix so many at a time, each with the first one's index.
+pub(crate) fn panels(mut sum: MatMut<'_, f32>, width: usize) -> Vec<(usize, MatMut<'_, f32>)> {
     let (mut panels, mut start) = (Vec::new(), 0);
     while sum.ncols() > 0 {
-        let width = PANEL.min(sum.ncols());
+        let width = width.min(sum.ncols());
         let (panel, rest) = sum.split_at_col_mut(width);
         panels.push((start, panel));
         start += width;
@@ -263,6 +279,7 @@ fn panels(mut sum: MatMut<'_, f32>) -> Vec<(usize, MatMut<'_, f32>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::stored;
 
     fn rows(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
@@ -275,11 +292,29 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
+    type Rounding = fn(f32) -> f32;
+
+    /// In f32, and in bf16 where the processor can, each with what becomes of a number before it is multiplied.
+    fn forms() -> Vec<(bool, Rounding)> {
+        let mut forms: Vec<(bool, Rounding)> = vec![(false, |x| x), (true, stored)];
+        if !bf16::is_at_hand() {
+            println!("skipped: sums of bf16 numbers; this processor has no AVX-512 BF16");
+            forms.pop();
+        }
+        forms
+    }
+
     #[test]
     fn means_match_a_naive_sum_in_f64() {
-        for features in [1, 17, 192, 193, 400] {
+        let sizes = [1, 17, 192, 193, 400];
+        let all = || {
+            sizes
+                .into_iter()
+                .flat_map(|size| forms().into_iter().map(move |form| (size, form)))
+        };
+        for (features, (in_bf16, of)) in all() {
             let (a, b) = (rows(31 * features, 1), rows(8 * features, 2));
-            let mut accumulator = Accumulator::new(features);
+            let mut accumulator = Accumulator::with(features, in_bf16);
             accumulator.add(&a).unwrap();
             accumulator.add(&b).unwrap();
             let all: Vec<f32> = a.into_iter().chain(b).collect();
@@ -299,13 +334,13 @@ mod tests {
                 for j in (0..features).step_by(7) {
                     let mean: f64 = all
                         .chunks(features)
-                        .map(|r| f64::from(r[i]) * f64::from(r[j]))
+                        .map(|r| f64::from(of(r[i])) * f64::from(of(r[j])))
                         .sum::<f64>()
                         / 39.0;
                     let found = f64::from(stats.hessian[i * features + j]);
                     assert!(
                         (found - mean).abs() < 1e-6,
-                        "{features}: [{i}, {j}] is {found}, wanted {mean}"
+                        "{features}, bf16 {in_bf16}: [{i}, {j}] is {found}, wanted {mean}"
                     );
                 }
             }
@@ -316,27 +351,32 @@ mod tests {
     fn weighted_means_match_a_naive_sum_in_f64() {
         let (features, x) = (21, rows(40 * 21, 5));
         let weights: Vec<f32> = rows(40, 6).iter().map(|w| 4.0 * (w + 0.5)).collect();
-        let mut accumulator = Accumulator::new(features);
-        accumulator.add_weighted(&x, &weights).unwrap();
-        let stats = accumulator.finish();
-        assert_eq!(stats.n_tokens, 40);
-        let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
-        for i in 0..features {
-            for j in 0..features {
-                let sum: f64 = x
+        for (in_bf16, of) in forms() {
+            let mut accumulator = Accumulator::with(features, in_bf16);
+            accumulator.add_weighted(&x, &weights).unwrap();
+            let stats = accumulator.finish();
+            assert_eq!(stats.n_tokens, 40);
+            let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+            for i in 0..features {
+                for j in 0..features {
+                    let sum: f64 = x
+                        .chunks(features)
+                        .zip(&weights)
+                        .map(|(r, w)| {
+                            let scaled = |x: f32| f64::from(of(w.sqrt() * x));
+                            scaled(r[i]) * scaled(r[j])
+                        })
+                        .sum();
+                    let found = f64::from(stats.hessian[i * features + j]);
+                    assert!((found - sum / total).abs() < 1e-6, "[{i}, {j}]: {found}");
+                }
+                let mean_abs = x
                     .chunks(features)
-                    .zip(&weights)
-                    .map(|(r, w)| f64::from(*w) * f64::from(r[i]) * f64::from(r[j]))
-                    .sum();
-                let found = f64::from(stats.hessian[i * features + j]);
-                assert!((found - sum / total).abs() < 1e-6, "[{i}, {j}]: {found}");
+                    .map(|r| f64::from(r[i].abs()))
+                    .sum::<f64>()
+                    / 40.0;
+                assert!((f64::from(stats.mean_abs[i]) - mean_abs).abs() < 1e-6);
             }
-            let mean_abs = x
-                .chunks(features)
-                .map(|r| f64::from(r[i].abs()))
-                .sum::<f64>()
-                / 40.0;
-            assert!((f64::from(stats.mean_abs[i]) - mean_abs).abs() < 1e-6);
         }
         let mut unfelt = Accumulator::new(2);
         unfelt.add_weighted(&[1.0, 2.0], &[0.0]).unwrap();

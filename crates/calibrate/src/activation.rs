@@ -293,6 +293,7 @@ impl DeviceMoments {
 
 #[cfg(test)]
 mod tests {
+    use crate::store::stored;
     use halfbyte_model::{DeviceChoice, open_device};
 
     use super::*;
@@ -301,6 +302,10 @@ mod tests {
         (0..n)
             .map(|i| ((i * (31 + 2 * seed) + i / 7) % 101) as f32 / 50.0 - 1.0)
             .collect()
+    }
+
+    fn stored_rows(n: usize, seed: usize) -> Vec<f32> {
+        rows(n, seed).into_iter().map(stored).collect()
     }
 
     #[test]
@@ -313,9 +318,10 @@ mod tests {
             }
         };
         let (tokens, features, hidden) = (37, 45, 12);
-        let [x, float] = [1, 2].map(|seed| rows(tokens * features, seed));
-        let [h, h_float] = [3, 4].map(|seed| rows(tokens * hidden, seed));
-        let weights: Vec<f32> = rows(tokens, 5).iter().map(|w| w + 1.0).collect();
+        // numbers that bf16 holds, and roots of weights that keep them so: the processor may round to it
+        let [x, float] = [1, 2].map(|seed| stored_rows(tokens * features, seed));
+        let [h, h_float] = [3, 4].map(|seed| stored_rows(tokens * hidden, seed));
+        let weights: Vec<f32> = (0..tokens).map(|i| [0.0, 0.25, 1.0, 4.0][i % 4]).collect();
         let beside = Beside::Float {
             stream: Some(hidden),
         };

@@ -9,6 +9,7 @@ pub mod text;
 
 mod accumulate;
 mod activation;
+mod bf16;
 mod module;
 mod output_gradients;
 mod store;

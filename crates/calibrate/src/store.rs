@@ -152,7 +152,7 @@ pub(crate) fn from_bf16(bits: u16) -> f32 {
 }
 
 /// Rounds to nearest, ties to even; NaN stays NaN.
-fn to_bf16(x: f32) -> u16 {
+pub(crate) fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     if x.is_nan() { 0x7fc0 } else { rounded as u16 }

@@ -32,6 +32,6 @@ pub use error::ModelError;
 pub use gradient::{BlockGradients, NormKind, ParameterGradients};
 pub use linear::{Execution, Linear, LinearKind};
 pub use loaded::{Cache, LoadedModel};
-pub use logits::{divergence, fisher_probe};
+pub use logits::{divergence, fisher_probe, softmax};
 pub use rope::rope_frequencies;
 pub use weights::Weights;

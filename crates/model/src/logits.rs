@@ -104,7 +104,7 @@ fn log_total(logits: &[f32]) -> (f32, f32) {
 /// is nothing nearly always and then, for a rare `y`, large: over a few ten thousand tokens a few decide. Here every token
 /// weighs in with what it has.
 pub fn fisher_probe(logits: &mut [f32], mut bits: impl FnMut() -> u64) {
-    Arch::new().dispatch(Softmax(logits));
+    softmax(logits);
     let mut sum = 0.0f64;
     for p in logits.chunks_mut(64) {
         let drawn = bits();
@@ -115,6 +115,11 @@ pub fn fisher_probe(logits: &mut [f32], mut bits: impl FnMut() -> u64) {
     }
     let sum = sum as f32;
     logits.iter_mut().for_each(|s| *s -= *s * *s * sum);
+}
+
+/// Turns a row of logits into the probabilities they stand for.
+pub fn softmax(logits: &mut [f32]) {
+    Arch::new().dispatch(Softmax(logits));
 }
 
 /// 1 or −1.

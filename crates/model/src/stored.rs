@@ -180,8 +180,12 @@ impl<E: Element> WithSimd for AbreastTask<'_, E> {
         let mut widened = [[0.0f32; COLUMNS]; ROWS];
         let weight = self.weight.chunks(ROWS * self.width);
         for (weight, sums) in weight.zip(self.sums.chunks_mut(ROWS * self.tokens)) {
-            for register in 0..registers {
+            let mut register = 0;
+            while register < registers {
+                // What is read of the weight serves two registers of tokens where the sums of both fit the processor's.
+                let both = S::F32_LANES == ABREAST && register + 1 < registers;
                 let mut in_rows = [simd.splat_f32s(0.0); ROWS];
+                let mut next_in_rows = in_rows;
                 for (at, x) in x.chunks(COLUMNS * registers).enumerate() {
                     let columns = x.len() / registers;
                     for (row, wide) in weight.chunks_exact(self.width).zip(&mut widened) {
@@ -189,23 +193,50 @@ impl<E: Element> WithSimd for AbreastTask<'_, E> {
                         wide.iter_mut().zip(row).for_each(|(to, w)| *to = w.value());
                     }
                     let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &widened[row][..columns]);
-                    for column in 0..columns {
-                        let x = x[column * registers + register];
-                        for row in 0..ROWS {
-                            let w = simd.splat_f32s(rows[row][column]);
-                            in_rows[row] = simd.mul_add_f32s(w, x, in_rows[row]);
+                    if both {
+                        for column in 0..columns {
+                            let x = &x[column * registers + register..][..2];
+                            for row in 0..ROWS {
+                                let w = simd.splat_f32s(rows[row][column]);
+                                in_rows[row] = simd.mul_add_f32s(w, x[0], in_rows[row]);
+                                next_in_rows[row] = simd.mul_add_f32s(w, x[1], next_in_rows[row]);
+                            }
+                        }
+                    } else {
+                        for column in 0..columns {
+                            let x = x[column * registers + register];
+                            for row in 0..ROWS {
+                                let w = simd.splat_f32s(rows[row][column]);
+                                in_rows[row] = simd.mul_add_f32s(w, x, in_rows[row]);
+                            }
                         }
                     }
                 }
-                let first = register * S::F32_LANES;
-                for (sums, in_row) in sums.chunks_exact_mut(self.tokens).zip(in_rows) {
-                    let mut lanes = [0.0f32; ABREAST];
-                    simd.partial_store_f32s(&mut lanes[..S::F32_LANES], in_row);
-                    let real = self.tokens.saturating_sub(first).min(S::F32_LANES);
-                    sums[first.min(self.tokens)..][..real].copy_from_slice(&lanes[..real]);
+                keep(simd, self.tokens, sums, register, in_rows);
+                if both {
+                    keep(simd, self.tokens, sums, register + 1, next_in_rows);
                 }
+                register += 1 + usize::from(both);
             }
         }
+    }
+}
+
+/// Puts a register of tokens' sums where they belong, `[rows, tokens]`.
+#[inline(always)]
+fn keep<S: Simd>(
+    simd: S,
+    tokens: usize,
+    sums: &mut [f32],
+    register: usize,
+    in_rows: [S::f32s; ROWS],
+) {
+    let first = register * S::F32_LANES;
+    let real = tokens.saturating_sub(first).min(S::F32_LANES);
+    for (sums, in_row) in sums.chunks_exact_mut(tokens).zip(in_rows) {
+        let mut lanes = [0.0f32; ABREAST];
+        simd.partial_store_f32s(&mut lanes[..S::F32_LANES], in_row);
+        sums[first.min(tokens)..][..real].copy_from_slice(&lanes[..real]);
     }
 }
 

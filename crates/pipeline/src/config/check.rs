@@ -17,7 +17,7 @@ use super::{
 
 /// Of so many windows of text there is one that the float model writes, where Hessians are solved and unless the file says
 /// otherwise; see results/LOG.md.
-const WINDOWS_A_GENERATED_ONE: usize = 4;
+const WINDOWS_A_GENERATED_ONE: usize = 8;
 /// The same in the best recipe.
 const WINDOWS_A_GENERATED_ONE_IN_BEST: usize = 2;
 

@@ -160,12 +160,12 @@ fn where_hessians_are_solved_windows_are_added_to_the_text() {
         let calibration = parse(&format!("{MODEL}{text}")).unwrap().calibration;
         (calibration.random_samples, calibration.generated_samples)
     };
-    for (solved, generated) in [("", 32), ("method: awq+gptq\n", 32), ("recipe: best\n", 64)] {
+    for (solved, generated) in [("", 16), ("method: awq+gptq\n", 16), ("recipe: best\n", 64)] {
         assert_eq!(samples(solved), (0, generated), "{solved}");
     }
     let asked = |asked: &str| samples(&format!("calibration: {{num_samples: 62{asked}}}\n"));
-    assert_eq!(asked(""), (0, 15));
-    assert_eq!(asked(", generated_samples: auto"), (0, 15));
+    assert_eq!(asked(""), (0, 7));
+    assert_eq!(asked(", generated_samples: auto"), (0, 7));
     assert_eq!(asked(", generated_samples: 0"), (0, 0));
     assert_eq!(asked(", random_samples: 7, generated_samples: 2"), (7, 2));
     let no_text = "method: hqq\nquant: {sym: false}\ncalibration: {generated_samples: 2}\n";

@@ -8,9 +8,9 @@ use super::sampling::Sampler;
 use crate::event::{Event, phase};
 
 /// Texts that grow side by side: a pass over the weights serves all of them, and each has keys and values of its own.
-const ABREAST: usize = 16;
+const ABREAST: usize = 32;
 /// Tokens of a text, several of which fill a window: many short texts differ more than a few long ones; see results/LOG.md.
-const TEXT_TOKENS: usize = 128;
+const TEXT_TOKENS: usize = 64;
 
 /// So many windows of so many tokens that a float model writes: texts one after another, each of which begins with an id
 /// drawn evenly from the vocabulary, special tokens aside, and goes on with what the model itself draws, as it is
@@ -96,8 +96,8 @@ mod tests {
             seed: 3,
         });
         let mut first = || vec![first_ids[random.below(first_ids.len())]];
-        let mut texts: Vec<Vec<u32>> = (0..4).map(|_| first()).collect();
-        let mut caches = vec![model.cache(); 4];
+        let mut texts: Vec<Vec<u32>> = (0..7).map(|_| first()).collect();
+        let mut caches = vec![model.cache(); texts.len()];
         for _ in 1..TEXT_TOKENS {
             for (text, cache) in texts.iter_mut().zip(&mut caches) {
                 let logits = model.next_logits(&text[text.len() - 1..], cache).unwrap();
