@@ -344,13 +344,18 @@ fn a_gpu_chooses_the_processors_codes_until_roundings_part_them() {
         (Weights::new(folder).unwrap(), read_run(out.path()).unwrap())
     };
     let ((host, host_run), (device, device_run)) = (run("cpu"), run("vulkan"));
+    // a device sums f32, a processor that can sums bf16 numbers
+    #[cfg(target_arch = "x86_64")]
+    let in_bf16 = is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let in_bf16 = false;
+    let bound = if in_bf16 { 0.02 } else { 0.001 };
     for kind in [LinearKind::Q, LinearKind::K] {
         let (module, shape) = (kind.module(0), linear_shape(host.config(), kind));
         let (a, b) = (grid(&host, &module, shape), grid(&device, &module, shape));
         let other = a.codes().iter().zip(b.codes()).filter(|(a, b)| a != b);
         let share = other.count() as f64 / a.codes().len() as f64;
-        // a processor may sum bf16 numbers, a device sums f32
-        assert!(share < 0.02, "{module}: {share} of the codes differ");
+        assert!(share < bound, "{module}: {share} of the codes differ");
     }
     // a code that differs changes what later linears see, but not how well they are solved
     for (a, b) in host_run.linears.iter().zip(&device_run.linears) {

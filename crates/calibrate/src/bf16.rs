@@ -26,7 +26,7 @@ pub(crate) fn is_at_hand() -> bool {
 struct Pair([u32; TILE]);
 
 /// Adds the lower triangle of `x xᵀ`, `rows` `[tokens, features]` row-major, to `sum` `[features, features]`; what lies above
-/// the diagonal within a tile is overwritten. The same bits come out on any number of threads.
+/// the diagonal within a tile is not kept up. The same bits come out on any number of threads.
 ///
 /// Only where [`is_at_hand`].
 pub(crate) fn add_products(sum: MatMut<'_, f32>, rows: &[f32]) {
