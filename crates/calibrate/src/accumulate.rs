@@ -1,21 +1,23 @@
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, MatRef, Par};
+use halfbyte_kernels::bf16::{self, Bf16Matrix};
 use halfbyte_quant::ActivationStats;
 use rayon::prelude::*;
-
-use crate::bf16;
 
 /// Columns of the Hessian one task computes. Fixed, so that sums run in the same order on any number of threads.
 const PANEL: usize = 192;
 /// Tokens one product takes: what it reads again and again then stays in the second-level cache.
 const TOKENS: usize = 256;
 
+/// Rows and columns of a square that is mirrored at once.
+const SQUARE: usize = 32;
+
 /// Sums `x xᵀ` and `|x|` over tokens, and keeps the largest `|x|`.
 #[derive(Debug)]
 pub struct Accumulator {
     /// Lower triangle of the sum, column-major; what lies above is not kept up.
-    sum: Mat<f32>,
+    sum: Vec<f32>,
     abs: Vec<f64>,
     max_abs: Vec<f32>,
     n_tokens: u64,
@@ -33,7 +35,7 @@ impl Accumulator {
     fn with(features: usize, in_bf16: bool) -> Self {
         Self {
             in_bf16,
-            sum: Mat::zeros(features, features),
+            sum: vec![0.0; features * features],
             abs: vec![0.0; features],
             max_abs: vec![0.0; features],
             n_tokens: 0,
@@ -90,12 +92,11 @@ impl Accumulator {
     fn add_products(&mut self, rows: &[f32]) {
         let features = self.abs.len();
         if self.in_bf16 {
-            for rows in rows.chunks(TOKENS * features) {
-                bf16::add_products(self.sum.as_mut(), rows);
-            }
+            Bf16Matrix::from_columns(rows, features).add_square(&mut self.sum);
             return;
         }
-        panels(self.sum.as_mut(), PANEL)
+        let sum = MatMut::from_column_major_slice_mut(&mut self.sum, features, features);
+        panels(sum, PANEL)
             .into_par_iter()
             .for_each(|(start, panel)| {
                 let width = panel.ncols();
@@ -131,7 +132,10 @@ impl Accumulator {
 
     /// Adds what another has summed.
     pub(crate) fn join(&mut self, other: &Self) {
-        self.sum += &other.sum;
+        self.sum
+            .iter_mut()
+            .zip(&other.sum)
+            .for_each(|(a, b)| *a += b);
         self.abs
             .iter_mut()
             .zip(&other.abs)
@@ -151,11 +155,17 @@ impl Accumulator {
         }
         let scale = 1.0 / self.weight;
         let mut hessian = vec![0.0; features * features];
-        for column in 0..features {
-            for row in column..features {
-                let value = (f64::from(self.sum[(row, column)]) * scale) as f32;
-                hessian[row * features + column] = value;
-                hessian[column * features + row] = value;
+        // in squares, since columns are far apart in memory
+        for first in (0..features).step_by(SQUARE) {
+            for start in (first..features).step_by(SQUARE) {
+                for column in first..features.min(first + SQUARE) {
+                    for row in start.max(column)..features.min(start + SQUARE) {
+                        let sum = self.sum[column * features + row];
+                        let value = (f64::from(sum) * scale) as f32;
+                        hessian[row * features + column] = value;
+                        hessian[column * features + row] = value;
+                    }
+                }
             }
         }
         let per_token = 1.0 / self.n_tokens as f64;
@@ -199,24 +209,35 @@ impl Accumulator {
 /// Sums `(left_float − left) xᵀ` over tokens: what goes with an input.
 #[derive(Debug)]
 pub(crate) struct CrossSum {
+    left: usize,
+    features: usize,
     /// `[left, features]`, column-major.
-    sum: Mat<f32>,
+    sum: Vec<f32>,
     weight: f64,
+    /// Whether numbers are rounded to bf16 before they are multiplied.
+    in_bf16: bool,
 }
 
 impl CrossSum {
-    /// An empty sum.
+    /// An empty sum; of bf16 numbers where the processor multiplies those quicker.
     pub(crate) fn new(left: usize, features: usize) -> Self {
+        Self::with(left, features, bf16::is_at_hand())
+    }
+
+    fn with(left: usize, features: usize, in_bf16: bool) -> Self {
         Self {
-            sum: Mat::zeros(left, features),
+            left,
+            features,
+            sum: vec![0.0; left * features],
             weight: 0.0,
+            in_bf16,
         }
     }
 
     /// Adds tokens: `float` and `own` `[tokens, left]`, `x` `[tokens, features]`, with a weight for each token if there
     /// are weights.
     pub(crate) fn add(&mut self, [float, own]: [&[f32]; 2], x: &[f32], weights: Option<&[f32]>) {
-        let (left, features) = (self.sum.nrows(), self.sum.ncols());
+        let (left, features) = (self.left, self.features);
         let tokens = x.len() / features;
         let mut lacking: Vec<f32> = float.iter().zip(own).map(|(a, b)| a - b).collect();
         if let Some(weights) = weights {
@@ -225,9 +246,25 @@ impl CrossSum {
                 .zip(weights)
                 .for_each(|(row, weight)| row.iter_mut().for_each(|d| *d *= weight));
         }
-        let lacking = MatRef::from_row_major_slice(&lacking, tokens, left);
+        if self.in_bf16 {
+            let x = Bf16Matrix::from_columns(x, features);
+            x.add_products(&Bf16Matrix::from_columns(&lacking, left), &mut self.sum);
+        } else {
+            self.add_products(&lacking, x);
+        }
+        self.weight += match weights {
+            Some(weights) => weights.iter().map(|w| f64::from(*w)).sum(),
+            None => tokens as f64,
+        };
+    }
+
+    fn add_products(&mut self, lacking: &[f32], x: &[f32]) {
+        let (left, features) = (self.left, self.features);
+        let tokens = x.len() / features;
+        let lacking = MatRef::from_row_major_slice(lacking, tokens, left);
         let x = MatRef::from_row_major_slice(x, tokens, features);
-        panels(self.sum.as_mut(), PANEL)
+        let sum = MatMut::from_column_major_slice_mut(&mut self.sum, left, features);
+        panels(sum, PANEL)
             .into_par_iter()
             .for_each(|(start, mut panel)| {
                 let width = panel.ncols();
@@ -243,10 +280,6 @@ impl CrossSum {
                     );
                 }
             });
-        self.weight += match weights {
-            Some(weights) => weights.iter().map(|w| f64::from(*w)).sum(),
-            None => tokens as f64,
-        };
     }
 
     /// The mean over all tokens added, by weight, `[left, features]` row-major.
@@ -256,15 +289,15 @@ impl CrossSum {
         } else {
             0.0
         };
-        let row = |i| self.sum.row(i);
-        (0..self.sum.nrows())
-            .flat_map(|i| row(i).iter().map(|x| (f64::from(*x) * scale) as f32))
+        let row = |i| self.sum[i..].iter().step_by(self.left.max(1));
+        (0..self.left)
+            .flat_map(|i| row(i).map(|x| (f64::from(*x) * scale) as f32))
             .collect()
     }
 }
 
 /// The columns of a matrix so many at a time, each with the first one's index.
-pub(crate) fn panels(mut sum: MatMut<'_, f32>, width: usize) -> Vec<(usize, MatMut<'_, f32>)> {
+fn panels(mut sum: MatMut<'_, f32>, width: usize) -> Vec<(usize, MatMut<'_, f32>)> {
     let (mut panels, mut start) = (Vec::new(), 0);
     while sum.ncols() > 0 {
         let width = width.min(sum.ncols());
@@ -392,8 +425,10 @@ mod tests {
             rows(tokens * features, 9),
         );
         let weights: Vec<f32> = rows(tokens, 6).iter().map(|w| 4.0 * (w + 0.5)).collect();
-        for weights in [None, Some(&weights[..])] {
-            let mut sum = CrossSum::new(left, features);
+        let forms = forms();
+        let each = [None, Some(&weights[..])].into_iter();
+        for (weights, (in_bf16, of)) in each.flat_map(|w| forms.iter().map(move |f| (w, f))) {
+            let mut sum = CrossSum::with(left, features, *in_bf16);
             let cut = 130;
             for part in [0..cut, cut..tokens] {
                 let few = part.start * left..part.end * left;
@@ -411,7 +446,8 @@ mod tests {
                     let wanted: f64 = (0..tokens)
                         .map(|t| {
                             let lacking = float[t * left + i] - own[t * left + i];
-                            weight(t) * f64::from(lacking) * f64::from(x[t * features + k])
+                            let lacking = of(lacking * weights.map_or(1.0, |w| w[t]));
+                            f64::from(lacking) * f64::from(of(x[t * features + k]))
                         })
                         .sum::<f64>()
                         / total;

@@ -9,7 +9,6 @@ pub mod text;
 
 mod accumulate;
 mod activation;
-mod bf16;
 mod module;
 mod output_gradients;
 mod store;

@@ -161,7 +161,7 @@ impl OutputGradients {
             n_calibration,
             tokens,
             hidden: decoder.weights().config().hidden_size,
-            head: decoder.head()?,
+            head: decoder.head()?.rounded(),
         };
         let blocks = decoder.n_blocks();
         let per_window = blocks as u64 * Store::bytes(1, tokens * pass.hidden);
@@ -486,7 +486,7 @@ impl Pass<'_> {
         streams.push(first);
         let mut gradients = Vec::with_capacity(n);
         for index in 0..blocks {
-            let block = self.decoder.block(index, self.tokens)?;
+            let block = self.decoder.block(index, self.tokens)?.rounded();
             self.decoder.release_block(index);
             let last = index + 1 == blocks;
             let mut next = (!last).then(|| Store::in_memory(n, self.tokens * self.hidden));
@@ -501,7 +501,7 @@ impl Pass<'_> {
             streams.extend(next);
         }
         for index in (0..blocks).rev() {
-            let block = self.decoder.block(index, self.tokens)?;
+            let block = self.decoder.block(index, self.tokens)?.rounded();
             self.decoder.release_block(index);
             let mut sums = RowSums::new(&taken.parts);
             for (at, gradient) in gradients.iter_mut().enumerate() {
@@ -617,10 +617,10 @@ pub(crate) mod tests {
             n_calibration: 3,
             tokens: 24,
             hidden: decoder.weights().config().hidden_size,
-            head: decoder.head().unwrap(),
+            head: decoder.head().unwrap().rounded(),
         };
         let last = decoder.n_blocks() - 1;
-        let block = decoder.block(last, 24).unwrap();
+        let block = decoder.block(last, 24).unwrap().rounded();
         let mut of_gate: Vec<Vec<f32>> = Vec::new();
         let mut of_attention: Vec<Vec<f32>> = Vec::new();
         for (index, window) in windows.iter().enumerate() {
@@ -631,7 +631,8 @@ pub(crate) mod tests {
             };
             let mut h = kept(decoder.embed(&window.ids).unwrap());
             for before in 0..last {
-                h = kept(values(decoder.block(before, 24).unwrap().forward(h)).unwrap());
+                let block = decoder.block(before, 24).unwrap().rounded();
+                h = kept(values(block.forward(h)).unwrap());
             }
             let out = values(block.forward(h.clone())).unwrap();
             let gradient = pass.tensor(pass.head_gradient(index, out).unwrap());

@@ -2,6 +2,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use halfbyte_kernels::bf16::bits;
+
 /// Activations of every window in bf16, in memory or, past a budget, in a file that goes when the store does.
 ///
 /// bf16 is what such models compute in anyway; it halves the only memory that grows with the calibration set.
@@ -86,14 +88,11 @@ impl Store {
                 all[start..start + values.len()]
                     .iter_mut()
                     .zip(values)
-                    .for_each(|(to, x)| *to = to_bf16(*x));
+                    .for_each(|(to, x)| *to = bits(*x));
                 Ok(())
             }
             Place::File { file, path } => {
-                let bytes: Vec<u8> = values
-                    .iter()
-                    .flat_map(|x| to_bf16(*x).to_le_bytes())
-                    .collect();
+                let bytes: Vec<u8> = values.iter().flat_map(|x| bits(*x).to_le_bytes()).collect();
                 let fail = |source| StoreError {
                     path: path.clone(),
                     source,
@@ -144,41 +143,16 @@ impl Drop for Store {
 
 /// The nearest number that a store holds.
 pub(crate) fn stored(x: f32) -> f32 {
-    from_bf16(to_bf16(x))
+    from_bf16(bits(x))
 }
 
 pub(crate) fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// Rounds to nearest, ties to even; NaN stays NaN.
-pub(crate) fn to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    if x.is_nan() { 0x7fc0 } else { rounded as u16 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rounds_as_the_half_crate_does() {
-        for x in [
-            0.0,
-            -0.0,
-            1.0,
-            1.003_906_2,
-            1.011_718_8,
-            -3.25,
-            1e-40,
-            3.4e38,
-            f32::INFINITY,
-        ] {
-            assert_eq!(to_bf16(x), half::bf16::from_f32(x).to_bits(), "{x}");
-        }
-        assert!(from_bf16(to_bf16(f32::NAN)).is_nan());
-    }
 
     #[test]
     fn a_file_holds_what_memory_holds_and_goes_with_the_store() {

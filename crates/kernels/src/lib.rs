@@ -50,6 +50,7 @@
 //! with a reduction by subgroup operations, wants a second path where those are missing and decodes scales once per lane
 //! rather than once per row.
 
+pub mod bf16;
 mod device;
 mod error;
 mod host;

@@ -43,14 +43,7 @@ pub(crate) fn backward(
     let (gate, up) = (linear(Gate, &x2), linear(Up, &x2));
     let m = wants_weights.then(|| block.mlp_mix_from(gate.clone(), up.clone()));
 
-    let through = |kind: LinearKind, d: &Tensor<3>| {
-        let [windows, tokens, features] = d.dims();
-        let linear = block.linears.get(kind);
-        d.clone()
-            .reshape([windows * tokens, features])
-            .matmul(linear.weight())
-            .reshape([windows, tokens, linear.in_features()])
-    };
+    let through = |kind: LinearKind, d: &Tensor<3>| block.linears.get(kind).back(d.clone());
     let mut norms = Vec::new();
     let dm = through(Down, &gradient);
     let (d_gate, d_up) = host::silu_gated_backward(gate, up, dm);
@@ -80,11 +73,8 @@ pub(crate) fn backward(
     if let Some(m) = &m {
         let inputs = [&x1, &x1, &x1, &a, &x2, &x2, m];
         for ((kind, d), x) in LinearKind::ALL.into_iter().zip(&outputs).zip(inputs) {
-            let flat = |t: &Tensor<3>| {
-                let [windows, tokens, features] = t.dims();
-                t.clone().reshape([windows * tokens, features])
-            };
-            weights.push((kind, flat(d).transpose().matmul(flat(x))));
+            let linear = block.linears.get(kind);
+            weights.push((kind, linear.weight_gradient(d.clone(), x.clone())));
         }
     }
     Backward {

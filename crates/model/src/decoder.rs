@@ -124,4 +124,10 @@ impl Head {
         let x: Tensor<3> = self.norm.forward(h).unsqueeze();
         self.linear.forward(x).squeeze_dim(0)
     }
+
+    /// As [`Block::rounded`].
+    pub fn rounded(mut self) -> Self {
+        self.linear.round();
+        self
+    }
 }

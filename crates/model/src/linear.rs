@@ -1,7 +1,8 @@
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::prelude::*;
 use burn::tensor::DType;
+use halfbyte_kernels::bf16::{self, Bf16Matrix};
 use halfbyte_kernels::{DeviceWeight, KernelError, PackedWeight};
 
 use crate::host;
@@ -92,6 +93,8 @@ pub struct Linear {
 pub(crate) enum Form {
     /// f32, for products of any size and for derivatives.
     Dense(Tensor<2>),
+    /// On the CPU rounded to bf16, as are the activations: for derivatives where that is quicker.
+    Rounded(Arc<RoundedWeight>),
     /// On the CPU as the checkpoint has it, for products with a few tokens.
     Stored(Arc<StoredWeight>),
     /// Codes on the CPU.
@@ -134,6 +137,7 @@ impl Form {
     fn shape(&self) -> [usize; 2] {
         match self {
             Self::Dense(weight) => weight.dims(),
+            Self::Rounded(weight) => weight.shape(),
             Self::Stored(weight) => weight.shape(),
             Self::Codes(weight) => [weight.out_features(), weight.in_features()],
             Self::DeviceCodes { weight, .. } => [weight.out_features(), weight.in_features()],
@@ -145,15 +149,19 @@ impl Form {
         let ([out, _], [tokens, _]) = (self.shape(), x.dims());
         match self {
             Self::Dense(weight) => x.matmul(weight.clone().transpose()),
+            Self::Rounded(weight) => {
+                let x = Bf16Matrix::from_rows(&host::taken(x), weight.rows.depth());
+                host_tensor(x.products(&weight.rows), [tokens, out])
+            }
             Self::Stored(weight) if tokens > STORED_TOKENS => x.matmul(dense(weight).transpose()),
             Self::Stored(weight) => {
                 let y = weight.multiply(&host::taken(x));
-                Tensor::from_data(TensorData::new(y, [tokens, out]), &Device::flex())
+                host_tensor(y, [tokens, out])
             }
             Self::Codes(weight) => {
                 let y = weight.multiply(&host::taken(x));
                 let y = y.unwrap_or_else(|e| unreachable!("x has the weight's columns: {e}"));
-                Tensor::from_data(TensorData::new(y, [tokens, out]), &Device::flex())
+                host_tensor(y, [tokens, out])
             }
             Self::DeviceCodes {
                 weight,
@@ -172,6 +180,7 @@ impl Form {
     fn bytes(&self) -> u64 {
         match self {
             Self::Dense(weight) => 4 * weight.dims().iter().product::<usize>() as u64,
+            Self::Rounded(weight) => weight.bytes(),
             Self::Stored(weight) => weight.bytes(),
             Self::Codes(weight) => weight.bytes(),
             Self::DeviceCodes { weight, .. } => weight.bytes(),
@@ -179,12 +188,44 @@ impl Form {
     }
 }
 
+/// A weight in bf16, for sums over its columns and, once they are wanted, over its rows.
+#[derive(Debug)]
+pub(crate) struct RoundedWeight {
+    rows: Bf16Matrix,
+    columns: OnceLock<Bf16Matrix>,
+}
+
+impl RoundedWeight {
+    fn new(weight: Tensor<2>) -> Self {
+        let [_, columns] = weight.dims();
+        Self {
+            rows: Bf16Matrix::from_rows(&host::taken(weight), columns),
+            columns: OnceLock::new(),
+        }
+    }
+
+    fn shape(&self) -> [usize; 2] {
+        [self.rows.rows(), self.rows.depth()]
+    }
+
+    fn columns(&self) -> &Bf16Matrix {
+        self.columns.get_or_init(|| self.rows.transposed())
+    }
+
+    fn bytes(&self) -> u64 {
+        self.rows.bytes() + self.columns.get().map_or(0, Bf16Matrix::bytes)
+    }
+}
+
+fn host_tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+}
+
 /// Tokens up to which a stored weight is read as it is; for more it is turned into f32, once for all of them.
 const STORED_TOKENS: usize = 32;
 
 fn dense(weight: &StoredWeight) -> Tensor<2> {
-    let data = TensorData::new(weight.to_f32(), weight.shape());
-    Tensor::from_data(data, &Device::flex())
+    host_tensor(weight.to_f32(), weight.shape())
 }
 
 impl Linear {
@@ -225,6 +266,49 @@ impl Linear {
         y.reshape([windows, tokens, out])
     }
 
+    /// From a derivative with regard to the output to that with regard to the input, both `[windows, tokens, features]`.
+    pub(crate) fn back(&self, d: Tensor<3>) -> Tensor<3> {
+        let [windows, tokens, out] = d.dims();
+        let d = d.reshape([windows * tokens, out]);
+        let dx = match &self.form {
+            Form::Rounded(weight) => {
+                let d = Bf16Matrix::from_rows(&host::taken(d), out);
+                let shape = [windows * tokens, self.in_features()];
+                host_tensor(d.products(weight.columns()), shape)
+            }
+            _ => d.matmul(self.weight()),
+        };
+        dx.reshape([windows, tokens, self.in_features()])
+    }
+
+    /// The derivative with regard to the weight, `[out_features, in_features]`, from that with regard to the output and
+    /// from the input.
+    pub(crate) fn weight_gradient(&self, d: Tensor<3>, x: Tensor<3>) -> Tensor<2> {
+        fn flat(t: Tensor<3>) -> Tensor<2> {
+            let [windows, tokens, features] = t.dims();
+            t.reshape([windows * tokens, features])
+        }
+        let (d, x) = (flat(d), flat(x));
+        if !matches!(self.form, Form::Rounded(_)) {
+            return d.transpose().matmul(x);
+        }
+        let shape = [self.out_features(), self.in_features()];
+        let [d, x] = [(d, shape[0]), (x, shape[1])]
+            .map(|(t, features)| Bf16Matrix::from_columns(&host::taken(t), features));
+        host_tensor(d.products(&x), shape)
+    }
+
+    /// Multiplies numbers rounded to bf16 from now on, forward and back, where a dense weight's products are made on a CPU
+    /// that is quicker at those; sums are in f32. Elsewhere nothing changes.
+    pub(crate) fn round(&mut self) {
+        if let Form::Dense(weight) = &self.form
+            && host::is_host(weight)
+            && bf16::is_at_hand()
+        {
+            self.form = Form::Rounded(Arc::new(RoundedWeight::new(weight.clone())));
+        }
+    }
+
     /// Rows of the weight.
     pub fn out_features(&self) -> usize {
         self.form.shape()[0]
@@ -254,6 +338,7 @@ impl Linear {
     pub(crate) fn weight(&self) -> Tensor<2> {
         match &self.form {
             Form::Dense(weight) => weight.clone(),
+            Form::Rounded(weight) => host_tensor(weight.rows.to_rows(), weight.shape()),
             Form::Stored(weight) => dense(weight),
             Form::Codes(weight) => {
                 let data = TensorData::new(weight.dequantize(), self.form.shape());

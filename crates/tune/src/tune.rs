@@ -94,7 +94,6 @@ pub fn tune(
             Some(targets) => targets,
             None => self::targets(decoder, windows)?,
         },
-        float_head: decoder.head()?,
     };
     let mut parameters = Parameters::new(
         decoder,
@@ -135,9 +134,11 @@ pub fn tune(
     for epoch in 1..=options.epochs {
         shuffle(&mut learned, &mut random);
         let mut sum = 0.0;
+        // only for as long as it is needed: where the vocabulary is large, it is most of what tuning keeps
+        let head = decoder.head()?.rounded();
         for batch in learned[..num_samples].chunks(options.batch_windows) {
             step += 1;
-            sum += run.learn(&mut parameters, batch, &mut |n| {
+            sum += run.learn(&head, &mut parameters, batch, &mut |n| {
                 done += n;
                 tick(done, total);
             })?;
@@ -146,6 +147,7 @@ pub fn tune(
             let rate = options.learning_rate as f32 * fall;
             parameters.each(&mut |factors| factors.step(step, rate, options.damping));
         }
+        drop(head);
         report.kl_calibration.push(sum / num_samples.max(1) as f64);
         if !held.is_empty() {
             report.kl_heldout.push(run.measure(&parameters, &held)?);
@@ -176,7 +178,6 @@ struct Run<'a> {
     tokens: usize,
     /// The float model's last residual streams, `[windows, tokens, hidden_size]`, in bf16's bits.
     targets: Vec<u16>,
-    float_head: Head,
 }
 
 impl Run<'_> {
@@ -189,10 +190,10 @@ impl Run<'_> {
                 *h = block.forward(h.clone());
             }
         }
-        let head = self.head(parameters)?;
+        let heads = heads(&self.decoder.head()?, parameters);
         let mut kl = 0.0;
         for (h, &window) in streams.into_iter().zip(windows) {
-            kl += self.compare(&head, h, window, 0.0)?.0;
+            kl += self.compare(&heads, h, window, 0.0)?.0;
         }
         let tokens: usize = windows.iter().map(|&w| self.windows[w].len).sum();
         Ok(kl / tokens.max(1) as f64)
@@ -201,6 +202,7 @@ impl Run<'_> {
     /// Forward and back over a batch, adding its derivatives; the sum over windows of their mean KL.
     fn learn(
         &self,
+        float_head: &Head,
         parameters: &mut Parameters<'_>,
         batch: &[usize],
         tick: &mut dyn FnMut(u64),
@@ -208,16 +210,16 @@ impl Run<'_> {
         let blocks = self.decoder.n_blocks();
         let mut inputs: Vec<Vec<Tensor<3>>> = vec![self.embed(batch)?];
         for index in 0..blocks {
-            let block = parameters.block(index, self.tokens)?;
+            let block = parameters.block(index, self.tokens)?.rounded();
             let next = inputs[index].iter().map(|h| block.forward(h.clone()));
             inputs.push(next.collect());
         }
-        let head = self.head(parameters)?;
+        let heads = heads(float_head, parameters);
         let tokens: usize = batch.iter().map(|&w| self.windows[w].len).sum();
         let mut sum = 0.0;
         let mut gradients = Vec::with_capacity(batch.len());
         for (h, &window) in inputs.pop().unwrap_or_default().into_iter().zip(batch) {
-            let (kl, gradient, norm) = self.compare(&head, h, window, 1.0 / tokens as f32)?;
+            let (kl, gradient, norm) = self.compare(&heads, h, window, 1.0 / tokens as f32)?;
             if !kl.is_finite() {
                 return Err(TuneError::NotFinite { window });
             }
@@ -226,7 +228,7 @@ impl Run<'_> {
             gradients.push(gradient);
         }
         for index in (0..blocks).rev() {
-            let block = parameters.block(index, self.tokens)?;
+            let block = parameters.block(index, self.tokens)?.rounded();
             self.decoder.release_block(index);
             let inputs = inputs.pop().unwrap_or_default();
             for (gradient, h) in gradients.iter_mut().zip(inputs) {
@@ -243,7 +245,7 @@ impl Run<'_> {
     /// stream and to the final norm.
     fn compare(
         &self,
-        head: &Head,
+        [float_head, head]: &[Head; 2],
         h: Tensor<3>,
         window: usize,
         scale: f32,
@@ -262,7 +264,7 @@ impl Run<'_> {
                 .map(|x| bf16::from_bits(*x).to_f32())
                 .collect();
             let target = Tensor::<2>::from_data(TensorData::new(target, [rows, hidden]), &device);
-            let p = values(self.float_head.forward(target))?;
+            let p = values(float_head.forward(target))?;
             let mut q = values(head.forward(h.clone()))?;
             let vocab = q.len() / rows;
             let real = self.windows[window].len.saturating_sub(start).min(rows);
@@ -283,12 +285,6 @@ impl Run<'_> {
         Ok((kl, gradient, norm))
     }
 
-    fn head(&self, parameters: &Parameters<'_>) -> Result<Head, ModelError> {
-        let mut head = self.float_head.clone();
-        head.set_norm(parameters.final_norm());
-        Ok(head)
-    }
-
     fn embed(&self, windows: &[usize]) -> Result<Vec<Tensor<3>>, ModelError> {
         let hidden = self.decoder.weights().config().hidden_size;
         let one = |&window: &usize| {
@@ -298,6 +294,13 @@ impl Run<'_> {
         };
         windows.iter().map(one).collect()
     }
+}
+
+/// The float model's head and the tuned one's.
+fn heads(float: &Head, parameters: &Parameters<'_>) -> [Head; 2] {
+    let mut head = float.clone();
+    head.set_norm(parameters.final_norm());
+    [float.clone(), head]
 }
 
 /// The float model's last residual streams, `[windows, tokens, hidden_size]`, in bf16's bits.
