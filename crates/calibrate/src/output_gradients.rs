@@ -650,6 +650,7 @@ pub(crate) mod tests {
             let sum: f64 = rows.iter().map(|g| f64::from(g[a]) * f64::from(g[b])).sum();
             sum / 63.0
         };
+        // the sums may be of gradients rounded to bf16, each by up to a 512th
         for found in [&whole, &pieces] {
             let gate = &found.row_hessians(last, LinearKind::Gate).unwrap()[0];
             for (a, b) in [(0, 0), (3, 3), (5, 40), (40, 5), (17, 90)] {
@@ -657,7 +658,7 @@ pub(crate) mod tests {
                 let scale = (mean(&of_gate, a, a) * mean(&of_gate, b, b)).sqrt();
                 let near = f64::from(gate.hessian[a * gate.in_features + b]);
                 assert!(
-                    (near - wanted).abs() < 0.001 * scale,
+                    (near - wanted).abs() < 0.004 * scale,
                     "{a}, {b}: {near} {wanted}"
                 );
             }
@@ -684,7 +685,7 @@ pub(crate) mod tests {
                 })
                 .sum();
             let near = f64::from(v[1].hessian[2 * dim + 7]);
-            assert!((near - wanted).abs() < 0.001 * scale, "v: {near} {wanted}");
+            assert!((near - wanted).abs() < 0.004 * scale, "v: {near} {wanted}");
             let diagonal: f64 = (0..gate.in_features).map(|a| mean(&of_gate, a, a)).sum();
             let square = found.mean_square(last).unwrap()[&LinearKind::Gate];
             assert!((square * gate.in_features as f64 / diagonal - 1.0).abs() < 0.01);
@@ -731,7 +732,7 @@ pub(crate) mod tests {
         let wanted = mean(first, 5, 40) * 63.0 / 24.0;
         let scale = (mean(first, 5, 5) * mean(first, 40, 40)).sqrt() * 63.0 / 24.0;
         let near = f64::from(gate.hessian[5 * gate.in_features + 40]);
-        assert!((near - wanted).abs() < 0.001 * scale, "{near} {wanted}");
+        assert!((near - wanted).abs() < 0.004 * scale, "{near} {wanted}");
         let weights = |of: &OutputGradients, windows| of.weights(0, LinearKind::Up, 0, windows);
         let (all, some) = (
             weights(&whole, 0..3).unwrap(),
