@@ -301,11 +301,13 @@ impl Linear {
     /// Multiplies numbers rounded to bf16 from now on, forward and back, where a dense weight's products are made on a CPU
     /// that is quicker at those; sums are in f32. Elsewhere nothing changes.
     pub(crate) fn round(&mut self) {
-        if let Form::Dense(weight) = &self.form
+        if let Form::Dense(weight) = &mut self.form
             && host::is_host(weight)
             && bf16::is_at_hand()
         {
-            self.form = Form::Rounded(Arc::new(RoundedWeight::new(weight.clone())));
+            // taken out, so that a head of a large vocabulary is not copied first
+            let weight = std::mem::replace(weight, Tensor::empty([0, 0], &self.device));
+            self.form = Form::Rounded(Arc::new(RoundedWeight::new(weight)));
         }
     }
 
