@@ -53,7 +53,7 @@ fn crates_see_only_what_the_architecture_allows() {
         ("kernels", &["quant"]),
         ("report", &["quant"]),
         ("model", &["quant", "checkpoint", "pack", "kernels"]),
-        ("calibrate", &["quant", "model"]),
+        ("calibrate", &["quant", "model", "kernels"]),
         ("tune", &["quant", "model"]),
         ("evaluate", &["quant", "model"]),
         (
