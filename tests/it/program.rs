@@ -345,10 +345,7 @@ fn a_gpu_chooses_the_processors_codes_until_roundings_part_them() {
     };
     let ((host, host_run), (device, device_run)) = (run("cpu"), run("vulkan"));
     // a device sums f32, a processor that can sums bf16 numbers
-    #[cfg(target_arch = "x86_64")]
-    let in_bf16 = is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    let in_bf16 = false;
+    let in_bf16 = halfbyte_kernels::bf16::is_at_hand();
     let bound = if in_bf16 { 0.02 } else { 0.001 };
     for kind in [LinearKind::Q, LinearKind::K] {
         let (module, shape) = (kind.module(0), linear_shape(host.config(), kind));
