@@ -168,9 +168,10 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
         succeed(small_run(out.path(), &more).args(["--threads", threads]));
         out
     };
+    let seen = ["tune.epochs=2", "tune.generated_samples=0"];
     let (tuned, again, plain) = (
-        run("1", &["tune.epochs=2"]),
-        run("3", &["tune.epochs=2"]),
+        run("1", &seen),
+        run("3", &seen),
         run("2", &["tune.epochs=0"]),
     );
     let file = |out: &tempfile::TempDir| {
@@ -198,10 +199,31 @@ fn the_best_recipe_keeps_the_codes_it_tunes_and_gives_the_same_bytes_on_any_numb
         .fold(f64::INFINITY, f64::min);
     assert_eq!(tune.kl_heldout[tune.epochs_kept], least);
     assert!(tune.epochs_kept > 0, "{tune:?}");
+    assert_eq!(tune.generated_samples, 0);
     assert!(read_run(plain.path()).unwrap().tune.is_none());
-    let few = run("2", &["tune.epochs=1", "tune.num_samples=2"]);
+    let few = run(
+        "2",
+        &[
+            "tune.epochs=1",
+            "tune.generated_samples=0",
+            "tune.num_samples=2",
+        ],
+    );
     let few = read_run(few.path()).unwrap().tune.unwrap();
     assert_eq!(few.num_samples, Some(2));
+    let unseen = run("2", &["tune.epochs=1", "tune.generated_samples=3"]);
+    let unseen = read_run(unseen.path()).unwrap();
+    assert_eq!(
+        &unseen.calibration, calibration,
+        "what is solved from changed"
+    );
+    let unseen = unseen.tune.unwrap();
+    assert_eq!((unseen.generated_samples, unseen.num_samples), (3, Some(3)));
+    assert_eq!(unseen.kl_heldout[0], tune.kl_heldout[0]);
+    assert!(
+        unseen.kl_calibration[0] > tune.kl_calibration[0],
+        "{unseen:?}"
+    );
     assert_ne!(few.kl_calibration[0], tune.kl_calibration[0]);
 
     let open = |out: &tempfile::TempDir| {

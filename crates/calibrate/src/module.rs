@@ -106,6 +106,7 @@ mod tests {
         let windows = Windows {
             calibration,
             holdout: vec![window(11, TOKENS)],
+            tuning: Vec::new(),
             report: TextReport::default(),
         };
         let spill = tempfile::tempdir().unwrap();

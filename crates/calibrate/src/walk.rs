@@ -977,6 +977,7 @@ mod tests {
                 .map(|i| window(20 + i, if i == 9 { 15 } else { TOKENS }))
                 .collect(),
             holdout: vec![window(57, TOKENS)],
+            tuning: Vec::new(),
             report: crate::text::TextReport::default(),
         };
         let block = decoder.block(0, TOKENS).unwrap();
@@ -1045,6 +1046,7 @@ mod tests {
         let windows = Windows {
             calibration: vec![window(20, TOKENS), window(31, 15)],
             holdout: vec![window(57, TOKENS)],
+            tuning: Vec::new(),
             report: crate::text::TextReport::default(),
         };
         let spill = tempfile::tempdir().unwrap();

@@ -174,15 +174,18 @@ pub(crate) fn read_calibration(
 struct GeneratedFile {
     /// What the windows depend on.
     key: String,
-    /// Token ids.
+    /// Token ids of those for the statistics.
     windows: Vec<Vec<u32>>,
+    /// Token ids of those for tuning alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tuning_windows: Vec<Vec<u32>>,
 }
 
 impl GeneratedFile {
     /// The windows of the file, if it holds those of this key.
-    fn read(path: &Path, key: &str) -> Option<Vec<Vec<u32>>> {
+    fn read(path: &Path, key: &str) -> Option<[Vec<Vec<u32>>; 2]> {
         let file: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        (file.key == key).then_some(file.windows)
+        (file.key == key).then_some([file.windows, file.tuning_windows])
     }
 }
 
@@ -193,6 +196,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) reads_text: bool,
     /// The output folder.
     pub(crate) out: &'a Path,
+    /// Windows that the model writes for tuning alone.
+    pub(crate) tuning_samples: usize,
     /// Whether what an earlier run had the model write is passed over.
     pub(crate) fresh: bool,
 }
@@ -260,7 +265,7 @@ impl Reading<'_> {
             self.pipeline.calibration.generated_samples,
             self.pipeline.calibration.seed,
         );
-        if samples == 0 {
+        if samples + self.tuning_samples == 0 {
             return Ok(weights);
         }
         let folder = weights.folder();
@@ -272,21 +277,37 @@ impl Reading<'_> {
         if bytes > limit {
             let mut random = SplitMix64::new(seed, u64::MAX);
             windows.add_random(tokenizer, samples, &mut random);
-            windows.report.warnings.push(format!(
-                "calibration.generated_samples: {samples} windows are of random tokens, not of the model's own, because its \
-                 weights, {}, would all be held at once for that and are more than half of resources.max_memory",
+            let because = format!(
+                "because its weights, {}, would all be held at once for that and are more than half of resources.max_memory",
                 halfbyte_report::bytes(bytes)
-            ));
+            );
+            if samples > 0 {
+                windows.report.warnings.push(format!(
+                    "calibration.generated_samples: {samples} windows are of random tokens, not of the model's own, {because}",
+                ));
+            }
+            if self.tuning_samples > 0 {
+                windows.report.warnings.push(format!(
+                    "tune.generated_samples: tuning learns from the calibration's windows, not from {} of the model's own, \
+                     {because}",
+                    self.tuning_samples
+                ));
+            }
             return Ok(weights);
         }
-        let shape = [samples, self.pipeline.calibration.sequence_length];
+        let mut add = |[written, for_tuning]: [Vec<Vec<u32>>; 2]| {
+            windows.add_generated(written);
+            windows.add_tuning(for_tuning);
+        };
+        let shape = [samples, self.tuning_samples];
+        let tokens = self.pipeline.calibration.sequence_length;
         let folder = self.out.join("halfbyte");
         // an output folder that cannot be is told before the work and not after it
         create_folder(&folder)?;
         let path = folder.join("generated.json");
         let key = format!(
-            "{} {seed} {samples}x{} {}",
-            fingerprint,
+            "{fingerprint} {seed} {}+{}x{tokens} {}",
+            shape[0],
             shape[1],
             env!("CARGO_PKG_VERSION")
         );
@@ -295,20 +316,25 @@ impl Reading<'_> {
             false => GeneratedFile::read(&path, &key),
         };
         if let Some(written) = earlier() {
-            windows.add_generated(written);
+            add(written);
             return Ok(weights);
         }
-        let (own, weights) = written_windows(weights, tokenizer, shape, seed, on_event)?;
+        let (own, weights) = written_windows(weights, tokenizer, shape, tokens, seed, on_event)?;
         // another shard may have been faster
         let written = match earlier() {
             Some(theirs) => theirs,
             None => {
-                let file = GeneratedFile { key, windows: own };
+                let [windows, tuning_windows] = own;
+                let file = GeneratedFile {
+                    key,
+                    windows,
+                    tuning_windows,
+                };
                 write_file(&path, &serde_json::to_vec(&file)?)?;
-                file.windows
+                [file.windows, file.tuning_windows]
             }
         };
-        windows.add_generated(written);
+        add(written);
         Ok(weights)
     }
 }
@@ -318,6 +344,7 @@ pub(crate) fn no_text(calibration: &Calibration) -> text::Windows {
     text::Windows {
         calibration: Vec::new(),
         holdout: Vec::new(),
+        tuning: Vec::new(),
         report: text::TextReport {
             packing: packing(calibration.packing),
             sequence_length: calibration.sequence_length,

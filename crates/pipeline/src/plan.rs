@@ -16,7 +16,7 @@ use crate::open::{open_calibration, open_evaluation, open_model};
 use crate::quantize::{GRADIENT_EVERY, Layout};
 use crate::stage::Solver;
 use crate::sweep::plan_cells;
-use crate::tune::epochs;
+use crate::tune::{epochs, generated_samples};
 
 /// What a core with AVX-512 did on the way through a 135 M model, solves included (results/README.md).
 const OPERATIONS_PER_SECOND: f64 = 7e10;
@@ -156,8 +156,8 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         });
     }
 
-    let generated = pipeline.calibration.generated_samples;
-    let counts = [windows.calibration.len() + generated, windows.holdout.len()];
+    let written = pipeline.calibration.generated_samples;
+    let counts = [windows.calibration.len() + written, windows.holdout.len()];
     let tokens = ((counts[0] + counts[1]) * pipeline.calibration.sequence_length) as u64;
     let (hidden, mlp) = (config.hidden_size as u64, config.intermediate_size as u64);
     let heads = (config.num_attention_heads * config.head_dim) as u64;
@@ -176,9 +176,16 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
             4.0 * forward + config.num_hidden_layers as f64 * tokens as f64 * outputs as f64;
         operations += walked / GRADIENT_EVERY as f64;
     }
+    let a_window = forward / (counts[0] + counts[1]).max(1) as f64;
+    let for_tuning = generated_samples(pipeline);
     // a token that the model writes costs a forward pass
-    operations += forward * generated as f64 / (counts[0] + counts[1]).max(1) as f64;
-    operations += 5.0 * epochs(pipeline) as f64 * forward;
+    operations += a_window * (written + for_tuning) as f64;
+    let learned = match for_tuning {
+        0 => counts[0],
+        own => own,
+    };
+    let an_epoch = pipeline.tune.num_samples.unwrap_or(usize::MAX).min(learned);
+    operations += 5.0 * a_window * (epochs(pipeline) * an_epoch) as f64;
     let mut notices = pipeline.notices.clone();
     notices.extend(windows.report.warnings.iter().cloned());
     if pipeline.budget.is_some() {

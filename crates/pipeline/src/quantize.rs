@@ -87,6 +87,7 @@ pub fn quantize(
     let reading = Reading {
         pipeline,
         reads_text: pipeline.reads_text(),
+        tuning_samples: tune::generated_samples(pipeline),
         out: &options.out,
         fresh: options.fresh,
     };
@@ -172,8 +173,9 @@ pub fn quantize(
     if let Some(budget) = &shared_out {
         layout.set_bits(pipeline, budget)?;
     }
-    let tune_options = tune::options(pipeline, &decoder)?;
-    let tunes = tune_options.is_some();
+    let tune_options = tune::options(pipeline, &decoder, windows.tuning.len())?;
+    // what the float model gives on the calibration windows is kept for tuning that learns from them
+    let keeps_float = tune_options.is_some() && windows.tuning.is_empty();
     if resumed < blocks {
         let gradients = if solver.wants_gradients() {
             let options = GradientOptions {
@@ -243,7 +245,7 @@ pub fn quantize(
                 }
             }
             clock.time("write", || {
-                let float = walk.as_ref().filter(|_| tunes && index + 1 == blocks);
+                let float = walk.as_ref().filter(|_| keeps_float && index + 1 == blocks);
                 if let Some(bits) = float.map(Walk::save_float).transpose()?.flatten() {
                     work.save_float_stream(&bits)?;
                 }
@@ -274,8 +276,8 @@ pub fn quantize(
     {
         let report = clock.time("tune", || {
             let float_stream = match pipeline.propagation {
-                Propagation::Asymmetric => Some(work.float_stream()?),
-                Propagation::Float | Propagation::Sequential => None,
+                Propagation::Asymmetric if keeps_float => Some(work.float_stream()?),
+                _ => None,
             };
             tune::tune(
                 &decoder,

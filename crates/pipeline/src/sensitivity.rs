@@ -266,6 +266,7 @@ impl Apart {
         let windows = Windows {
             calibration: windows.iter().map(window).collect(),
             holdout: Vec::new(),
+            tuning: Vec::new(),
             report: Default::default(),
         };
         let spill_folder = std::env::temp_dir();

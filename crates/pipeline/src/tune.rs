@@ -14,7 +14,9 @@ use crate::work::{Solved, Work};
 const EPOCHS: usize = 1;
 /// Widths up to which the best recipe tunes; above them its row Hessians leave tuning nothing to gain.
 const TUNED_BITS: u8 = 2;
-/// Calibration windows of an epoch in the best recipe.
+/// Windows that the model writes to be tuned on in the best recipe.
+const GENERATED_SAMPLES: usize = 48;
+/// Calibration windows of an epoch in the best recipe where there are no such windows.
 const SAMPLES: usize = 32;
 const LEARNING_RATE: f64 = 2e-3;
 /// Windows a step: with a few dozen windows of calibration, more steps are worth more than smoother ones.
@@ -32,15 +34,31 @@ pub(crate) fn epochs(pipeline: &Pipeline) -> usize {
     pipeline.tune.epochs.unwrap_or(usual)
 }
 
-/// How the pipeline wants its blocks tuned; none for not at all.
-pub(crate) fn options(pipeline: &Pipeline, decoder: &Decoder) -> Result<Option<TuneOptions>> {
+/// Windows that the model is to write for tuning alone.
+pub(crate) fn generated_samples(pipeline: &Pipeline) -> usize {
+    let usual = match pipeline.recipe {
+        Recipe::Best => GENERATED_SAMPLES,
+        _ => 0,
+    };
+    match epochs(pipeline) {
+        0 => 0,
+        _ => pipeline.tune.generated_samples.unwrap_or(usual),
+    }
+}
+
+/// How the pipeline wants its blocks tuned, given so many windows for that alone; none for not at all.
+pub(crate) fn options(
+    pipeline: &Pipeline,
+    decoder: &Decoder,
+    generated_samples: usize,
+) -> Result<Option<TuneOptions>> {
     let epochs = epochs(pipeline);
     if epochs == 0 {
         return Ok(None);
     }
     let norm = decoder.weights().folder().tensor("model.norm.weight")?;
     let usual = match pipeline.recipe {
-        Recipe::Best => SAMPLES,
+        Recipe::Best if generated_samples == 0 => SAMPLES,
         _ => usize::MAX,
     };
     let learning_rate = pipeline.tune.learning_rate.unwrap_or(LEARNING_RATE);
@@ -56,8 +74,9 @@ pub(crate) fn options(pipeline: &Pipeline, decoder: &Decoder) -> Result<Option<T
     }))
 }
 
-/// Tunes the scales of all finished blocks, and the norms, on the calibration windows, and puts them in their place.
-/// `float_stream` is what the float model's last block gave on them, in bf16's bits, where that is at hand.
+/// Tunes the scales of all finished blocks, and the norms, and puts them in their place: on the windows that are for tuning
+/// alone or, where there are none, on the calibration windows. `float_stream` is what the float model's last block gave on
+/// the latter and the held-out ones, in bf16's bits, where that is at hand.
 pub(crate) fn tune(
     decoder: &Decoder,
     work: &mut Work,
@@ -89,7 +108,12 @@ pub(crate) fn tune(
         }
         Ok(block)
     };
-    let texts = windows.calibration.iter().map(|w| (w, false));
+    // windows that the solvers have not seen show what the errors are elsewhere; see results/LOG.md
+    let learned = match windows.tuning.is_empty() {
+        true => &windows.calibration,
+        false => &windows.tuning,
+    };
+    let texts = learned.iter().map(|w| (w, false));
     let held = windows.holdout.iter().map(|w| (w, true));
     let tokens: Vec<TuneWindow<'_>> = texts
         .chain(held)
@@ -126,6 +150,7 @@ pub(crate) fn tune(
     }
     let record = TuneRecord {
         epochs: options.epochs,
+        generated_samples: windows.tuning.len(),
         num_samples: Some(report.num_samples),
         epochs_kept: report.epochs_kept,
         learning_rate: options.learning_rate,

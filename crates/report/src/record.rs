@@ -277,16 +277,19 @@ pub struct SensitivityRecord {
 /// Scales and norms tuned by gradient. KL in nats, a value an epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TuneRecord {
-    /// Passes over the calibration windows.
+    /// Passes over the windows learned from.
     pub epochs: usize,
-    /// Calibration windows of a pass; none in records from before it could be fewer than all.
+    /// Windows that the float model wrote to be learned from; none of them where those were the calibration's.
+    #[serde(default)]
+    pub generated_samples: usize,
+    /// Windows of a pass; none in records from before it could be fewer than all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_samples: Option<usize>,
     /// Epochs kept: those up to the least held-out KL.
     pub epochs_kept: usize,
     /// Largest relative change of a scale in a step.
     pub learning_rate: f64,
-    /// Mean KL(float ‖ quantized) on the calibration windows while they were learned from.
+    /// Mean KL(float ‖ quantized) on those windows while they were learned from.
     pub kl_calibration: Vec<f64>,
     /// The same on the held-out windows, before the first epoch and after each.
     pub kl_heldout: Vec<f64>,

@@ -113,6 +113,13 @@ fn random_windows_come_on_top_and_leave_the_text_as_it_is() {
     assert_ne!(windows.report.windows_sha256, plain.report.windows_sha256);
     let mut more = windows.clone();
     more.add_generated(vec![vec![3; 80], vec![5; 80]]);
+    let without_tuning = more.clone();
+    more.add_tuning(vec![vec![7; 80]]);
+    assert_eq!((more.tuning.len(), more.tuning[0].len), (1, 80));
+    assert_eq!(
+        (&more.calibration, &more.report),
+        (&without_tuning.calibration, &without_tuning.report)
+    );
     assert_eq!(
         more.calibration[..windows.calibration.len()],
         windows.calibration

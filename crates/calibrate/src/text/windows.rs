@@ -67,6 +67,8 @@ pub struct Windows {
     pub calibration: Vec<Window>,
     /// The windows kept out, spread evenly over each source.
     pub holdout: Vec<Window>,
+    /// Windows of neither that the model wrote to be tuned on.
+    pub tuning: Vec<Window>,
     /// What was read, used and dropped.
     pub report: TextReport,
 }
@@ -121,6 +123,7 @@ pub fn load_windows(
     let mut windows = Windows {
         calibration,
         holdout,
+        tuning: Vec::new(),
         report,
     };
     let mut random = SplitMix64::new(options.seed, 2 * sources.len() as u64);
@@ -156,18 +159,27 @@ impl Windows {
         self.report.tokens_random += self.add(windows);
     }
 
+    /// Adds windows that the model wrote, whole ones, to those that are tuned on.
+    pub fn add_tuning(&mut self, windows: Vec<Vec<u32>>) {
+        self.tuning.extend(windows.into_iter().map(whole));
+    }
+
     /// How many tokens the added windows have.
     fn add(&mut self, windows: Vec<Vec<u32>>) -> usize {
         let tokens = windows.iter().map(Vec::len).sum();
-        let whole = windows.into_iter().map(|ids| Window {
-            len: ids.len(),
-            ids,
-        });
-        self.calibration.extend(whole);
+        self.calibration.extend(windows.into_iter().map(whole));
         self.report.tokens_calibration += tokens;
         self.report.windows_calibration = self.calibration.len();
         self.report.windows_sha256 = windows_sha256(self.calibration.iter().chain(&self.holdout));
         tokens
+    }
+}
+
+/// A window without padding.
+fn whole(ids: Vec<u32>) -> Window {
+    Window {
+        len: ids.len(),
+        ids,
     }
 }
 

@@ -59,6 +59,7 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
         }),
         tune: Tune {
             epochs: file.tune.epochs,
+            generated_samples: file.tune.generated_samples,
             num_samples: file.tune.num_samples,
             learning_rate: file.tune.learning_rate,
         },

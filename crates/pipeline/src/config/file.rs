@@ -174,11 +174,16 @@ pub(super) struct AwqFile {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TuneFile {
-    /// Passes over the calibration windows; 0 for no tuning, auto leaves it to the recipe.
+    /// Passes over the windows; 0 for no tuning, auto leaves it to the recipe.
     #[serde(with = "auto")]
     #[schemars(schema_with = "epochs_schema")]
     pub(super) epochs: Option<usize>,
-    /// Calibration windows of an epoch, drawn anew for each; auto leaves it to the recipe.
+    /// Windows that the float model writes for tuning alone, learned from in the place of calibration windows; auto leaves it
+    /// to the recipe.
+    #[serde(with = "auto")]
+    #[schemars(schema_with = "generated_schema")]
+    pub(super) generated_samples: Option<usize>,
+    /// Windows of an epoch, drawn anew for each; auto leaves it to the recipe.
     #[serde(with = "auto")]
     #[schemars(schema_with = "samples_schema")]
     pub(super) num_samples: Option<usize>,

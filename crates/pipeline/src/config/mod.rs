@@ -189,9 +189,11 @@ pub struct Awq {
 /// Scales and norms tuned after the solves.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tune {
-    /// Passes over the calibration windows; none leaves it to the recipe.
+    /// Passes over the windows; none leaves it to the recipe.
     pub epochs: Option<usize>,
-    /// Calibration windows of an epoch; none leaves it to the recipe.
+    /// Windows that the float model writes for tuning alone; none leaves it to the recipe.
+    pub generated_samples: Option<usize>,
+    /// Windows of an epoch; none leaves it to the recipe.
     pub num_samples: Option<usize>,
     /// Largest relative change of a scale in a step; none leaves it to the recipe.
     pub learning_rate: Option<f64>,
@@ -544,6 +546,7 @@ impl From<&Pipeline> for PipelineFile {
             propagation: Some(*propagation),
             tune: TuneFile {
                 epochs: tune.epochs,
+                generated_samples: tune.generated_samples,
                 num_samples: tune.num_samples,
                 learning_rate: tune.learning_rate,
             },

@@ -12,24 +12,26 @@ const ABREAST: usize = 32;
 /// Tokens of a text, several of which fill a window: many short texts differ more than a few long ones; see results/LOG.md.
 const TEXT_TOKENS: usize = 64;
 
-/// So many windows of so many tokens that a float model writes: texts one after another, each of which begins with an id
+/// So many windows of so many `tokens`, for each of two purposes, that a float model writes: texts one after another, each of which begins with an id
 /// drawn evenly from the vocabulary, special tokens aside, and goes on with what the model itself draws, as it is
 /// (temperature 1). So the statistics know what the model was made from, of whatever kind the user's text is (LLM-QAT, Liu
 /// et al., arXiv 2305.17888, trains on such text). On the CPU whatever device the run has, so that the same run has the same
-/// windows. Gives the weights back.
+/// windows; those of the first purpose do not hang on how many the second wants. Gives the weights back.
 ///
 /// # Errors
 /// Tensors that are missing or damaged, and a model that overflows.
 pub(crate) fn written_windows(
     weights: Weights,
     tokenizer: &Tokenizer,
-    [windows, tokens]: [usize; 2],
+    windows: [usize; 2],
+    tokens: usize,
     seed: u64,
     on_event: &mut dyn FnMut(Event),
-) -> Result<(Vec<Vec<u32>>, Weights)> {
+) -> Result<([Vec<Vec<u32>>; 2], Weights)> {
     let first_ids = ordinary_ids(tokenizer);
-    if first_ids.is_empty() || windows == 0 {
-        return Ok((Vec::new(), weights));
+    let total = windows.iter().sum::<usize>() * tokens;
+    if first_ids.is_empty() || total == 0 {
+        return Ok(([Vec::new(), Vec::new()], weights));
     }
     let text_tokens = TEXT_TOKENS.min(tokens);
     let device = open_device(DeviceChoice::Cpu)?;
@@ -40,33 +42,42 @@ pub(crate) fn written_windows(
         top_p: 1.0,
         seed,
     });
-    let total = windows * tokens;
-    let mut all = Vec::with_capacity(total);
+    let mut done = 0;
     let mut tick = phase(on_event, "write text", "tokens");
-    while all.len() < total {
-        let count = ABREAST.min((total - all.len()).div_ceil(text_tokens));
-        let mut ids: Vec<u32> = (0..count)
-            .map(|_| first_ids[random.below(first_ids.len())])
-            .collect();
-        let mut some = vec![Vec::with_capacity(text_tokens); count];
-        let mut cache = model.cache();
-        loop {
-            some.iter_mut().zip(&ids).for_each(|(w, id)| w.push(*id));
-            tick((all.len() + count * some[0].len()) as u64, total as u64);
-            if some[0].len() == text_tokens {
-                break;
+    let mut write = |windows: usize| -> Result<Vec<Vec<u32>>> {
+        let len = windows * tokens;
+        let mut all = Vec::with_capacity(len);
+        while all.len() < len {
+            let count = ABREAST.min((len - all.len()).div_ceil(text_tokens));
+            let mut ids: Vec<u32> = (0..count)
+                .map(|_| first_ids[random.below(first_ids.len())])
+                .collect();
+            let mut some = vec![Vec::with_capacity(text_tokens); count];
+            let mut cache = model.cache();
+            loop {
+                some.iter_mut().zip(&ids).for_each(|(w, id)| w.push(*id));
+                tick(
+                    (done + all.len() + count * some[0].len()) as u64,
+                    total as u64,
+                );
+                if some[0].len() == text_tokens {
+                    break;
+                }
+                let logits = model.next_logits_abreast(&ids, &mut cache)?;
+                let each = logits.chunks(logits.len() / count);
+                ids = each
+                    .map(|logits| sampler.next(logits))
+                    .collect::<Result<_>>()?;
             }
-            let logits = model.next_logits_abreast(&ids, &mut cache)?;
-            let each = logits.chunks(logits.len() / count);
-            ids = each
-                .map(|logits| sampler.next(logits))
-                .collect::<Result<_>>()?;
+            all.extend(some.into_iter().flatten());
         }
-        all.extend(some.into_iter().flatten());
-    }
-    all.truncate(total);
+        all.truncate(len);
+        done += len;
+        Ok(all.chunks(tokens).map(<[u32]>::to_vec).collect())
+    };
+    let [first, second] = windows;
+    let windows = [write(first)?, write(second)?];
     drop(tick);
-    let windows = all.chunks(tokens).map(<[u32]>::to_vec).collect();
     Ok((windows, model.into_weights()))
 }
 
@@ -82,7 +93,16 @@ mod tests {
         let folder = || ModelFolder::embedded("tiny").unwrap();
         let tokenizer = folder().tokenizer().unwrap();
         let load = || Weights::new(folder()).unwrap();
-        let (windows, _) = written_windows(load(), &tokenizer, [2, 200], 3, &mut |_| ()).unwrap();
+        let written = |windows: [usize; 2]| {
+            let (windows, _) =
+                written_windows(load(), &tokenizer, windows, 200, 3, &mut |_| ()).unwrap();
+            windows
+        };
+        let [windows, none] = written([2, 0]);
+        assert!(none.is_empty());
+        let [same, others] = written([2, 3]);
+        assert_eq!((same == windows, others.len()), (true, 3));
+        assert!(others.iter().all(|w| w.len() == 200 && !same.contains(w)));
         assert_eq!(windows.iter().map(Vec::len).collect::<Vec<_>>(), [200, 200]);
 
         let device = open_device(DeviceChoice::Cpu).unwrap();

@@ -236,6 +236,7 @@ impl<'a> SweepRun<'a> {
         let reading = Reading {
             pipeline,
             reads_text: true,
+            tuning_samples: 0,
             out: &options.out,
             fresh: options.fresh,
         };

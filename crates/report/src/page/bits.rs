@@ -246,7 +246,7 @@ pub(super) fn tuning(tune: &TuneRecord) -> Section {
     let chart = Plot {
         id: "tuning",
         title: "KL by epoch",
-        desc: "KL on held-out windows before the first epoch and after each, and on the calibration windows while they were learned from.",
+        desc: "KL on held-out windows before the first epoch and after each, and on the windows learned from, while they were.",
         x: Axis::whole("epochs"),
         y: Axis::KL,
         diagonal: false,
@@ -259,7 +259,7 @@ pub(super) fn tuning(tune: &TuneRecord) -> Section {
                 points: points(&tune.kl_heldout, 0),
             },
             Series {
-                name: "calibration text".to_owned(),
+                name: "text learned from".to_owned(),
                 class: "c0",
                 shape: Shape::Circle,
                 line: true,
@@ -267,8 +267,12 @@ pub(super) fn tuning(tune: &TuneRecord) -> Section {
             },
         ],
     };
+    let own = match tune.generated_samples {
+        0 => "",
+        _ => " of the float model's own text",
+    };
     let windows = match tune.num_samples {
-        Some(n) => format!(", {} an epoch", counted(n, "window")),
+        Some(n) => format!(", {}{own} an epoch", counted(n, "window")),
         None => String::new(),
     };
     let caption = format!(
