@@ -1,8 +1,8 @@
 //! A block's derivatives by hand, for the CPU device.
 //!
 //! burn's autodiff gives the same ([`crate::gradient`], which runs elsewhere), but keeps a tape of every operator and walks
-//! it with a pass and a buffer each. Here the products are burn's and what lies between them is one pass each
-//! ([`crate::host`]): tuning is 15 % faster for it, the gradients' pass 18 % (results/LOG.md). Attention weights are
+//! it with a pass and a buffer each. Here the products are burn's, or those of bf16 numbers where the block is rounded, and what lies
+//! between them is one pass each ([`crate::host`]): tuning is 15 % faster for it, the gradients' pass 18 % (results/LOG.md). Attention weights are
 //! computed again, a chunk of queries at a time, rather than kept.
 
 use burn::prelude::*;

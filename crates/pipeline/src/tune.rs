@@ -13,14 +13,17 @@ use crate::work::{Solved, Work};
 /// What the best recipe does where the pipeline file says nothing; see results/LOG.md.
 const EPOCHS: usize = 1;
 /// Widths up to which the best recipe tunes; above them its row Hessians leave tuning nothing to gain.
-const TUNED_BITS: u8 = 2;
+const TUNED_BITS: u8 = 3;
 /// Windows that the model writes to be tuned on in the best recipe.
-const GENERATED_SAMPLES: usize = 48;
+const GENERATED_SAMPLES: usize = 24;
 /// Calibration windows of an epoch in the best recipe where there are no such windows.
 const SAMPLES: usize = 32;
-const LEARNING_RATE: f64 = 2e-3;
-/// Windows a step: with a few dozen windows of calibration, more steps are worth more than smoother ones.
-const BATCH_WINDOWS: usize = 2;
+/// At 3 bits and above, where there is less to mend.
+const LEARNING_RATE: f64 = 1e-3;
+/// At 2 bits.
+const LARGE_LEARNING_RATE: f64 = 2e-3;
+/// Windows a step: with a few dozen windows, more steps are worth more than smoother ones.
+const BATCH_WINDOWS: usize = 1;
 /// Adam's `ε`, a share of the tensor's own root mean second moment.
 const DAMPING: f32 = 0.1;
 
@@ -61,7 +64,11 @@ pub(crate) fn options(
         Recipe::Best if generated_samples == 0 => SAMPLES,
         _ => usize::MAX,
     };
-    let learning_rate = pipeline.tune.learning_rate.unwrap_or(LEARNING_RATE);
+    let usual_rate = match pipeline.quant.scheme.bits() {
+        ..=2 => LARGE_LEARNING_RATE,
+        _ => LEARNING_RATE,
+    };
+    let learning_rate = pipeline.tune.learning_rate.unwrap_or(usual_rate);
     Ok(Some(TuneOptions {
         epochs,
         learning_rate,

@@ -312,7 +312,8 @@ fn targets(decoder: &Decoder, windows: &[TuneWindow<'_>]) -> Result<Vec<u16>, Tu
         .collect::<Result<Vec<_>, _>>()?;
     for index in 0..decoder.n_blocks() {
         let tokens = windows.first().map_or(0, |w| w.ids.len());
-        let block = decoder.block(index, tokens)?;
+        // as exact as what they are kept in
+        let block = decoder.block(index, tokens)?.rounded();
         decoder.release_block(index);
         for stream in &mut streams {
             let h = TensorData::new(std::mem::take(stream), [1, tokens, hidden]);
