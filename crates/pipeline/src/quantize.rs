@@ -379,7 +379,7 @@ fn curve_blocks_of(
 }
 
 /// Of the calibration windows one in so many has its gradients taken; results/LOG.md has what all of them buy.
-pub(crate) const GRADIENT_EVERY: usize = 2;
+pub(crate) const GRADIENT_EVERY: usize = 3;
 /// Residual streams kept for a backward pass.
 const GRADIENT_BYTES: u64 = 128 << 20;
 

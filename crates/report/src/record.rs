@@ -70,7 +70,7 @@ pub struct CalibrationRecord {
     pub sources: Vec<String>,
     /// SHA-256 of the token windows used, hexadecimal.
     pub sha256: String,
-    /// Windows of tokens, the held-out ones included.
+    /// Windows of tokens that the statistics are of, the held-out ones not among them.
     pub samples: usize,
     /// Tokens the statistics are of.
     pub tokens_used: u64,
