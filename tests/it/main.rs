@@ -9,6 +9,7 @@ mod architecture;
 mod bad_input;
 mod generate;
 mod golden;
+mod output;
 mod page;
 mod program;
 mod snapshot;

@@ -19,6 +19,21 @@ pub enum CheckpointError {
         #[source]
         source: std::io::Error,
     },
+    /// Another process writes into an output folder.
+    #[error(
+        "{}: another halfbyte{} is writing here{}; wait until it has ended, or choose another output folder",
+        folder.display(),
+        process.map_or_else(String::new, |pid| format!(" (process {pid})")),
+        host.as_ref().map_or_else(String::new, |host| format!(" on {host}"))
+    )]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+        /// The other's process id, where it left word.
+        process: Option<u32>,
+        /// The machine it runs on, where that is another.
+        host: Option<String>,
+    },
     /// A model source that is none of the three forms.
     #[error(
         "model source '{0}' is neither an existing folder, nor embedded:tiny, nor a hub id such as org/name or \
@@ -293,6 +308,9 @@ fn io_hint(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "; free space or choose another output folder"
+        }
+        ErrorKind::FileTooLarge => {
+            "; the file is larger than the file system or a limit (`ulimit -f`) allows, raise it or choose another output folder"
         }
         ErrorKind::PermissionDenied => {
             "; choose a folder that you may use, or change its permissions"

@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -37,11 +37,11 @@ pub struct FileIdentity {
     pub name: String,
     /// Size.
     pub bytes: u64,
-    /// Time of last change, nanoseconds since 1970; absent for the embedded model.
-    pub modified_ns: Option<u64>,
+    /// SHA-256 of its content, hex.
+    pub sha256: String,
 }
 
-/// A cheap fingerprint of a model: enough to see that it was changed or exchanged, without reading the weights.
+/// What a model is made of: files known by their content, whatever their names and times of change say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The folder, or `embedded:tiny`.
@@ -376,29 +376,20 @@ impl ModelFolder {
         Tokenizer::from_bytes(&text).map_err(|error| fail(format!("cannot be read: {error}")))
     }
 
-    /// A fingerprint for resuming and provenance.
+    /// A fingerprint for resuming and provenance. Every file is read once, several at a time, at some gigabyte a second and
+    /// thread.
     pub fn identity(&self) -> Result<Identity> {
         let config_sha256 = hex(&Sha256::digest(self.home.read("config.json")?));
         let mut names = weight_files(&self.home)?;
         names.extend(["tokenizer.json".to_owned(), INDEX.to_owned()]);
         names.retain(|name| self.home.has(name));
         names.sort();
-        let files: Vec<FileIdentity> = names
-            .iter()
-            .map(|name| self.home.file_identity(name))
-            .collect::<Result<_>>()?;
+        let files = self.file_identities(&names)?;
 
         let mut hash = Sha256::new();
         hash.update(&config_sha256);
         for file in &files {
-            hash.update(format!(
-                "\n{} {} {:?}",
-                file.name, file.bytes, file.modified_ns
-            ));
-            if let Home::Embedded(_) = self.home {
-                // No time of change tells two builds apart; the bytes are few.
-                hash.update(self.home.read(&file.name)?);
-            }
+            hash.update(format!("\n{} {} {}", file.name, file.bytes, file.sha256));
         }
         Ok(Identity {
             source: self.place(),
@@ -406,6 +397,31 @@ impl ModelFolder {
             files,
             fingerprint: hex(&hash.finalize()),
         })
+    }
+
+    /// The files' identities in order, a thread a core taking one file after the other.
+    fn file_identities(&self, names: &[String]) -> Result<Vec<FileIdentity>> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut found = Vec::new();
+            while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                found.push(self.home.file_identity(name));
+            }
+            found
+        };
+        let mut files = std::thread::scope(|scope| {
+            let threads = threads.min(names.len());
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let done = workers.into_iter().flat_map(|worker| {
+                worker
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            done.collect::<Result<Vec<_>>>()
+        })?;
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(files)
     }
 
     fn check_shape(&self, name: &str, found: &[usize], wanted: &[usize]) -> Result<()> {
@@ -519,21 +535,36 @@ impl Home {
     }
 
     fn file_identity(&self, name: &str) -> Result<FileIdentity> {
-        let (bytes, modified_ns) = match self {
-            Self::Embedded(model) => (Self::embedded_bytes(model, name)?.len() as u64, None),
+        let mut hash = Sha256::new();
+        let bytes = match self {
+            Self::Embedded(model) => {
+                let content = Self::embedded_bytes(model, name)?;
+                hash.update(content);
+                content.len() as u64
+            }
             Self::Disk(folder) => {
                 let path = folder.join(name);
-                let data = fs::metadata(&path)
-                    .map_err(|error| CheckpointError::io("read", &path, error))?;
-                let modified = data.modified().ok();
-                let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-                (data.len(), since.map(|since| since.as_nanos() as u64))
+                let fail = |error| CheckpointError::io("read", &path, error);
+                let mut file = fs::File::open(&path).map_err(fail)?;
+                let mut buffer = vec![0; 1 << 20];
+                let mut bytes = 0;
+                loop {
+                    match file.read(&mut buffer) {
+                        Ok(0) => break bytes,
+                        Ok(n) => {
+                            hash.update(&buffer[..n]);
+                            bytes += n as u64;
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                        Err(error) => return Err(fail(error)),
+                    }
+                }
             }
         };
         Ok(FileIdentity {
             name: name.to_owned(),
             bytes,
-            modified_ns,
+            sha256: hex(&hash.finalize()),
         })
     }
 }
@@ -609,7 +640,7 @@ pub(crate) fn is_plain_name(name: &str) -> bool {
 }
 
 /// Whether a file belongs to the model but is neither its config nor its weights.
-pub(crate) fn goes_with_model(name: &str) -> bool {
+pub fn goes_with_model(name: &str) -> bool {
     const NAMES: &[&str] = &[
         "tokenizer.json",
         "tokenizer_config.json",
@@ -1239,10 +1270,18 @@ mod tests {
         let text = serde_json::to_string(&first).unwrap();
         assert_eq!(serde_json::from_str::<Identity>(&text).unwrap(), first);
 
-        let tokenizer = dir.path().join("tokenizer.json");
-        let file = fs::OpenOptions::new().write(true).open(&tokenizer).unwrap();
-        let later = UNIX_EPOCH + std::time::Duration::from_secs(7);
-        file.set_modified(later).unwrap();
+        // neither a newer time nor a copy is another model
+        let weights = dir.path().join(&first.files[0].name);
+        let changed_at = fs::metadata(&weights).unwrap().modified().unwrap();
+        let later = changed_at + std::time::Duration::from_secs(7);
+        let open = || fs::OpenOptions::new().write(true).open(&weights).unwrap();
+        open().set_modified(later).unwrap();
+        assert_eq!(identity(), first);
+        // one bit is, of whatever size and time the file is
+        let mut bytes = fs::read(&weights).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&weights, bytes).unwrap();
+        open().set_modified(changed_at).unwrap();
         assert_ne!(identity().fingerprint, first.fingerprint);
 
         let embedded = || ModelFolder::embedded("tiny").unwrap().identity().unwrap();

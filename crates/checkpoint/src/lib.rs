@@ -10,6 +10,8 @@ mod error;
 mod folder;
 #[cfg(feature = "hub")]
 mod hub;
+mod lock;
+mod place;
 mod source;
 mod write;
 
@@ -18,14 +20,16 @@ pub use config::{
     RopeScaling, WindowRule, expected_tensors,
 };
 pub use error::CheckpointError;
-pub use folder::{FileIdentity, Identity, ModelFolder, TensorView, sha256};
+pub use folder::{FileIdentity, Identity, ModelFolder, TensorView, goes_with_model, sha256};
+pub use lock::FolderLock;
+pub use place::{free_bytes, is_within, real_place};
 pub use safetensors::Dtype;
 pub use source::{
     DatasetFiles, HubOptions, Progress, Source, resolve, resolve_dataset, resolve_with_progress,
 };
 pub use write::{
     AtomicFile, SafetensorsWriter, Shard, ShardPlan, TensorInfo, copy_file, create_folder,
-    encode_f32, plan_shards, remove_partial_files, rounding, write_file, write_json,
+    encode_f32, move_file, plan_shards, remove_partial_files, rounding, write_file, write_json,
 };
 
 /// What every function here returns.

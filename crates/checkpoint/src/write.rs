@@ -104,6 +104,13 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
+/// Gives a finished file another place on the same file system, replacing a file that was there.
+pub fn move_file(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|error| CheckpointError::io("write", to, error))?;
+    sync_parent(to);
+    Ok(())
+}
+
 /// Creates a folder and its parents; an existing folder is fine.
 pub fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|error| CheckpointError::io("create", path, plain(error)))
@@ -156,8 +163,20 @@ pub struct SafetensorsWriter {
 impl SafetensorsWriter {
     /// Lays out the file and writes its header to a temporary sibling of `path`.
     pub fn create(path: &Path, tensors: &[TensorInfo]) -> Result<Self> {
+        Self::create_with(path, tensors, &[])
+    }
+
+    /// [`Self::create`], with more words in the file's metadata.
+    pub fn create_with(
+        path: &Path,
+        tensors: &[TensorInfo],
+        metadata: &[(&str, &str)],
+    ) -> Result<Self> {
+        let mut words = Map::new();
+        words.insert("format".to_owned(), "pt".into());
+        words.extend(metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())));
         let mut header = Map::new();
-        header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+        header.insert("__metadata__".to_owned(), words.into());
         let mut offset = 0u64;
         for tensor in tensors {
             let end = offset + tensor.bytes();
@@ -290,7 +309,7 @@ fn shard_index(shards: &[Shard]) -> Value {
 }
 
 /// The system's error without the temporary file's name, which tempfile adds and which tells a user nothing.
-fn plain(error: io::Error) -> io::Error {
+pub(crate) fn plain(error: io::Error) -> io::Error {
     error
         .raw_os_error()
         .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)

@@ -1,7 +1,7 @@
 //! What may be typed.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -81,6 +81,9 @@ pub(crate) struct Plan {
     /// The pipeline file
     #[arg(value_name = "PIPELINE.yaml")]
     pub(crate) pipeline: PathBuf,
+    /// Folder that the run would write, as `run` takes it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
     /// One JSON document on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -268,11 +271,20 @@ impl Run {
 
     /// Where the run writes: `--out`, or the pipeline file's name under `out/`.
     pub(crate) fn out_folder(&self) -> PathBuf {
-        self.out.clone().unwrap_or_else(|| {
-            let name = self.pipeline.file_stem().unwrap_or_default();
-            PathBuf::from("out").join(name)
-        })
+        out_folder(&self.pipeline, self.out.as_deref())
     }
+}
+
+impl Plan {
+    /// The folder a run would write.
+    pub(crate) fn out_folder(&self) -> PathBuf {
+        out_folder(&self.pipeline, self.out.as_deref())
+    }
+}
+
+fn out_folder(pipeline: &Path, out: Option<&Path>) -> PathBuf {
+    let usual = || Path::new("out").join(pipeline.file_stem().unwrap_or_default());
+    out.map_or_else(usual, Path::to_owned)
 }
 
 /// The device of one of [`Device::ALL`]'s words.

@@ -28,6 +28,7 @@ use progress::Progress;
 
 fn main() -> ExitCode {
     halfbyte_pipeline::keep_freed_memory();
+    halfbyte_pipeline::tell_of_file_limits();
     failure::set_panic_hook();
     let cli = Cli::parse();
     let (mut progress, logs) = progress::start();
@@ -62,6 +63,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             let options = RunOptions {
                 out: args.out_folder(),
                 fresh: args.fresh,
+                replaces: false,
             };
             let run = halfbyte_pipeline::quantize(&pipeline, &options, &mut |event| {
                 progress.event(&event);
@@ -90,7 +92,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
         }
         Command::Plan(args) => {
             let pipeline = Pipeline::load(&args.pipeline, &args.overrides.set)?;
-            let plan = halfbyte_pipeline::plan(&pipeline)?;
+            let plan = halfbyte_pipeline::plan(&pipeline, &args.out_folder())?;
             print_result(&plan, Plan::to_string, args.json)
         }
         Command::Eval(args) => {

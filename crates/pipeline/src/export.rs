@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use halfbyte_checkpoint::{
-    Dtype, ModelFolder, SafetensorsWriter, TensorInfo, create_folder, encode_f32, plan_shards,
-    write_file, write_json,
+    Dtype, ModelFolder, SafetensorsWriter, TensorInfo, encode_f32, plan_shards, write_file,
+    write_json,
 };
 use halfbyte_model::Decoder;
 use halfbyte_pack::{ConfigNotes, Format, NamedTensor, pack, packed_layout, quantization_config};
@@ -15,11 +15,12 @@ use serde_json::{Value, json};
 
 use crate::config::{Damp, Method, Pipeline, Propagation};
 use crate::event::{Event, phase};
+use crate::output::{Destination, clear_stage};
 use crate::quantize::Layout;
 use crate::work::{Solved, Work};
 
 /// Shards no larger than this, as the field's own writer has it.
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+pub(crate) const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// One written checkpoint.
 #[derive(Clone, Debug)]
@@ -32,33 +33,28 @@ pub(crate) struct Exported {
     pub(crate) bytes: u64,
 }
 
-/// Writes every export of the pipeline, block by block, reading the finished blocks from the work folder.
-pub(crate) fn export(
+/// Writes an export whole into the folder it is put together in, block by block, reading the finished blocks from the work
+/// folder; [`crate::output::Output::place`] then puts it in its place.
+pub(crate) fn stage(
     pipeline: &Pipeline,
     layout: &Layout,
     decoder: &Decoder,
     work: &Work,
+    to: &Destination,
     on_event: &mut dyn FnMut(Event),
-) -> Result<Vec<Exported>> {
-    let out = work.out();
-    let folders = layout
-        .formats
-        .iter()
-        .map(|(format, folder)| (*format, out.join(folder)));
+) -> Result<Exported> {
     let total = decoder.n_blocks() as u64;
-    folders
-        .map(|(format, folder)| {
-            let mut tick = phase(on_event, "export", "blocks");
-            let mut tick = |done| tick(done, total);
-            let bytes = export_one(pipeline, layout, decoder, work, format, &folder, &mut tick)
-                .with_context(|| format!("export as {format}"))?;
-            Ok(Exported {
-                folder,
-                format,
-                bytes,
-            })
-        })
-        .collect()
+    let mut tick = phase(on_event, "export", "blocks");
+    let mut tick = |done| tick(done, total);
+    let format = to.format;
+    let stage = clear_stage(to)?;
+    let bytes = export_one(pipeline, layout, decoder, work, format, &stage, &mut tick)
+        .with_context(|| format!("export as {format}"))?;
+    Ok(Exported {
+        folder: to.folder.clone(),
+        format,
+        bytes,
+    })
 }
 
 fn export_one(
@@ -70,7 +66,6 @@ fn export_one(
     folder: &std::path::Path,
     tick: &mut dyn FnMut(u64),
 ) -> Result<u64> {
-    create_folder(folder)?;
     let source = decoder.weights().folder();
     let infos = tensor_infos(layout, source, format)?;
     let plan = plan_shards(&infos, MAX_SHARD_BYTES);

@@ -200,6 +200,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) tuning_samples: usize,
     /// Whether what an earlier run had the model write is passed over.
     pub(crate) fresh: bool,
+    /// Names the model.
+    pub(crate) identity: &'a Identity,
 }
 
 /// What was read.
@@ -208,7 +210,6 @@ pub(crate) struct Inputs {
     pub(crate) windows: text::Windows,
     /// Where the pipeline evaluates.
     pub(crate) evaluation: Option<EvaluationText>,
-    pub(crate) identity: Identity,
     pub(crate) weights: Weights,
 }
 
@@ -230,13 +231,12 @@ impl Reading<'_> {
             Some(evaluate) => Some(open_evaluation(evaluate, &tokenizer)?),
             None => None,
         };
-        let identity = folder.identity()?;
         let weights = clock.time("write text", || {
             self.let_model_write(
                 &mut windows,
                 folder,
                 &tokenizer,
-                &identity.fingerprint,
+                &self.identity.fingerprint,
                 on_event,
             )
         })?;
@@ -244,7 +244,6 @@ impl Reading<'_> {
             tokenizer,
             windows,
             evaluation,
-            identity,
             weights,
         })
     }

@@ -1,6 +1,7 @@
 //! What a run would do, told in a second: no weight is read.
 
 use std::fmt;
+use std::path::Path;
 
 use anyhow::Result;
 use halfbyte_model::{LinearKind, linear_shape};
@@ -13,7 +14,8 @@ use crate::config::Pipeline;
 use crate::export::tensor_infos;
 use crate::inspect::describe;
 use crate::open::{open_calibration, open_evaluation, open_model};
-use crate::quantize::{GRADIENT_EVERY, Layout};
+use crate::output::{Destination, check_places, check_room};
+use crate::quantize::{GRADIENT_EVERY, Layout, work_bytes};
 use crate::stage::Solver;
 use crate::sweep::plan_cells;
 use crate::tune::{epochs, generated_samples};
@@ -89,17 +91,20 @@ pub struct PlannedExport {
     pub consumers: Vec<(String, String)>,
 }
 
-/// Plans a run and finds every problem that can be known without reading weights.
-pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
+/// Plans a run into the folder `out` and finds every problem that can be known without reading weights; nothing is written.
+pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
     let folder = open_model(
         &pipeline.model.source.location(),
         pipeline.model.revision.clone(),
         &mut |_| (),
     )?;
     let layout = Layout::new(pipeline, &folder)?;
+    let destinations = Destination::all(&layout, &folder, out)?;
+    check_places(pipeline, &folder, out, &destinations)?;
     let config = folder.config();
     let tokenizer = folder.tokenizer()?;
     let windows = open_calibration(pipeline, &tokenizer, &mut |_| ())?;
+    check_room(out, &destinations, work_bytes(&layout, config, &windows))?;
     let evaluation = pipeline
         .evaluate
         .as_ref()

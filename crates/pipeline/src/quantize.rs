@@ -7,25 +7,30 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use halfbyte_calibrate::text::{Window, Windows};
+use halfbyte_calibrate::text::{EvaluationText, Window, Windows};
 use halfbyte_calibrate::{
     GradientOptions, LinearStats, OutputGradients, RowStats, Walk, WalkOptions,
 };
 use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
 use halfbyte_pack::{Format, ScaleDtype};
 use halfbyte_quant::{Coding, Scheme};
-use halfbyte_report::{BudgetRecord, CurvePointRecord, LinearRecord, RunRecord};
+use halfbyte_report::{
+    BudgetRecord, CurvePointRecord, EvaluationRecord, LinearRecord, RunRecord,
+};
+use tokenizers::Tokenizer;
 
 use crate::codes::count_codes;
 use crate::config::{Device, Pipeline, Propagation, Recipe, SignedScales, Treatment};
 use crate::curve::{Curved, curve_blocks, curves};
 use crate::error::{GateFailed, user_error};
 use crate::event::{Event, phase};
+use crate::finished::{Finished, check_earlier};
 use crate::open::{Inputs, Reading, open_model};
+use crate::output::{CARD, Destination, Output, check_places, check_room};
 use crate::scale::{Scaled, Scaling};
 use crate::stage::{Prepared, Solver, Task, Unscaled, factor_rows};
 use crate::usage::{Clock, usage};
-use crate::work::{Solved, Work};
+use crate::work::{Opened, Solved, Work};
 use crate::{budget, evaluate, export, record, tune};
 
 /// Where a run goes.
@@ -33,8 +38,10 @@ use crate::{budget, evaluate, export, record, tune};
 pub struct RunOptions {
     /// The folder the exports and `halfbyte/` are written into.
     pub out: PathBuf,
-    /// Start over instead of going on where an interrupted run stopped.
+    /// Start over instead of going on where an interrupted run stopped, and replace a finished run of other settings.
     pub fresh: bool,
+    /// Replace a finished run of other settings, but go on with this one where it was interrupted.
+    pub replaces: bool,
 }
 
 /// What a run left behind.
@@ -52,13 +59,46 @@ pub struct Run {
 
 /// Quantizes a model as the pipeline says: statistics, solves, exports, evaluation, reports.
 ///
-/// Finished blocks are kept in `OUT/halfbyte/work`; a run of the same pipeline, model and text goes on after them.
+/// Finished blocks are kept in `OUT/halfbyte/work`; a run of the same pipeline, model and text goes on after them. One that is
+/// finished is not done again; where only exports, scores or the page are to be others, what is solved is taken as it is.
 ///
 /// # Errors
-/// Whatever is wrong with the input, before any block is solved where that can be known; see [`crate::exit_code`].
+/// Whatever is wrong with the input, before any block is solved where that can be known; see [`crate::exit_code`]. An output
+/// folder that is the model's, holds another's files or another run, or that another process writes into.
 pub fn quantize(
     pipeline: &Pipeline,
     options: &RunOptions,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<Run> {
+    for notice in &pipeline.notices {
+        on_event(Event::Note(notice.clone()));
+    }
+    if pipeline.sweep.is_some() {
+        on_event(Event::Note(
+            "`sweep` is left alone by a run; `halfbyte sweep` solves its cells".to_owned(),
+        ));
+    }
+    let folder = open_model(
+        &pipeline.model.source.location(),
+        pipeline.model.revision.clone(),
+        on_event,
+    )?;
+    let layout = Layout::new(pipeline, &folder)?;
+    let destinations = Destination::all(&layout, &folder, &options.out)?;
+    check_places(pipeline, &folder, &options.out, &destinations)?;
+    let (mut output, note) = Output::open(&options.out, &destinations)?;
+    if let Some(note) = note {
+        on_event(Event::Note(note));
+    }
+    quantize_into(pipeline, options, &mut output, folder, on_event)
+}
+
+/// [`quantize`], into a folder that this process holds.
+pub(crate) fn quantize_into(
+    pipeline: &Pipeline,
+    options: &RunOptions,
+    output: &mut Output,
+    folder: halfbyte_checkpoint::ModelFolder,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Run> {
     let start = Instant::now();
@@ -69,54 +109,86 @@ pub fn quantize(
         on_event(Event::Warning(text.clone()));
         warnings.push(text);
     };
-    for notice in &pipeline.notices {
-        on_event(Event::Note(notice.clone()));
-    }
-    if pipeline.sweep.is_some() {
-        on_event(Event::Note(
-            "`sweep` is left alone by a run; `halfbyte sweep` solves its cells".to_owned(),
-        ));
-    }
-
-    let folder = open_model(
-        &pipeline.model.source.location(),
-        pipeline.model.revision.clone(),
-        on_event,
-    )?;
     let mut layout = Layout::new(pipeline, &folder)?;
+    let mut destinations = Destination::all(&layout, &folder, &options.out)?;
+    // another process may have come between the first look and the lock
+    check_places(pipeline, &folder, &options.out, &destinations)?;
+    let identity = folder.identity()?;
+    let settings = format!("{}-{}-", pipeline.fingerprint(), identity.fingerprint);
+    let replaces = options.fresh || options.replaces;
+    if !replaces {
+        // before any text is read, or written by the model
+        check_earlier(&options.out, &settings, pipeline)?;
+    }
     let reading = Reading {
         pipeline,
         reads_text: pipeline.reads_text(),
         tuning_samples: tune::generated_samples(pipeline),
         out: &options.out,
         fresh: options.fresh,
+        identity: &identity,
     };
     let Inputs {
         tokenizer,
         windows,
         evaluation,
-        identity,
         weights,
     } = reading.inputs(folder, &mut clock, on_event)?;
+    let signed_scales = layout.signed_scales(pipeline);
+    let fingerprint = format!(
+        "{settings}{}-{}-{}",
+        windows.report.windows_sha256,
+        if signed_scales { "signed" } else { "positive" },
+        env!("CARGO_PKG_VERSION")
+    );
+    if !replaces {
+        check_earlier(&options.out, &fingerprint, pipeline)?;
+    }
+    let decoder = Decoder::new(
+        weights,
+        open_device(device_choice(pipeline.resources.device))?,
+    );
+    let begun = Work::has_begun(&options.out, |found| found == fingerprint);
+    if let Ok(record) = halfbyte_report::read_run(&options.out)
+        && record.fingerprint == fingerprint
+        && !options.fresh
+    {
+        if let Some(budget) = &record.budget {
+            layout.set_bits(pipeline, budget)?;
+            destinations = Destination::all(&layout, decoder.weights().folder(), &options.out)?;
+        }
+        let finished = Finished {
+            record,
+            pipeline,
+            layout: &layout,
+            decoder: &decoder,
+            tokenizer: &tokenizer,
+            evaluation: evaluation.as_ref(),
+            destinations: &destinations,
+        };
+        let record = finished.renew(output, on_event)?;
+        return Ok(Run::new(pipeline, options, record));
+    }
     for warning in &windows.report.warnings {
         warn(warning.clone(), on_event);
     }
-    let fingerprint = format!(
-        "{}-{}-{}-{}",
-        pipeline.fingerprint(),
-        identity.fingerprint,
-        windows.report.windows_sha256,
-        env!("CARGO_PKG_VERSION")
-    );
-    let (mut work, resumed, set_aside) = Work::open(&options.out, fingerprint, options.fresh)?;
-    if set_aside {
-        warn(
-            "the work folder held another run's blocks; starting over".to_owned(),
-            on_event,
-        );
+    check_room(
+        &options.out,
+        &destinations,
+        work_bytes(&layout, decoder.weights().config(), &windows),
+    )?;
+    let Opened {
+        mut work,
+        done: resumed,
+        lost,
+    } = Work::open(
+        &options.out,
+        fingerprint.clone(),
+        options.fresh || options.replaces && !begun,
+    )?;
+    if let Some(text) = lost {
+        warn(text, on_event);
     }
-
-    let signed_scales = layout.signed_scales(pipeline);
     let solver = Solver::new(pipeline, signed_scales);
     if signed_scales {
         for (format, _) in &layout.formats {
@@ -129,10 +201,6 @@ pub fn quantize(
         }
     }
     let scaling = Scaling::new(pipeline, &solver);
-    let decoder = Decoder::new(
-        weights,
-        open_device(device_choice(pipeline.resources.device))?,
-    );
     let blocks = decoder.n_blocks();
     on_event(Event::Started {
         model: pipeline.model.source.to_string(),
@@ -172,6 +240,7 @@ pub fn quantize(
     };
     if let Some(budget) = &shared_out {
         layout.set_bits(pipeline, budget)?;
+        destinations = Destination::all(&layout, decoder.weights().folder(), &options.out)?;
     }
     let tune_options = tune::options(pipeline, &decoder, windows.tuning.len())?;
     // what the float model gives on the calibration windows is kept for tuning that learns from them
@@ -299,10 +368,20 @@ pub fn quantize(
         }
     }
     let exports = clock.time("export", || {
-        export::export(pipeline, &layout, &decoder, &work, on_event)
+        let mut staged = Vec::new();
+        for to in &destinations {
+            staged.push(export::stage(pipeline, &layout, &decoder, &work, to, on_event)?);
+        }
+        // Until here what an earlier run left is as it was.
+        output.forget_finished()?;
+        for to in &destinations {
+            output.place(to)?;
+        }
+        anyhow::Ok(staged)
     })?;
     let quantizing = usage();
     let mut record = record::Parts {
+        fingerprint,
         pipeline,
         decoder: &decoder,
         calibration: &windows.report,
@@ -321,47 +400,98 @@ pub fn quantize(
     .record();
     drop(windows);
 
-    if let (Some(settings), Some(text)) = (&pipeline.evaluate, &evaluation) {
-        // The file is what the user gets, so the file is what is scored.
-        let quantized = Decoder::new(
-            Weights::new(halfbyte_checkpoint::ModelFolder::open(&exports[0].folder)?)?,
-            decoder.device().clone(),
-        );
-        let scores = evaluate::scores(&quantized, Some(&decoder), &text.windows, on_event)?;
-        // A token that does not decode shows as nothing; its scores stand all the same.
-        let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
-        record.evaluation = record::evaluation(&settings.text.written, &scores, text, &decode);
+    if let Some(text) = &evaluation {
+        let folder = &exports[0].folder;
+        record.evaluation = scored(pipeline, &decoder, folder, text, &tokenizer, on_event)?;
     }
-    halfbyte_report::write_run(&options.out, &record)?;
-    if pipeline.report.html {
-        let page = halfbyte_report::run_page(&record, true);
-        halfbyte_report::write_page(&halfbyte_report::page_path(&options.out), &page)?;
+    write_reports(&options.out, pipeline, &record)?;
+    work.remove()?;
+    Ok(Run::new(pipeline, options, record))
+}
+
+impl Run {
+    /// What is said of a run whose files are all written.
+    fn new(pipeline: &Pipeline, options: &RunOptions, record: RunRecord) -> Self {
+        let found = record.evaluation.as_ref().map(|e| e.kl_mean);
+        let gate = match (pipeline.gate.max_kl, found) {
+            (Some(limit), Some(found)) if found > limit => Some(GateFailed {
+                name: "max_kl",
+                found,
+                limit,
+            }),
+            _ => None,
+        };
+        let folders = record.exports.iter().map(|e| PathBuf::from(&e.path));
+        Self {
+            folders: folders.collect(),
+            record,
+            out: options.out.clone(),
+            gate,
+        }
     }
-    for export in &exports {
+}
+
+/// Scores an exported folder beside the float model, as the pipeline says: the file is what the user gets, so the file is
+/// what is scored.
+pub(crate) fn scored(
+    pipeline: &Pipeline,
+    decoder: &Decoder,
+    folder: &Path,
+    text: &EvaluationText,
+    tokenizer: &Tokenizer,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<Option<EvaluationRecord>> {
+    let Some(settings) = &pipeline.evaluate else {
+        return Ok(None);
+    };
+    let quantized = Decoder::new(
+        Weights::new(halfbyte_checkpoint::ModelFolder::open(folder)?)?,
+        decoder.device().clone(),
+    );
+    let scores = evaluate::scores(&quantized, Some(decoder), &text.windows, on_event)?;
+    // A token that does not decode shows as nothing; its scores stand all the same.
+    let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
+    Ok(record::evaluation(
+        &settings.text.written,
+        &scores,
+        text,
+        &decode,
+    ))
+}
+
+/// Writes the cards, the page and the tables of a run, run.json last: it says that the run is finished.
+pub(crate) fn write_reports(out: &Path, pipeline: &Pipeline, record: &RunRecord) -> Result<()> {
+    for export in &record.exports {
         halfbyte_checkpoint::write_file(
-            &export.folder.join("README.md"),
-            halfbyte_report::model_card(&record).as_bytes(),
+            &Path::new(&export.path).join(CARD),
+            halfbyte_report::model_card(record).as_bytes(),
         )?;
     }
-    work.remove()?;
-    let gate = match (
-        pipeline.gate.max_kl,
-        record.evaluation.as_ref().map(|e| e.kl_mean),
-    ) {
-        (Some(limit), Some(found)) if found > limit => Some(GateFailed {
-            name: "max_kl",
-            found,
-            limit,
-        }),
-        _ => None,
-    };
-    let folders = exports.into_iter().map(|export| export.folder).collect();
-    Ok(Run {
-        record,
-        folders,
-        out: options.out.clone(),
-        gate,
-    })
+    if pipeline.report.html {
+        let page = halfbyte_report::run_page(record, true);
+        halfbyte_report::write_page(&halfbyte_report::page_path(out), &page)?;
+    }
+    Ok(halfbyte_report::write_run(out, record)?)
+}
+
+/// Bytes of the finished blocks and of the residual stream, which lie in the work folder until all is exported.
+pub(crate) fn work_bytes(
+    layout: &Layout,
+    config: &halfbyte_checkpoint::ModelConfig,
+    windows: &Windows,
+) -> u64 {
+    let mut bytes = 0;
+    for block in 0..config.num_hidden_layers {
+        for kind in LinearKind::ALL {
+            if layout.coding(&kind.module(block)).is_some() {
+                let [rows, columns] = halfbyte_model::linear_shape(config, kind);
+                // a byte a code; scales and zero points are a few per cent of that
+                bytes += (rows * columns) as u64;
+            }
+        }
+    }
+    let tokens: usize = windows.calibration.iter().chain(&windows.holdout).map(|w| w.ids.len()).sum();
+    bytes + (2 * tokens * config.hidden_size) as u64
 }
 
 /// The blocks whose linears are solved from less text too, to tell whether there is enough of it.

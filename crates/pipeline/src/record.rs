@@ -7,13 +7,16 @@ use halfbyte_report::{
     BudgetRecord, CalibrationRecord, CodesRecord, EvaluationRecord, ExportRecord, LinearRecord,
     ModelRecord, RunRecord, SCHEMA_VERSION, SummaryRecord, TokenRecord, TuneRecord,
 };
+use sha2::{Digest, Sha256};
 
-use crate::config::Pipeline;
+use crate::config::{Pipeline, hex};
 use crate::export::Exported;
 use crate::usage::Clock;
 
 /// What the record of a run is made from.
 pub(crate) struct Parts<'a> {
+    /// Names the run.
+    pub(crate) fingerprint: String,
     pub(crate) pipeline: &'a Pipeline,
     pub(crate) decoder: &'a Decoder,
     pub(crate) calibration: &'a TextReport,
@@ -48,6 +51,7 @@ impl Parts<'_> {
         RunRecord {
             schema_version: SCHEMA_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            fingerprint: self.fingerprint,
             pipeline: self.pipeline.to_value(),
             model: model(self.pipeline, self.decoder),
             calibration: calibration(self.calibration),
@@ -113,6 +117,18 @@ pub(crate) fn calibration(text: &TextReport) -> CalibrationRecord {
     }
 }
 
+/// Names token windows by their content.
+pub(crate) fn windows_sha256(windows: &[Vec<u32>]) -> String {
+    let mut digest = Sha256::new();
+    for window in windows {
+        digest.update((window.len() as u64).to_le_bytes());
+        for id in window {
+            digest.update(id.to_le_bytes());
+        }
+    }
+    hex(&digest.finalize())
+}
+
 /// Tokens of text told on each side of a token.
 const CONTEXT_TOKENS: usize = 8;
 
@@ -126,6 +142,7 @@ pub(crate) fn evaluation(
     let against = scores.against.as_ref()?;
     Some(EvaluationRecord {
         text: name.to_owned(),
+        sha256: windows_sha256(&text.windows),
         windows: scores.windows,
         sequence_length: text.windows.first().map_or(0, Vec::len),
         tokens: scores.tokens as u64,

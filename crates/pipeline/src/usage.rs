@@ -70,6 +70,16 @@ impl Clock {
     }
 }
 
+/// Has a write beyond the largest file that a limit allows (`ulimit -f`) fail with an error that can be told, instead of
+/// ending the process with its files half-written.
+pub fn tell_of_file_limits() {
+    #[cfg(unix)]
+    // SAFETY: a signal of this process is ignored; nothing else of it is changed.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 /// Has the C library's allocator keep what is freed, where that is glibc.
 ///
 /// Activations of a batch are some megabytes each, and glibc would fetch every one from the system and hand it back: the

@@ -9,7 +9,9 @@
 //! where tuning is to come and that model walked along. `budget.json` has the widths where they were chosen. Every file
 //! is written beside and renamed, state.json last, so a run that dies at any moment leaves a folder whose state.json tells the truth. The stream is large and a
 //! disk may be slow, so it is saved only as often as costs a twentieth of the time; blocks solved since are solved
-//! again. Where the folder is another run's, its state goes first, then the run starts over and says so.
+//! again. Every block names its run too, and none of another run is read. Where the folder is another run's, nothing is done
+//! unless a fresh start is asked for; then its state goes first. It goes first as well when the folder is removed, so that
+//! half a folder is never taken for a whole one.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -29,6 +31,8 @@ use halfbyte_report::{BudgetRecord, LinearRecord, TuneRecord};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
+use crate::finished::unfinished;
+
 /// A run's folder of finished blocks.
 #[derive(Debug)]
 pub(crate) struct Work {
@@ -43,6 +47,9 @@ pub(crate) struct Work {
 
 /// Work done between two saves, in units of the time a save takes.
 const WORK_PER_SAVE: u32 = 20;
+
+/// The word under which a file of tensors names its run.
+const FINGERPRINT: &str = "fingerprint";
 
 /// One quantized linear of a finished block.
 #[derive(Clone, Debug)]
@@ -68,6 +75,8 @@ struct BudgetFile {
 
 #[derive(Serialize, Deserialize)]
 struct BlockFile {
+    /// The run's.
+    fingerprint: String,
     linears: Vec<Entry>,
     /// Tensors beside the quantized ones that came out changed.
     replaced: Vec<String>,
@@ -96,15 +105,28 @@ enum CodingEntry {
     },
 }
 
+/// What was found when a work folder was opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) work: Work,
+    /// Blocks that an earlier process of the same run finished.
+    pub(crate) done: usize,
+    /// Why there are none although there were, if that is so.
+    pub(crate) lost: Option<String>,
+}
+
 impl Work {
-    /// Opens `OUT/halfbyte/work`, creating it. Gives the number of blocks an earlier run of the same fingerprint
-    /// finished, and whether another run's work was set aside.
-    pub(crate) fn open(
-        out: &Path,
-        fingerprint: String,
-        fresh: bool,
-    ) -> Result<(Self, usize, bool)> {
-        Self::open_in(out, out.join("halfbyte").join("work"), fingerprint, fresh)
+    /// The work folder of the run in `out`.
+    pub(crate) fn place(out: &Path) -> PathBuf {
+        out.join("halfbyte").join("work")
+    }
+
+    /// Opens `OUT/halfbyte/work`, creating it, and counts the blocks an earlier run of the same fingerprint finished.
+    ///
+    /// # Errors
+    /// Another run's blocks, unless `fresh`, which removes them.
+    pub(crate) fn open(out: &Path, fingerprint: String, fresh: bool) -> Result<Opened> {
+        Self::open_in(out, Self::place(out), fingerprint, fresh)
     }
 
     /// The same in a folder of the caller's choice.
@@ -113,27 +135,122 @@ impl Work {
         folder: PathBuf,
         fingerprint: String,
         fresh: bool,
-    ) -> Result<(Self, usize, bool)> {
-        create_folder(&folder)?;
+    ) -> Result<Opened> {
         let mut work = Self {
             fingerprint,
             ..Self::stateless(out, folder)
         };
-        let state = work.state();
-        let (done, other) = match state {
-            Some(state) if state.fingerprint == work.fingerprint && !fresh => {
-                work.tuned = state.tuned;
-                (state.blocks_done, false)
+        let mut opened = (0, None);
+        match work.state() {
+            Some(state) if state.fingerprint != work.fingerprint && !fresh => {
+                return Err(unfinished(out));
             }
-            Some(_) => (0, !fresh),
-            None => (0, false),
-        };
-        if done == 0 && work.folder.join("state.json").exists() {
-            std::fs::remove_file(work.folder.join("state.json"))
-                .with_context(|| format!("{}: cannot be cleared", work.folder.display()))?;
+            Some(state) if !fresh => {
+                work.tuned = state.tuned;
+                match work.check_blocks(state.blocks_done) {
+                    Ok(()) => opened.0 = state.blocks_done,
+                    Err(error) => {
+                        work.tuned = None;
+                        let text = format!("the work folder is damaged ({error:#}); starting over");
+                        opened.1 = Some(text);
+                    }
+                }
+            }
+            _ => (),
         }
+        let (done, lost) = opened;
+        // Without a state that can be believed there is nothing to keep but what was chosen for this very run.
+        if done == 0 && (fresh || lost.is_some() || !work.has_state()) {
+            work.remove_all()?;
+        }
+        create_folder(&work.folder)?;
         remove_partial_files(&work.folder)?;
-        Ok((work, done, other))
+        if !work.has_state() {
+            work.write_state(0)?;
+        }
+        Ok(Opened { work, done, lost })
+    }
+
+    fn has_state(&self) -> bool {
+        self.folder.join("state.json").exists()
+    }
+
+    /// Whether there is unfinished work of such a fingerprint.
+    pub(crate) fn has_begun(out: &Path, is_such: impl Fn(&str) -> bool) -> bool {
+        let state = Self::stateless(out, Self::place(out)).state();
+        state.is_some_and(|state| is_such(&state.fingerprint))
+    }
+
+    /// Whether the folder's state is of this fingerprint.
+    pub(crate) fn has_state_of(&self, fingerprint: &str) -> bool {
+        let state = self.state();
+        state.is_some_and(|state| state.fingerprint == fingerprint)
+    }
+
+    /// Removes what is left of this run's work, and what is left of a removal; another run's stays.
+    pub(crate) fn clear(out: &Path, fingerprint: &str) -> Result<()> {
+        let work = Self::stateless(out, Self::place(out));
+        match work.state().is_none_or(|state| state.fingerprint == fingerprint) {
+            true => work.remove_all(),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether all that a state promises is there and this run's.
+    fn check_blocks(&self, done: usize) -> Result<()> {
+        for block in 0..done {
+            self.block_file(block)?;
+            self.check_header(&self.file("block", block, "safetensors"))?;
+            if self.tuned.is_some() {
+                self.check_header(&self.file("tuned", block, "safetensors"))?;
+            }
+        }
+        match self.tuned {
+            Some(_) => self.check_header(&self.replaced_file()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a file of tensors is whole and this run's.
+    fn check_header(&self, path: &Path) -> Result<()> {
+        let place = || format!("{}: cannot be read", path.display());
+        let file = std::fs::File::open(path).with_context(place)?;
+        let bytes = file.metadata().with_context(place)?.len();
+        let mut start = vec![0; 8];
+        std::io::Read::read_exact(&mut &file, &mut start).with_context(place)?;
+        let length = u64::from_le_bytes(start[..8].try_into()?).min(bytes);
+        start.resize(8 + length as usize, 0);
+        std::io::Read::read_exact(&mut &file, &mut start[8..]).with_context(place)?;
+        let (header, metadata) = SafeTensors::read_metadata(&start)
+            .or_else(|error| match error {
+                // the tensors themselves were not read
+                safetensors::SafeTensorError::MetadataIncompleteBuffer => {
+                    let metadata = serde_json::from_slice(&start[8..])
+                        .map_err(safetensors::SafeTensorError::InvalidHeaderDeserialization)?;
+                    Ok((length as usize, metadata))
+                }
+                error => Err(error),
+            })
+            .with_context(place)?;
+        let wanted = 8 + header as u64 + metadata.data_len() as u64;
+        anyhow::ensure!(bytes == wanted, "{}: cut short", path.display());
+        self.check_mark(path, metadata.metadata().as_ref())
+    }
+
+    /// Whether a file's metadata names this run.
+    fn check_mark(&self, path: &Path, metadata: Option<&HashMap<String, String>>) -> Result<()> {
+        let found = metadata.and_then(|words| words.get(FINGERPRINT));
+        anyhow::ensure!(
+            found == Some(&self.fingerprint),
+            "{}: of another run; run again with --fresh",
+            path.display()
+        );
+        Ok(())
+    }
+
+    /// Says whose blocks these are, for a folder whose state is kept elsewhere.
+    pub(crate) fn belong_to(&mut self, fingerprint: &str) {
+        fingerprint.clone_into(&mut self.fingerprint);
     }
 
     /// Blocks of a folder whose state is kept elsewhere; nothing is made or cleared.
@@ -184,9 +301,9 @@ impl Work {
         record: &TuneRecord,
     ) -> Result<()> {
         for (block, solved) in blocks.iter().enumerate() {
-            write_solved(&self.file("tuned", block, "safetensors"), solved, &[])?;
+            self.write_solved(&self.file("tuned", block, "safetensors"), solved, &[])?;
         }
-        write_solved(&self.replaced_file(), &[], replaced)?;
+        self.write_solved(&self.replaced_file(), &[], replaced)?;
         self.tuned = Some(record.clone());
         self.write_state(blocks.len())
     }
@@ -236,7 +353,7 @@ impl Work {
         replaced: &[(String, Vec<f32>)],
         records: &[LinearRecord],
     ) -> Result<()> {
-        write_solved(&self.file("block", block, "safetensors"), solved, replaced)?;
+        self.write_solved(&self.file("block", block, "safetensors"), solved, replaced)?;
         let linears = solved.iter().map(|s| Entry {
             module: s.module.clone(),
             shape: s.weight.shape(),
@@ -256,12 +373,43 @@ impl Work {
         write_json(
             &self.file("block", block, "json"),
             &BlockFile {
+                fingerprint: self.fingerprint.clone(),
                 linears: linears.collect(),
                 replaced: replaced.iter().map(|(name, _)| name.clone()).collect(),
                 records: records.to_vec(),
             },
         )?;
         Ok(())
+    }
+
+    fn write_solved(
+        &self,
+        path: &Path,
+        solved: &[Solved],
+        replaced: &[(String, Vec<f32>)],
+    ) -> Result<()> {
+        let parts: Vec<Part> = solved.iter().flat_map(parts).collect();
+        let mut infos: Vec<TensorInfo> = parts
+            .iter()
+            .map(|part| TensorInfo {
+                name: part.name.clone(),
+                dtype: part.dtype,
+                shape: part.shape.clone(),
+            })
+            .collect();
+        infos.extend(replaced.iter().map(|(name, values)| TensorInfo {
+            name: name.clone(),
+            dtype: Dtype::F32,
+            shape: vec![values.len()],
+        }));
+        let mut writer = SafetensorsWriter::create_with(path, &infos, &[(FINGERPRINT, &self.fingerprint)])?;
+        for part in &parts {
+            writer.write(&part.name, &part.bytes)?;
+        }
+        for (name, values) in replaced {
+            writer.write(name, &float_bytes(values))?;
+        }
+        Ok(writer.finish()?)
     }
 
     /// Says that a block is done, when it is time; see [`Work::save`].
@@ -372,6 +520,8 @@ impl Work {
             )
         };
         let tensors = SafeTensors::deserialize(&bytes).with_context(place)?;
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).with_context(place)?;
+        self.check_mark(&path, metadata.metadata().as_ref())?;
         let read = |entry: &Entry| -> Result<Solved> {
             Ok(Solved {
                 module: entry.module.clone(),
@@ -389,14 +539,36 @@ impl Work {
         let path = self.file("block", block, "json");
         let text =
             std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        serde_json::from_slice(&text)
-            .with_context(|| format!("{}: run again with --fresh", path.display()))
+        let file: BlockFile = serde_json::from_slice(&text)
+            .with_context(|| format!("{}: run again with --fresh", path.display()))?;
+        anyhow::ensure!(
+            file.fingerprint == self.fingerprint,
+            "{}: of another run; run again with --fresh",
+            path.display()
+        );
+        Ok(file)
     }
 
     /// Removes the folder once everything is exported.
     pub(crate) fn remove(self) -> Result<()> {
-        std::fs::remove_dir_all(&self.folder)
-            .with_context(|| format!("{}: cannot be removed", self.folder.display()))
+        self.remove_all()
+    }
+
+    /// Removes the folder, its state first, so that what a kill leaves of it is not believed.
+    fn remove_all(&self) -> Result<()> {
+        let place = || format!("{}: cannot be removed", self.folder.display());
+        for gone in [
+            std::fs::remove_file(self.folder.join("state.json")),
+            std::fs::remove_dir_all(&self.folder),
+        ] {
+            match gone {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(place);
+                }
+                _ => (),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -467,31 +639,6 @@ fn read_weight(tensors: &SafeTensors<'_>, entry: &Entry) -> Result<CodedWeight> 
             CodebookWeight::new(codebook, entry.shape, *block_size, codes, scales)?.into()
         }
     })
-}
-
-fn write_solved(path: &Path, solved: &[Solved], replaced: &[(String, Vec<f32>)]) -> Result<()> {
-    let parts: Vec<Part> = solved.iter().flat_map(parts).collect();
-    let mut infos: Vec<TensorInfo> = parts
-        .iter()
-        .map(|part| TensorInfo {
-            name: part.name.clone(),
-            dtype: part.dtype,
-            shape: part.shape.clone(),
-        })
-        .collect();
-    infos.extend(replaced.iter().map(|(name, values)| TensorInfo {
-        name: name.clone(),
-        dtype: Dtype::F32,
-        shape: vec![values.len()],
-    }));
-    let mut writer = SafetensorsWriter::create(path, &infos)?;
-    for part in &parts {
-        writer.write(&part.name, &part.bytes)?;
-    }
-    for (name, values) in replaced {
-        writer.write(name, &float_bytes(values))?;
-    }
-    Ok(writer.finish()?)
 }
 
 /// A tensor of a linear, as [`read_weight`] wants it.
@@ -584,16 +731,76 @@ mod tests {
             })
             .collect();
         let out = tempfile::tempdir().unwrap();
-        let (mut work, done, _) = Work::open(out.path(), "run".to_owned(), false).unwrap();
+        let open = || Work::open(out.path(), "run".to_owned(), false).unwrap();
+        let Opened { mut work, done, .. } = open();
         assert_eq!(done, 0);
         work.save(0, &solved, &[], &[], None).unwrap();
-        let (work, done, _) = Work::open(out.path(), "run".to_owned(), false).unwrap();
-        assert_eq!(done, 1);
+        let Opened { work, done, lost } = open();
+        assert_eq!((done, lost), (1, None));
         let loaded = work.load(0).unwrap();
         assert_eq!(loaded.len(), solved.len());
         for (loaded, solved) in loaded.iter().zip(&solved) {
             assert_eq!(loaded.module, solved.module);
             assert_eq!(loaded.weight, solved.weight);
         }
+    }
+
+    fn linear(module: &str) -> Solved {
+        let scheme = Scheme::new(4, GroupSize::Columns(16), true).unwrap();
+        let weight = QuantizedWeight::new(scheme, [1, 16], vec![3; 16], vec![0.5], vec![8]);
+        Solved {
+            module: module.to_owned(),
+            weight: weight.unwrap().into(),
+        }
+    }
+
+    fn open(out: &Path, fingerprint: &str, fresh: bool) -> Result<Opened> {
+        Work::open(out, fingerprint.to_owned(), fresh)
+    }
+
+    #[test]
+    fn another_runs_work_is_not_given_up_unasked() {
+        let out = tempfile::tempdir().unwrap();
+        let mut work = open(out.path(), "one", false).unwrap().work;
+        work.save(0, &[linear("a")], &[], &[], None).unwrap();
+        let error = open(out.path(), "other", false).unwrap_err();
+        assert_eq!(crate::exit_code(&error), 2);
+        assert!(error.to_string().contains("unfinished work"), "{error}");
+        assert_eq!(open(out.path(), "one", false).unwrap().done, 1);
+        let other = open(out.path(), "other", true).unwrap();
+        assert_eq!((other.done, other.lost), (0, None));
+        assert!(!other.work.file("block", 0, "json").exists());
+    }
+
+    #[test]
+    fn what_is_not_this_runs_or_not_whole_is_not_read() {
+        let out = tempfile::tempdir().unwrap();
+        let start = || {
+            let mut work = open(out.path(), "one", true).unwrap().work;
+            work.save(0, &[linear("a")], &[], &[], None).unwrap();
+            work
+        };
+        // a block of another run under this run's state
+        let mut work = start();
+        let theirs = std::fs::read(work.file("block", 0, "safetensors")).unwrap();
+        work.belong_to("other");
+        assert!(work.load(0).is_err() && work.records(0).is_err());
+        work.write_block(0, &[linear("a")], &[], &[]).unwrap();
+        work.belong_to("one");
+        assert!(work.load(0).is_err());
+        let opened = open(out.path(), "one", false).unwrap();
+        assert!(opened.done == 0 && opened.lost.unwrap().contains("of another run"));
+        // a block that is cut
+        let work = start();
+        let path = work.file("block", 0, "safetensors");
+        std::fs::write(&path, &theirs[..theirs.len() - 1]).unwrap();
+        let opened = open(out.path(), "one", false).unwrap();
+        assert!(opened.done == 0 && opened.lost.unwrap().contains("cut short"));
+        // a folder whose removal was cut off
+        let work = start();
+        std::fs::remove_file(work.folder().join("state.json")).unwrap();
+        let opened = open(out.path(), "one", false).unwrap();
+        assert_eq!((opened.done, opened.lost), (0, None));
+        assert!(!path.exists());
     }
 }

@@ -42,13 +42,14 @@ pub enum ReportError {
 pub fn write_run(dir: &Path, run: &RunRecord) -> Result<(), ReportError> {
     let dir = dir.join("halfbyte");
     make_folder(&dir)?;
+    write_linears(&dir.join("linears.csv"), &run.linears)?;
+    // Last, since it says that the run is finished.
     let path = dir.join("run.json");
     let json = serde_json::to_vec_pretty(run).map_err(|source| ReportError::Parse {
         path: path.clone(),
         source,
     })?;
-    write_whole(&path, &json)?;
-    write_linears(&dir.join("linears.csv"), &run.linears)
+    write_whole(&path, &json)
 }
 
 /// Writes records as a table with a line each, beside its final name first.
@@ -132,22 +133,35 @@ pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, ReportE
     serde_json::from_slice(&json).map_err(parse)
 }
 
-/// A sibling takes the bytes and then the name, so that a full disk leaves the older file as it was.
+/// A sibling takes the bytes and then the name, so that a full disk leaves the older file as it was. Its name is one of those
+/// that a later run clears away if this process is killed.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
-    let mut sibling = path.as_os_str().to_owned();
-    sibling.push(".partial");
-    let sibling = PathBuf::from(sibling);
-    let written = fs::File::create(&sibling)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&sibling, path));
-    written.map_err(|source| {
-        // Best effort: the first error is the one to tell.
-        let _ = fs::remove_file(&sibling);
-        ReportError::Io {
-            path: path.to_path_buf(),
-            action: "write",
-            source,
-        }
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut options = tempfile::Builder::new();
+    options.prefix(".halfbyte-").suffix(".part");
+    #[cfg(unix)]
+    {
+        // Temporary files are private by default; a report is meant to be read by others, as the umask allows.
+        use std::os::unix::fs::PermissionsExt;
+        options.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let written = options.tempfile_in(folder).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    });
+    written.map_err(|source| ReportError::Io {
+        path: path.to_path_buf(),
+        action: "write",
+        // without the temporary file's name, which tells a user nothing
+        source: match source.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => source.kind().into(),
+        },
     })
 }
 

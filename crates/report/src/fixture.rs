@@ -22,6 +22,7 @@ pub(crate) fn run() -> RunRecord {
     RunRecord {
         schema_version: SCHEMA_VERSION,
         version: "0.1.0".into(),
+        fingerprint: "a1b2".into(),
         pipeline: json!({"method": "gptq", "quant": {"bits": 4}}),
         model: ModelRecord {
             source: "org/name".into(),
@@ -71,6 +72,7 @@ pub(crate) fn run() -> RunRecord {
         }],
         evaluation: Some(EvaluationRecord {
             text: "wiki.txt".into(),
+            sha256: "cd".repeat(32),
             sequence_length: 1024,
             windows: 24,
             tokens: 24_552,

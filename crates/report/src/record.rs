@@ -11,6 +11,9 @@ pub struct RunRecord {
     pub schema_version: u32,
     /// Version of that program.
     pub version: String,
+    /// Names the run by all that decides its codes: settings, model, text and build. Empty in records of earlier builds.
+    #[serde(default)]
+    pub fingerprint: String,
     /// The checked pipeline, with every default filled in.
     pub pipeline: Value,
     /// What was quantized.
@@ -275,7 +278,7 @@ pub struct SensitivityRecord {
 }
 
 /// Scales and norms tuned by gradient. KL in nats, a value an epoch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TuneRecord {
     /// Passes over the windows learned from.
     pub epochs: usize,
@@ -351,6 +354,9 @@ pub struct ExportRecord {
 pub struct EvaluationRecord {
     /// The text, as the pipeline spells it.
     pub text: String,
+    /// SHA-256 of the token windows scored, hexadecimal; empty in records of earlier builds.
+    #[serde(default)]
+    pub sha256: String,
     /// Tokens a window.
     pub sequence_length: usize,
     /// Windows scored.

@@ -18,7 +18,7 @@ mod sweep;
 mod synonyms;
 mod words;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -342,11 +342,11 @@ impl Pipeline {
     }
 
     /// sha256, in hex, of all that decides the codes: model, calibration, method, recipe, quant, awq, propagation,
-    /// rules, ignore, the exported formats (they decide `signed_scales: auto`), and what of `report` decides the records,
-    /// `llm_int8` and `calibration_curve`. Two runs of the same fingerprint may share finished blocks, provided that the
-    /// files behind the paths have not changed: that is for the caller to mix in. Folders count by their real place, so
-    /// that `./model` in two places is two models. Evaluation, gate, the rest of report, resources, sweep and output
-    /// folders do not count.
+    /// rules, ignore and, with a budget, the exported formats, which decide what it chooses from. Two runs of the same
+    /// fingerprint may share finished blocks, provided that the files behind the paths have not changed and that
+    /// `signed_scales: auto` came out alike: those are for the caller to mix in. Folders count by their real place, so
+    /// that `./model` in two places is two models. Evaluation, gate, report, resources, sweep, formats and output folders
+    /// do not count.
     pub fn fingerprint(&self) -> String {
         let mut value = self.to_value();
         if let Some(sections) = value.as_object_mut() {
@@ -356,11 +356,10 @@ impl Pipeline {
                     "evaluate" | "gate" | "report" | "resources" | "export" | "sweep"
                 )
             });
-            let formats: BTreeSet<_> = self.export.iter().map(|e| e.format.to_string()).collect();
-            sections.insert("formats".to_owned(), serde_json::json!(formats));
-            sections.insert("llm_int8".to_owned(), self.report.llm_int8.into());
-            let curve = self.report.calibration_curve;
-            sections.insert("calibration_curve".to_owned(), curve.into());
+            if self.budget.is_some() {
+                let formats: Vec<_> = self.export.iter().map(|e| e.format.to_string()).collect();
+                sections.insert("formats".to_owned(), serde_json::json!(formats));
+            }
             let places: Vec<_> = self.located().map(Located::real_place).collect();
             sections.insert("places".to_owned(), serde_json::json!(places));
         }

@@ -249,7 +249,10 @@ fn a_fingerprint_changes_with_what_decides_the_codes_and_with_nothing_else() {
         "resources.threads=2",
         "resources.max_memory=1GiB",
         "report.html=false",
+        "report.llm_int8=true",
+        "report.calibration_curve=false",
         "export=[{format: compressed-tensors, out: x}]",
+        "export=[{format: gptq}]",
         "quant.bits=4",
     ] {
         assert_eq!(of(&[same]), base, "{same}");
@@ -262,16 +265,16 @@ fn a_fingerprint_changes_with_what_decides_the_codes_and_with_nothing_else() {
         "propagation=float",
         "ignore=[]",
         "rules=[{match: a, skip: true}]",
-        "export=[{format: gptq}]",
         "model.source=org/name",
         "quant.damp_percent=0.1",
-        "report.llm_int8=true",
-        "report.calibration_curve=false",
         "awq.loss=hessian",
         "awq.loss_tokens=512",
     ] {
         assert_ne!(of(&[other]), base, "{other}");
     }
+    // what a budget chooses from is what all formats hold
+    let budget = "budget={bits_per_weight: 4.25}";
+    assert_ne!(of(&[budget]), of(&[budget, "export=[{format: gptq}]"]));
 }
 
 #[test]

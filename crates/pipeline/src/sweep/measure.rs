@@ -37,6 +37,7 @@ pub(super) fn measure(
         decoder,
         cells,
         fingerprint,
+        solves,
         folder,
         skeleton,
         clock,
@@ -44,7 +45,7 @@ pub(super) fn measure(
         ..
     } = run;
     let names: Vec<&str> = cells.iter().map(|cell| cell.name).collect();
-    let wanted = merge::wanted(grid.measure, skeleton, &names, folder)?;
+    let wanted = merge::wanted(grid.measure, skeleton, &names, folder, solves)?;
     let own = cells.iter().filter(|cell| {
         options.shard.owns(cell.place)
             && wanted.iter().any(|name| name == cell.name)

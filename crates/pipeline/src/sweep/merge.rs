@@ -20,6 +20,8 @@ use crate::work::Work;
 #[derive(Serialize, Deserialize)]
 pub(super) struct ShardFile {
     pub(super) shard: Shard,
+    /// Names the blocks, as the cells' files do.
+    pub(super) solves: String,
     /// The sweep's record without the cells' figures, and what this shard used.
     pub(super) record: SweepRecord,
 }
@@ -39,7 +41,19 @@ pub(super) struct Merged {
 
 /// Where a shard's walk lies.
 pub(super) fn shard_folder(sweep: &Path, shard: Shard) -> PathBuf {
-    sweep.join(format!("shard-{}-of-{}", shard.index + 1, shard.of))
+    sweep.join(shard_name(shard))
+}
+
+/// What its files are called by.
+pub(super) fn shard_name(shard: Shard) -> String {
+    format!("shard-{}-of-{}", shard.index + 1, shard.of)
+}
+
+/// Whether some shard has begun to solve these blocks.
+pub(super) fn has_begun(sweep: &Path, solves: &str) -> bool {
+    let entries = std::fs::read_dir(sweep).into_iter().flatten().flatten();
+    let mut folders = entries.map(|entry| entry.path());
+    folders.any(|folder| Work::stateless(sweep, folder).has_state_of(solves))
 }
 
 pub(super) fn score_path(sweep: &Path, cell: &str) -> PathBuf {
@@ -97,6 +111,7 @@ pub(super) fn wanted(
     skeleton: &SweepRecord,
     solved: &[&str],
     sweep: &Path,
+    solves: &str,
 ) -> Result<Vec<String>> {
     let blocks = skeleton.model.blocks;
     let names = || solved.iter().map(|name| (*name).to_owned());
@@ -105,7 +120,7 @@ pub(super) fn wanted(
         Measure::All => Ok(names().collect()),
         Measure::Pareto => {
             let predicted = |name: &str| -> Result<(u64, f64)> {
-                let linears = linears(sweep, name, blocks)?;
+                let linears = linears(sweep, solves, name, blocks)?;
                 let cell = skeleton.cells.iter().find(|cell| cell.cell == name);
                 let bytes = cell.and_then(|cell| cell.bytes).unwrap_or(u64::MAX);
                 Ok((bytes, predicted_kl(&linears)))
@@ -127,8 +142,9 @@ fn predicted_kl(linears: &[LinearRecord]) -> f64 {
         .sum()
 }
 
-fn linears(sweep: &Path, cell: &str, blocks: usize) -> Result<Vec<LinearRecord>> {
-    let work = Work::stateless(sweep, sweep.join(cell));
+fn linears(sweep: &Path, solves: &str, cell: &str, blocks: usize) -> Result<Vec<LinearRecord>> {
+    let mut work = Work::stateless(sweep, sweep.join(cell));
+    work.belong_to(solves);
     let mut all = Vec::new();
     for block in 0..blocks {
         all.extend(work.records(block)?);
@@ -141,6 +157,7 @@ pub(super) fn merge(sweep: &Path, fingerprint: &str) -> Result<Merged> {
     let shards = shards(sweep, fingerprint);
     let first = shards.first().context("no shard has solved its blocks")?;
     let mut record = first.record.clone();
+    let solves = &first.solves;
     let mut all_linears = Vec::new();
     let mut names = Vec::new();
     for cell in record
@@ -148,7 +165,7 @@ pub(super) fn merge(sweep: &Path, fingerprint: &str) -> Result<Merged> {
         .iter_mut()
         .filter(|cell| cell.refused.is_none())
     {
-        let linears = linears(sweep, &cell.cell, record.model.blocks)?;
+        let linears = linears(sweep, solves, &cell.cell, record.model.blocks)?;
         fill(cell, &linears);
         cell.evaluation = score(sweep, &cell.cell, fingerprint);
         names.push(cell.cell.clone());
@@ -168,7 +185,7 @@ pub(super) fn merge(sweep: &Path, fingerprint: &str) -> Result<Merged> {
         }
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let wanted = wanted(measure_of(&record), &record, &names, sweep)?;
+    let wanted = wanted(measure_of(&record), &record, &names, sweep, solves)?;
     let scored = |name: &String| {
         let cell = record.cells.iter().find(|cell| cell.cell == *name);
         cell.is_some_and(|cell| cell.evaluation.is_some())

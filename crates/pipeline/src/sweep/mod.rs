@@ -35,16 +35,18 @@ use crate::budget::sense;
 use crate::config::{Evaluate, Measure, Pipeline, Sweep, Winner, WinnerBy, hex};
 use crate::error::user_error;
 use crate::event::Event;
+use crate::finished::differing_keys;
 use crate::open::{Inputs, Reading, open_model};
-use crate::quantize::{Run, RunOptions, check_float, device_choice, quantize};
+use crate::output::{Destination, Output, check_places};
+use crate::quantize::{Run, RunOptions, check_float, device_choice, quantize_into};
 use crate::record;
 use crate::usage::{Clock, usage};
-use crate::work::Work;
+use crate::work::{Opened, Work};
 
 pub(crate) use cells::plan_cells;
 use cells::{Cell, cells};
 pub use merge::merge_sweep;
-use merge::{Merged, ShardFile, shard_folder};
+use merge::{Merged, ShardFile, shard_folder, shard_name};
 
 /// Where a sweep goes.
 #[derive(Clone, Debug)]
@@ -139,6 +141,9 @@ pub fn sweep(
         if options.shard.of > 1 {
             return Ok(swept(Some(record), None, None));
         }
+        if pipeline.report.html && !sweep_page_path(&options.out).exists() {
+            draw(&options.out, &record)?;
+        }
         let (record, winner) = run.run_winner(record, on_event)?;
         run.clear()?;
         return Ok(swept(Some(record), None, winner));
@@ -181,13 +186,30 @@ fn write_all(
     record: &SweepRecord,
     linears: &[(String, Vec<halfbyte_report::LinearRecord>)],
 ) -> Result<()> {
+    // No page of another sweep stands beside these records, whenever this is cut off.
+    forget_page(out)?;
     write_sweep(out, record, linears)?;
-    if pipeline.report.html {
-        // Read back, so that the page drawn again later is the same.
-        let linears = read_cells(out, record)?;
-        write_page(&sweep_page_path(out), &sweep_page(record, &linears, true))?;
+    match pipeline.report.html {
+        true => draw(out, record),
+        false => Ok(()),
     }
-    Ok(())
+}
+
+fn forget_page(out: &Path) -> Result<()> {
+    let page = sweep_page_path(out);
+    match std::fs::remove_file(&page) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{}: cannot be removed", page.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn draw(out: &Path, record: &SweepRecord) -> Result<()> {
+    // Read back, so that the page drawn again later is the same.
+    let linears = read_cells(out, record)?;
+    let page = sweep_page(record, &linears, true);
+    Ok(write_page(&sweep_page_path(out), &page)?)
 }
 
 /// A sweep on its way.
@@ -202,6 +224,10 @@ struct SweepRun<'a> {
     cells: Vec<Cell<'a>>,
     /// Names the sweep.
     fingerprint: String,
+    /// Names its blocks, whatever text they are scored on.
+    solves: String,
+    /// The folder that this process holds, alone or with other shards.
+    output: Output,
     /// `OUT/halfbyte/sweep`.
     folder: PathBuf,
     /// All records but the figures.
@@ -228,23 +254,40 @@ impl<'a> SweepRun<'a> {
         )?;
         check_float(&folder)?;
         let work = options.out.join("halfbyte").join("sweep");
-        let (cells, cell_records) = cells(grid, &folder, &options.out, &work)?;
+        let (mut cells, cell_records) = cells(grid, &folder, &options.out, &work)?;
         check_limits(grid, &cell_records)?;
+        // All cells are exported into the same folders.
+        let destinations = match &grid.winner {
+            Some(_) => Destination::all(&cells[0].layout, &folder, &options.out)?,
+            None => Vec::new(),
+        };
+        check_places(pipeline, &folder, &options.out, &destinations)?;
+        let output = if options.shard.of > 1 {
+            Output::open_shared(&options.out, &shard_name(options.shard))?
+        } else {
+            let (output, note) = Output::open(&options.out, &destinations)?;
+            if let Some(note) = note {
+                on_event(Event::Note(note));
+            }
+            output
+        };
         for (names, reason) in refusals(&cell_records) {
             on_event(Event::Warning(format!("{}: {reason}", names.join(", "))));
         }
+        check_settings(pipeline, options, &work)?;
+        let identity = folder.identity()?;
         let reading = Reading {
             pipeline,
             reads_text: true,
             tuning_samples: 0,
             out: &options.out,
             fresh: options.fresh,
+            identity: &identity,
         };
         let Inputs {
             tokenizer,
             windows,
             evaluation,
-            identity,
             weights,
         } = reading.inputs(folder, &mut clock, on_event)?;
         let evaluation = pipeline.evaluate.as_ref().zip(evaluation);
@@ -253,9 +296,13 @@ impl<'a> SweepRun<'a> {
             digest.update(cell.name);
             digest.update(cell.pipeline.fingerprint());
         }
-        digest.update(identity.fingerprint);
+        digest.update(&identity.fingerprint);
         digest.update(&windows.report.windows_sha256);
         digest.update(env!("CARGO_PKG_VERSION"));
+        let solves = hex(&digest.clone().finalize());
+        for cell in &mut cells {
+            cell.work.belong_to(&solves);
+        }
         if let Some((_, text)) = evaluation
             .as_ref()
             .filter(|_| grid.measure != Measure::None)
@@ -266,6 +313,7 @@ impl<'a> SweepRun<'a> {
             }
         }
         let fingerprint = hex(&digest.finalize());
+        check_earlier(grid, options, &fingerprint, &work, &solves)?;
         let decoder = Decoder::new(
             weights,
             open_device(device_choice(pipeline.resources.device))?,
@@ -291,6 +339,8 @@ impl<'a> SweepRun<'a> {
             evaluation,
             cells,
             fingerprint,
+            solves,
+            output,
             folder: work,
             skeleton,
             clock,
@@ -306,14 +356,17 @@ impl<'a> SweepRun<'a> {
         if self.options.fresh {
             merge::forget(&self.folder, &self.fingerprint, shard, &self.cells)?;
         }
-        let (mut walked, done, other) = Work::open_in(
+        let Opened {
+            work: mut walked,
+            done,
+            lost,
+        } = Work::open_in(
             &self.options.out,
             place,
-            self.fingerprint.clone(),
+            self.solves.clone(),
             self.options.fresh,
         )?;
-        if other {
-            let text = "the sweep folder held another sweep's blocks; starting over".to_owned();
+        if let Some(text) = lost {
             on_event(Event::Warning(text.clone()));
             warnings.push(text);
         }
@@ -412,6 +465,7 @@ impl<'a> SweepRun<'a> {
         self.clock = Clock::default();
         let file = ShardFile {
             shard,
+            solves: self.solves.clone(),
             record: SweepRecord {
                 summary,
                 ..self.skeleton.clone()
@@ -467,7 +521,7 @@ impl<'a> SweepRun<'a> {
 
     /// Runs the best cell within the limits as a run of its own, in the order of propagation that the pipeline asks for.
     fn run_winner(
-        &self,
+        &mut self,
         mut record: SweepRecord,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<(SweepRecord, Option<Run>)> {
@@ -482,10 +536,6 @@ impl<'a> SweepRun<'a> {
         })?;
         let cell = self.cells.iter().find(|cell| cell.name == best);
         let cell = cell.with_context(|| best.clone())?;
-        let known = record.winner.as_ref().map(|winner| &winner.cell);
-        if known == Some(&best) && halfbyte_report::read_run(&self.options.out).is_ok() {
-            return Ok((record, None));
-        }
         on_event(Event::Note(format!(
             "{best} is the winner by {}; it is run by itself",
             limits.by
@@ -497,8 +547,11 @@ impl<'a> SweepRun<'a> {
         let options = RunOptions {
             out: self.options.out.clone(),
             fresh: false,
+            replaces: true,
         };
-        let run = quantize(&pipeline, &options, on_event)?;
+        let location = pipeline.model.source.location();
+        let folder = open_model(&location, pipeline.model.revision.clone(), on_event)?;
+        let run = quantize_into(&pipeline, &options, &mut self.output, folder, on_event)?;
         let score = run.record.evaluation.as_ref();
         record.winner = Some(WinnerRecord {
             cell: best,
@@ -508,6 +561,62 @@ impl<'a> SweepRun<'a> {
         });
         write_all(&self.options.out, self.pipeline, &record, &[])?;
         Ok((record, Some(run)))
+    }
+}
+
+/// Refuses to write over a sweep of other settings, as far as the settings alone say, before any text is read or written.
+fn check_settings(pipeline: &Pipeline, options: &SweepOptions, folder: &Path) -> Result<()> {
+    if options.fresh || folder.exists() {
+        return Ok(());
+    }
+    let Ok(known) = read_sweep(&options.out) else {
+        return Ok(());
+    };
+    let mut keys = differing_keys(&known.pipeline, &pipeline.to_value());
+    keys.retain(|key| !["gate", "report", "resources"].iter().any(|s| key.starts_with(s)));
+    match keys.is_empty() {
+        true => Ok(()),
+        false => Err(user_error(
+            format!(
+                "{}: holds a finished sweep with other settings (other: {}); the codes of its cells are not kept",
+                options.out.display(),
+                keys.join(", ")
+            ),
+            "choose another --out, or take --fresh to replace it",
+        )),
+    }
+}
+
+/// Refuses to write over what is finished in the folder and not this sweep's, unless that was asked for.
+fn check_earlier(
+    grid: &Sweep,
+    options: &SweepOptions,
+    fingerprint: &str,
+    folder: &Path,
+    solves: &str,
+) -> Result<()> {
+    // What was begun with --fresh goes on without it, in all shards.
+    if options.fresh || merge::has_begun(folder, solves) {
+        return Ok(());
+    }
+    let place = options.out.display();
+    let hint = "choose another --out, or take --fresh to replace it";
+    let known = read_sweep(&options.out).ok();
+    if let Some(known) = known.as_ref().filter(|known| known.fingerprint != fingerprint) {
+        let what = match known.summary.unmeasured {
+            0 => "a finished sweep with other settings, another model or another text",
+            _ => "another sweep",
+        };
+        let text = format!("{place}: holds {what}; the codes of its cells are not kept");
+        return Err(user_error(text, hint));
+    }
+    let wins = grid.winner.is_some() && known.is_none_or(|known| known.winner.is_none());
+    match wins && halfbyte_report::read_run(&options.out).is_ok() {
+        true => Err(user_error(
+            format!("{place}: holds a finished run, which the winner of the sweep would replace"),
+            hint,
+        )),
+        false => Ok(()),
     }
 }
 
