@@ -25,7 +25,10 @@ fn state(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 
 fn changed_at(folder: &Path) -> BTreeMap<String, SystemTime> {
     let at = |path: &String| Path::new(path).metadata().unwrap().modified().unwrap();
-    state(folder).keys().map(|path| (path.clone(), at(path))).collect()
+    state(folder)
+        .keys()
+        .map(|path| (path.clone(), at(path)))
+        .collect()
 }
 
 /// Fails with exit code 2; what it said.
@@ -54,7 +57,8 @@ fn run_in(folder: &Path, command: &str, out: &str, more: &str) -> Command {
     );
     std::fs::write(folder.join("p.yaml"), text).unwrap();
     let mut run = halfbyte();
-    run.current_dir(folder).args([command, "p.yaml", "--out", out]);
+    run.current_dir(folder)
+        .args([command, "p.yaml", "--out", out]);
     if command != "plan" {
         run.args(["--device", "cpu"]);
     }
@@ -82,7 +86,7 @@ fn the_source_is_never_written_to() {
         ("out", two),
     ];
     for (out, more) in tries {
-        let grid = format!("{more}\nsweep: {{bits: [3, 4], winner: {{by: predicted-kl}}}}");
+        let grid = format!("{more}\nsweep: {{bits: [3, 4], winner: {{by: predicted_kl}}}}");
         for (command, more) in [("run", more), ("plan", more), ("sweep", grid.as_str())] {
             let mut run = run_in(folder, command, out, more);
             let before = state(folder);
@@ -158,10 +162,16 @@ fn a_finished_run_is_not_done_again_and_not_replaced_unasked() {
     let again = succeed(&mut small_run(&out, &[]));
     let said = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(said.contains("finished"), "{said}");
-    assert!(String::from_utf8_lossy(&again.stdout).contains("KL"), "the summary is told again");
+    assert!(
+        String::from_utf8_lossy(&again.stdout).contains("KL"),
+        "the summary is told again"
+    );
     assert_eq!(changed_at(&out), before);
     let said = refused(&mut small_run(&out, &["--set", "quant.bits=3"]));
-    assert!(said.contains("quant.bits") && said.contains("--fresh"), "{said}");
+    assert!(
+        said.contains("quant.bits") && said.contains("--fresh"),
+        "{said}"
+    );
     assert_eq!(state(&out), files);
     succeed(&mut small_run(&out, &["--set", "quant.bits=3", "--fresh"]));
     assert_eq!(read_run(&out).unwrap().linears[0].bits, 3);
@@ -181,10 +191,18 @@ fn weights(folder: &Path) -> Vec<u8> {
 fn other_exports_scores_and_pages_are_made_from_what_is_solved() {
     let dir = tempfile::tempdir().unwrap();
     let (one, both) = (dir.path().join("one"), dir.path().join("both"));
-    for more in [&[][..], &["recipe=best", "tune={epochs: 1, num_samples: 2}", "quant.bits=3"]] {
+    for more in [
+        &[][..],
+        &[
+            "recipe=best",
+            "tune={epochs: 1, num_samples: 2}",
+            "quant.bits=3",
+        ],
+    ] {
         let with = |extra: &[&str]| -> Vec<String> {
             let sets = more.iter().chain(extra);
-            sets.flat_map(|set| ["--set".to_owned(), (*set).to_owned()]).collect()
+            sets.flat_map(|set| ["--set".to_owned(), (*set).to_owned()])
+                .collect()
         };
         let run = |out: &Path, extra: &[&str]| {
             let sets = with(extra);
@@ -195,18 +213,31 @@ fn other_exports_scores_and_pages_are_made_from_what_is_solved() {
         for out in [&one, &both] {
             let _ = std::fs::remove_dir_all(out);
         }
-        run(&both, &["export=[{format: compressed-tensors}, {format: gptq}]"]);
-        let single = ["export=[{format: gptq}]", "evaluate=false", "report.html=false"];
+        run(
+            &both,
+            &["export=[{format: compressed-tensors}, {format: gptq}]"],
+        );
+        let single = [
+            "export=[{format: gptq}]",
+            "evaluate=false",
+            "report.html=false",
+        ];
         run(&one, &single);
         let solved_in = read_run(&one).unwrap().summary.seconds;
         assert!(!one.join("halfbyte/report.html").exists());
         let said = run(
             &one,
-            &["export=[{format: gptq}, {format: compressed-tensors}]", "evaluate=false"],
+            &[
+                "export=[{format: gptq}, {format: compressed-tensors}]",
+                "evaluate=false",
+            ],
         );
         assert!(said.contains("is made from its gptq checkpoint"), "{said}");
         let record = read_run(&one).unwrap();
-        assert_eq!(record.summary.seconds, solved_in, "nothing was solved again");
+        assert_eq!(
+            record.summary.seconds, solved_in,
+            "nothing was solved again"
+        );
         assert!(record.evaluation.is_none());
         for format in ["gptq", "compressed-tensors"] {
             assert!(
@@ -215,7 +246,10 @@ fn other_exports_scores_and_pages_are_made_from_what_is_solved() {
             );
         }
         assert!(one.join("halfbyte/report.html").exists());
-        run(&one, &["export=[{format: compressed-tensors}, {format: gptq}]"]);
+        run(
+            &one,
+            &["export=[{format: compressed-tensors}, {format: gptq}]"],
+        );
         let scores = |out: &Path| read_run(out).unwrap().evaluation.unwrap();
         assert_eq!(scores(&one), scores(&both));
         assert!(!one.join("halfbyte/work").exists());
@@ -238,7 +272,10 @@ fn two_processes_do_not_write_into_one_folder() {
         assert!(first.try_wait().unwrap().is_none());
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    for mut other in [small_run(&out, &[]), small_run(&out, &["--fresh", "--set", "quant.bits=2"])] {
+    for mut other in [
+        small_run(&out, &[]),
+        small_run(&out, &["--fresh", "--set", "quant.bits=2"]),
+    ] {
         let said = refused(&mut other);
         assert!(said.contains(&format!("process {}", first.id())), "{said}");
     }
@@ -265,8 +302,15 @@ fn a_run_that_is_cut_off_while_it_replaces_another_leaves_one_or_the_other() {
     // goes on without --fresh, since it was begun with it
     succeed(&mut small_run(&out, &other[1..]));
     let record = read_run(&out).unwrap();
-    assert_eq!((record.linears[0].bits, record.summary.blocks_resumed), (3, record.model.blocks));
-    assert!(state(&out).keys().all(|path| !path.contains("/.halfbyte-") && !path.contains("/work/")));
+    assert_eq!(
+        (record.linears[0].bits, record.summary.blocks_resumed),
+        (3, record.model.blocks)
+    );
+    assert!(
+        state(&out)
+            .keys()
+            .all(|path| !path.contains("/.halfbyte-") && !path.contains("/work/"))
+    );
 }
 
 #[test]

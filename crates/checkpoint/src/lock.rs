@@ -71,7 +71,8 @@ impl FolderLock {
                     return Err(CheckpointError::InUse {
                         folder: lock_of(path),
                         process: (holder.pid > 0).then_some(holder.pid),
-                        host: Some(holder.host).filter(|host| !host.is_empty() && *host != host_name()),
+                        host: Some(holder.host)
+                            .filter(|host| !host.is_empty() && *host != host_name()),
                     });
                 }
                 Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
@@ -109,7 +110,10 @@ impl FolderLock {
 impl Drop for FolderLock {
     fn drop(&mut self) {
         // Others that share it keep the file.
-        let alone = self.file.as_ref().is_none_or(|file| file.try_lock().is_ok());
+        let alone = self
+            .file
+            .as_ref()
+            .is_none_or(|file| file.try_lock().is_ok());
         if alone {
             let _ = fs::remove_file(&self.path);
             for folder in &self.made {

@@ -130,7 +130,14 @@ mod tests {
         symlink("link", dir.path().join("link2")).unwrap();
         symlink("model/new", dir.path().join("dangling")).unwrap();
         symlink("dangling", dir.path().join("dangling2")).unwrap();
-        for name in ["link", "link2", "link2/new", "dangling", "dangling2", "dangling/x"] {
+        for name in [
+            "link",
+            "link2",
+            "link2/new",
+            "dangling",
+            "dangling2",
+            "dangling/x",
+        ] {
             assert!(is_within(&dir.path().join(name), &model), "{name}");
         }
         // a circle ends

@@ -34,7 +34,9 @@ pub(crate) fn check_earlier(out: &Path, settings: &str, pipeline: &Pipeline) -> 
     let record = halfbyte_report::read_run(out).ok();
     let is_ours = |fingerprint: &str| fingerprint.starts_with(settings);
     // What was begun with --fresh goes on without it.
-    if record.as_ref().is_some_and(|record| is_ours(&record.fingerprint))
+    if record
+        .as_ref()
+        .is_some_and(|record| is_ours(&record.fingerprint))
         || Work::has_begun(out, is_ours)
     {
         return Ok(());
@@ -81,7 +83,9 @@ pub(crate) fn differing_keys(old: &Value, new: &Value) -> Vec<String> {
 fn differing(key: &str, old: &Value, new: &Value, keys: &mut Vec<String>) {
     match (old, new) {
         (Value::Object(a), Value::Object(b)) => {
-            let names = a.keys().chain(b.keys().filter(|name| !a.contains_key(*name)));
+            let names = a
+                .keys()
+                .chain(b.keys().filter(|name| !a.contains_key(*name)));
             for name in names {
                 let inner = match key.is_empty() {
                     true => name.clone(),
@@ -235,11 +239,18 @@ impl Finished<'_> {
         let Opened { mut work, .. } =
             Work::open(output.out(), self.record.fingerprint.clone(), true)?;
         let place = || folder.display().to_string();
-        let from = Weights::new(halfbyte_checkpoint::ModelFolder::open(folder)?)
-            .with_context(place)?;
+        let from =
+            Weights::new(halfbyte_checkpoint::ModelFolder::open(folder)?).with_context(place)?;
         self.read_back(&from, &mut work).with_context(place)?;
         for to in missing {
-            export::stage(self.pipeline, self.layout, self.decoder, &work, to, on_event)?;
+            export::stage(
+                self.pipeline,
+                self.layout,
+                self.decoder,
+                &work,
+                to,
+                on_event,
+            )?;
             output.place(to)?;
         }
         Ok(())
@@ -291,8 +302,7 @@ fn as_solved(weight: CodedWeight, coding: &Coding) -> Result<CodedWeight> {
         (CodedWeight::Grid(grid), Coding::Grid(scheme)) if grid.scheme() != *scheme => {
             let shape = [grid.out_features(), grid.in_features()];
             let (codes, scales) = (grid.codes().to_vec(), grid.scales().to_vec());
-            let again =
-                QuantizedWeight::new(*scheme, shape, codes, scales, grid.zeros().to_vec())?;
+            let again = QuantizedWeight::new(*scheme, shape, codes, scales, grid.zeros().to_vec())?;
             Ok(again.into())
         }
         (weight, _) => Ok(weight),

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use halfbyte_checkpoint::{
-    FolderLock, ModelFolder, create_folder, free_bytes, goes_with_model, is_within, move_file, plan_shards,
-    real_place, remove_partial_files, write_json,
+    FolderLock, ModelFolder, create_folder, free_bytes, goes_with_model, is_within, move_file,
+    plan_shards, real_place, remove_partial_files, write_json,
 };
 use halfbyte_pack::Format;
 use serde::{Deserialize, Serialize};
@@ -235,13 +235,23 @@ pub(crate) fn check_places(
     }
     let own = |folder: &Path| key(folder, out) == ".";
     if !destinations.iter().any(|to| own(&to.folder)) && !files.folders.contains_key(".") {
-        refuse_foreign(out, entries(out).into_iter().filter(|name| name == CONFIG || name.ends_with(".safetensors")))?;
+        refuse_foreign(
+            out,
+            entries(out)
+                .into_iter()
+                .filter(|name| name == CONFIG || name.ends_with(".safetensors")),
+        )?;
     }
     Ok(())
 }
 
 /// The model's folder, and the texts' where they are folders.
-fn check_sources(pipeline: &Pipeline, source: &ModelFolder, what: &str, folder: &Path) -> Result<()> {
+fn check_sources(
+    pipeline: &Pipeline,
+    source: &ModelFolder,
+    what: &str,
+    folder: &Path,
+) -> Result<()> {
     let mut model = match &pipeline.model.source {
         ModelSource::Embedded(_) => None,
         _ => Some(PathBuf::from(source.place())),
@@ -266,7 +276,10 @@ fn check_sources(pipeline: &Pipeline, source: &ModelFolder, what: &str, folder: 
                 false => format!(", {}", model.display()),
             };
             return Err(user_error(
-                format!("{}: {what} {how}{place}; nothing was written", folder.display()),
+                format!(
+                    "{}: {what} {how}{place}; nothing was written",
+                    folder.display()
+                ),
                 hint,
             ));
         }
@@ -297,7 +310,11 @@ fn check_is_folder(what: &str, folder: &Path) -> Result<()> {
     let existing = place.ancestors().find(|place| place.exists());
     match existing.filter(|place| !place.is_dir()) {
         Some(file) => Err(user_error(
-            format!("{}: {what} cannot be made, {} is a file", folder.display(), file.display()),
+            format!(
+                "{}: {what} cannot be made, {} is a file",
+                folder.display(),
+                file.display()
+            ),
             "choose another name, or move the file",
         )),
         None => Ok(()),
@@ -323,10 +340,21 @@ fn check_records(records: &Path) -> Result<()> {
         in_the_way(&records.join(name), true)?;
     }
     let work = records.join("work");
-    let starts = ["block-", "stream-", "tuned", "float-", "budget.json", "state.json", ".halfbyte-"];
+    let starts = [
+        "block-",
+        "stream-",
+        "tuned",
+        "float-",
+        "budget.json",
+        "state.json",
+        ".halfbyte-",
+    ];
     let is_ours =
         |name: &String| starts.iter().any(|s| name.starts_with(s)) || name.ends_with(".spill");
-    refuse_foreign(&work, entries(&work).into_iter().filter(|name| !is_ours(name)))
+    refuse_foreign(
+        &work,
+        entries(&work).into_iter().filter(|name| !is_ours(name)),
+    )
 }
 
 fn in_the_way(path: &Path, wants_folder: bool) -> Result<()> {
@@ -338,7 +366,10 @@ fn in_the_way(path: &Path, wants_folder: bool) -> Result<()> {
         false => ("a folder", "file"),
     };
     Err(user_error(
-        format!("{}: is {is}, where a run writes a {wanted} of this name", path.display()),
+        format!(
+            "{}: is {is}, where a run writes a {wanted} of this name",
+            path.display()
+        ),
         "choose another --out, or move it away",
     ))
 }
@@ -454,9 +485,11 @@ impl Output {
             };
             (written, folder)
         });
-        all.filter(|(written, folder)| !written.format.is_empty() && is_intact(folder, &written.files))
-            .map(|(written, folder)| (written.format.clone(), folder))
-            .collect()
+        all.filter(|(written, folder)| {
+            !written.format.is_empty() && is_intact(folder, &written.files)
+        })
+        .map(|(written, folder)| (written.format.clone(), folder))
+        .collect()
     }
 
     /// Takes the word away that a run is finished, before its exports are replaced.
@@ -472,12 +505,22 @@ impl Output {
         let stage = to.stage();
         let mut new: BTreeMap<String, Option<u64>> = BTreeMap::new();
         for name in entries(&stage) {
-            let bytes = stage.join(&name).metadata().with_context(|| name.clone())?.len();
+            let bytes = stage
+                .join(&name)
+                .metadata()
+                .with_context(|| name.clone())?
+                .len();
             new.insert(name, Some(bytes));
         }
         new.insert(CARD.to_owned(), None);
         let key = key(&to.folder, &self.out);
-        let old = self.files.folders.get(&key).cloned().unwrap_or_default().files;
+        let old = self
+            .files
+            .folders
+            .get(&key)
+            .cloned()
+            .unwrap_or_default()
+            .files;
         // Both are listed until only one is there; a folder listed so is never taken for whole, having no format.
         let mut both = old.clone();
         both.extend(new.keys().map(|name| (name.clone(), None)));
@@ -489,7 +532,10 @@ impl Output {
         self.files.write(&self.out)?;
 
         remove_file(&to.folder.join(CONFIG))?;
-        for name in old.keys().filter(|name| !new.contains_key(*name) || *name == CARD) {
+        for name in old
+            .keys()
+            .filter(|name| !new.contains_key(*name) || *name == CARD)
+        {
             remove_file(&to.folder.join(name))?;
         }
         let config_last = new.keys().filter(|name| *name != CONFIG && *name != CARD);

@@ -14,9 +14,7 @@ use halfbyte_calibrate::{
 use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
 use halfbyte_pack::{Format, ScaleDtype};
 use halfbyte_quant::{Coding, Scheme};
-use halfbyte_report::{
-    BudgetRecord, CurvePointRecord, EvaluationRecord, LinearRecord, RunRecord,
-};
+use halfbyte_report::{BudgetRecord, CurvePointRecord, EvaluationRecord, LinearRecord, RunRecord};
 use tokenizers::Tokenizer;
 
 use crate::codes::count_codes;
@@ -370,7 +368,9 @@ pub(crate) fn quantize_into(
     let exports = clock.time("export", || {
         let mut staged = Vec::new();
         for to in &destinations {
-            staged.push(export::stage(pipeline, &layout, &decoder, &work, to, on_event)?);
+            staged.push(export::stage(
+                pipeline, &layout, &decoder, &work, to, on_event,
+            )?);
         }
         // Until here what an earlier run left is as it was.
         output.forget_finished()?;
@@ -490,7 +490,12 @@ pub(crate) fn work_bytes(
             }
         }
     }
-    let tokens: usize = windows.calibration.iter().chain(&windows.holdout).map(|w| w.ids.len()).sum();
+    let tokens: usize = windows
+        .calibration
+        .iter()
+        .chain(&windows.holdout)
+        .map(|w| w.ids.len())
+        .sum();
     bytes + (2 * tokens * config.hidden_size) as u64
 }
 

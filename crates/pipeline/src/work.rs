@@ -36,7 +36,6 @@ use crate::finished::unfinished;
 /// A run's folder of finished blocks.
 #[derive(Debug)]
 pub(crate) struct Work {
-    out: PathBuf,
     folder: PathBuf,
     fingerprint: String,
     /// When the stream was saved last, and how long that took.
@@ -126,10 +125,15 @@ impl Work {
     /// # Errors
     /// Another run's blocks, unless `fresh`, which removes them.
     pub(crate) fn open(out: &Path, fingerprint: String, fresh: bool) -> Result<Opened> {
-        Self::open_in(out, Self::place(out), fingerprint, fresh)
+        let mut opened = Self::open_in(out, Self::place(out), fingerprint.clone(), fresh)?;
+        if let Err(error) = opened.work.check_blocks(opened.done) {
+            opened = Self::open(out, fingerprint, true)?;
+            opened.lost = Some(damaged(&error));
+        }
+        Ok(opened)
     }
 
-    /// The same in a folder of the caller's choice.
+    /// The same in a folder of the caller's choice, whose blocks may lie elsewhere and are for the caller to look at.
     pub(crate) fn open_in(
         out: &Path,
         folder: PathBuf,
@@ -138,29 +142,21 @@ impl Work {
     ) -> Result<Opened> {
         let mut work = Self {
             fingerprint,
-            ..Self::stateless(out, folder)
+            ..Self::stateless(folder)
         };
-        let mut opened = (0, None);
+        let mut done = 0;
         match work.state() {
             Some(state) if state.fingerprint != work.fingerprint && !fresh => {
                 return Err(unfinished(out));
             }
             Some(state) if !fresh => {
                 work.tuned = state.tuned;
-                match work.check_blocks(state.blocks_done) {
-                    Ok(()) => opened.0 = state.blocks_done,
-                    Err(error) => {
-                        work.tuned = None;
-                        let text = format!("the work folder is damaged ({error:#}); starting over");
-                        opened.1 = Some(text);
-                    }
-                }
+                done = state.blocks_done;
             }
             _ => (),
         }
-        let (done, lost) = opened;
         // Without a state that can be believed there is nothing to keep but what was chosen for this very run.
-        if done == 0 && (fresh || lost.is_some() || !work.has_state()) {
+        if fresh || !work.has_state() {
             work.remove_all()?;
         }
         create_folder(&work.folder)?;
@@ -168,7 +164,11 @@ impl Work {
         if !work.has_state() {
             work.write_state(0)?;
         }
-        Ok(Opened { work, done, lost })
+        Ok(Opened {
+            work,
+            done,
+            lost: None,
+        })
     }
 
     fn has_state(&self) -> bool {
@@ -177,7 +177,7 @@ impl Work {
 
     /// Whether there is unfinished work of such a fingerprint.
     pub(crate) fn has_begun(out: &Path, is_such: impl Fn(&str) -> bool) -> bool {
-        let state = Self::stateless(out, Self::place(out)).state();
+        let state = Self::stateless(Self::place(out)).state();
         state.is_some_and(|state| is_such(&state.fingerprint))
     }
 
@@ -189,8 +189,11 @@ impl Work {
 
     /// Removes what is left of this run's work, and what is left of a removal; another run's stays.
     pub(crate) fn clear(out: &Path, fingerprint: &str) -> Result<()> {
-        let work = Self::stateless(out, Self::place(out));
-        match work.state().is_none_or(|state| state.fingerprint == fingerprint) {
+        let work = Self::stateless(Self::place(out));
+        match work
+            .state()
+            .is_none_or(|state| state.fingerprint == fingerprint)
+        {
             true => work.remove_all(),
             false => Ok(()),
         }
@@ -199,8 +202,7 @@ impl Work {
     /// Whether all that a state promises is there and this run's.
     fn check_blocks(&self, done: usize) -> Result<()> {
         for block in 0..done {
-            self.block_file(block)?;
-            self.check_header(&self.file("block", block, "safetensors"))?;
+            self.check_block(block)?;
             if self.tuned.is_some() {
                 self.check_header(&self.file("tuned", block, "safetensors"))?;
             }
@@ -209,6 +211,12 @@ impl Work {
             Some(_) => self.check_header(&self.replaced_file()),
             None => Ok(()),
         }
+    }
+
+    /// Whether a finished block is whole and this run's.
+    pub(crate) fn check_block(&self, block: usize) -> Result<()> {
+        self.block_file(block)?;
+        self.check_header(&self.file("block", block, "safetensors"))
     }
 
     /// Whether a file of tensors is whole and this run's.
@@ -254,19 +262,13 @@ impl Work {
     }
 
     /// Blocks of a folder whose state is kept elsewhere; nothing is made or cleared.
-    pub(crate) fn stateless(out: &Path, folder: PathBuf) -> Self {
+    pub(crate) fn stateless(folder: PathBuf) -> Self {
         Self {
-            out: out.to_owned(),
             folder,
             fingerprint: String::new(),
             saved: None,
             tuned: None,
         }
-    }
-
-    /// The run's folder.
-    pub(crate) fn out(&self) -> &Path {
-        &self.out
     }
 
     /// Where this run may spill activations.
@@ -402,7 +404,8 @@ impl Work {
             dtype: Dtype::F32,
             shape: vec![values.len()],
         }));
-        let mut writer = SafetensorsWriter::create_with(path, &infos, &[(FINGERPRINT, &self.fingerprint)])?;
+        let mut writer =
+            SafetensorsWriter::create_with(path, &infos, &[(FINGERPRINT, &self.fingerprint)])?;
         for part in &parts {
             writer.write(&part.name, &part.bytes)?;
         }
@@ -570,6 +573,11 @@ impl Work {
         }
         Ok(())
     }
+}
+
+/// What is said where finished blocks are gone or cut.
+pub(crate) fn damaged(error: &anyhow::Error) -> String {
+    format!("the work folder is damaged ({error:#}); starting over")
 }
 
 fn write_bits(path: &Path, bits: &[u16]) -> Result<()> {

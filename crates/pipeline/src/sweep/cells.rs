@@ -40,7 +40,6 @@ impl Cell<'_> {
 pub(super) fn cells<'a>(
     grid: &'a Sweep,
     folder: &ModelFolder,
-    out: &Path,
     work: &Path,
 ) -> Result<(Vec<Cell<'a>>, Vec<CellRecord>)> {
     let (mut cells, mut records) = (Vec::new(), Vec::new());
@@ -55,7 +54,7 @@ pub(super) fn cells<'a>(
                 pipeline,
                 layout,
                 solver: Solver::new(pipeline, signed_scales),
-                work: Work::stateless(out, work.join(&cell.name)),
+                work: Work::stateless(work.join(&cell.name)),
             });
         }
     }

@@ -53,7 +53,7 @@ pub(super) fn shard_name(shard: Shard) -> String {
 pub(super) fn has_begun(sweep: &Path, solves: &str) -> bool {
     let entries = std::fs::read_dir(sweep).into_iter().flatten().flatten();
     let mut folders = entries.map(|entry| entry.path());
-    folders.any(|folder| Work::stateless(sweep, folder).has_state_of(solves))
+    folders.any(|folder| Work::stateless(folder).has_state_of(solves))
 }
 
 pub(super) fn score_path(sweep: &Path, cell: &str) -> PathBuf {
@@ -143,7 +143,7 @@ fn predicted_kl(linears: &[LinearRecord]) -> f64 {
 }
 
 fn linears(sweep: &Path, solves: &str, cell: &str, blocks: usize) -> Result<Vec<LinearRecord>> {
-    let mut work = Work::stateless(sweep, sweep.join(cell));
+    let mut work = Work::stateless(sweep.join(cell));
     work.belong_to(solves);
     let mut all = Vec::new();
     for block in 0..blocks {

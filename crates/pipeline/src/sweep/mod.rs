@@ -41,7 +41,7 @@ use crate::output::{Destination, Output, check_places};
 use crate::quantize::{Run, RunOptions, check_float, device_choice, quantize_into};
 use crate::record;
 use crate::usage::{Clock, usage};
-use crate::work::{Opened, Work};
+use crate::work::{Work, damaged};
 
 pub(crate) use cells::plan_cells;
 use cells::{Cell, cells};
@@ -254,7 +254,7 @@ impl<'a> SweepRun<'a> {
         )?;
         check_float(&folder)?;
         let work = options.out.join("halfbyte").join("sweep");
-        let (mut cells, cell_records) = cells(grid, &folder, &options.out, &work)?;
+        let (mut cells, cell_records) = cells(grid, &folder, &work)?;
         check_limits(grid, &cell_records)?;
         // All cells are exported into the same folders.
         let destinations = match &grid.winner {
@@ -356,20 +356,18 @@ impl<'a> SweepRun<'a> {
         if self.options.fresh {
             merge::forget(&self.folder, &self.fingerprint, shard, &self.cells)?;
         }
-        let Opened {
-            work: mut walked,
-            done,
-            lost,
-        } = Work::open_in(
-            &self.options.out,
-            place,
-            self.solves.clone(),
-            self.options.fresh,
-        )?;
-        if let Some(text) = lost {
+        let open = |fresh: bool| {
+            let solves = self.solves.clone();
+            Work::open_in(&self.options.out, place.clone(), solves, fresh)
+        };
+        let mut opened = open(self.options.fresh)?;
+        if let Err(error) = self.check_blocks(opened.done) {
+            let text = damaged(&error);
             on_event(Event::Warning(text.clone()));
             warnings.push(text);
+            opened = open(true)?;
         }
+        let (mut walked, done) = (opened.work, opened.done);
         let blocks = self.decoder.n_blocks();
         on_event(Event::Started {
             model: self.pipeline.model.source.to_string(),
@@ -386,6 +384,16 @@ impl<'a> SweepRun<'a> {
             .is_some_and(|file| file.record.fingerprint == self.fingerprint);
         if !finished {
             self.save_shard(warnings)?;
+        }
+        Ok(())
+    }
+
+    /// Whether all cells have this shard's blocks below `done`.
+    fn check_blocks(&self, done: usize) -> Result<()> {
+        for block in (0..done).filter(|&block| self.options.shard.owns(block)) {
+            for cell in &self.cells {
+                cell.work.check_block(block)?;
+            }
         }
         Ok(())
     }
@@ -573,7 +581,11 @@ fn check_settings(pipeline: &Pipeline, options: &SweepOptions, folder: &Path) ->
         return Ok(());
     };
     let mut keys = differing_keys(&known.pipeline, &pipeline.to_value());
-    keys.retain(|key| !["gate", "report", "resources"].iter().any(|s| key.starts_with(s)));
+    keys.retain(|key| {
+        !["gate", "report", "resources"]
+            .iter()
+            .any(|s| key.starts_with(s))
+    });
     match keys.is_empty() {
         true => Ok(()),
         false => Err(user_error(
@@ -602,7 +614,10 @@ fn check_earlier(
     let place = options.out.display();
     let hint = "choose another --out, or take --fresh to replace it";
     let known = read_sweep(&options.out).ok();
-    if let Some(known) = known.as_ref().filter(|known| known.fingerprint != fingerprint) {
+    if let Some(known) = known
+        .as_ref()
+        .filter(|known| known.fingerprint != fingerprint)
+    {
         let what = match known.summary.unmeasured {
             0 => "a finished sweep with other settings, another model or another text",
             _ => "another sweep",
