@@ -16,6 +16,7 @@ mod export;
 mod generate;
 mod inspect;
 mod judge;
+mod memory;
 mod open;
 mod plan;
 mod quantize;

@@ -21,6 +21,7 @@ use crate::config::{Device, Pipeline, Propagation, Recipe, SignedScales, Treatme
 use crate::curve::{Curved, curve_blocks, curves};
 use crate::error::{GateFailed, user_error};
 use crate::event::{Event, phase};
+use crate::memory::MemoryLimit;
 use crate::open::{Inputs, Reading, open_model};
 use crate::scale::{Scaled, Scaling};
 use crate::stage::{Prepared, Solver, Task, Unscaled, factor_rows};
@@ -69,8 +70,9 @@ pub fn quantize(
         on_event(Event::Warning(text.clone()));
         warnings.push(text);
     };
-    for notice in &pipeline.notices {
-        on_event(Event::Note(notice.clone()));
+    let memory = MemoryLimit::of(&pipeline.resources);
+    for notice in pipeline.notices.iter().cloned().chain(memory.notice()) {
+        on_event(Event::Note(notice));
     }
     if pipeline.sweep.is_some() {
         on_event(Event::Note(
@@ -88,6 +90,7 @@ pub fn quantize(
         pipeline,
         reads_text: pipeline.reads_text(),
         tuning_samples: tune::generated_samples(pipeline),
+        memory,
         out: &options.out,
         fresh: options.fresh,
     };
@@ -150,7 +153,7 @@ pub fn quantize(
     for block in 0..resumed {
         records.extend(work.records(block)?);
     }
-    let activation_bytes = pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2;
+    let activation_bytes = memory.activations();
     let shared_out = match work.budget()? {
         Some(known) => Some(known),
         None => {
@@ -180,7 +183,7 @@ pub fn quantize(
         let gradients = if solver.wants_gradients() {
             let options = GradientOptions {
                 seed: pipeline.calibration.seed,
-                max_bytes: GRADIENT_BYTES.min(activation_bytes / 2),
+                max_bytes: GRADIENT_BYTES,
                 every: GRADIENT_EVERY,
                 spill_folder: Some(work.folder()),
             };
@@ -380,7 +383,8 @@ fn curve_blocks_of(
 
 /// Of the calibration windows one in so many has its gradients taken; results/LOG.md has what all of them buy.
 pub(crate) const GRADIENT_EVERY: usize = 3;
-/// Residual streams kept for a backward pass.
+/// Residual streams kept for a backward pass, whatever memory there is: how many windows are walked together decides in which
+/// order sums are rounded.
 const GRADIENT_BYTES: u64 = 128 << 20;
 
 /// Calibration windows the attention-mixed statistic is taken from in the default recipe; results/LOG.md has what more
