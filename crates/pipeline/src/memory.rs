@@ -68,7 +68,11 @@ impl fmt::Display for MemoryLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Set(bytes) => {
-                write!(f, "{}, resources.max_memory", halfbyte_report::bytes(*bytes))
+                write!(
+                    f,
+                    "{}, resources.max_memory",
+                    halfbyte_report::bytes(*bytes)
+                )
             }
             Self::OfFree(bytes) => write!(
                 f,
@@ -91,7 +95,12 @@ fn available(root: &Path) -> Option<u64> {
     let text = read(&root.join("proc/meminfo"))?;
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        let kib: u64 = line.strip_prefix(':')?.split_whitespace().next()?.parse().ok()?;
+        let kib: u64 = line
+            .strip_prefix(':')?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()?;
         Some(kib * 1024)
     };
     field("MemAvailable").or_else(|| {
@@ -175,9 +184,16 @@ impl Mount {
 
 /// A path as mountinfo writes it, with blanks, line ends and backslashes as octal numbers.
 fn unescaped(path: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .into_iter()
-        .fold(path.to_owned(), |path, (code, sign)| path.replace(code, sign))
+    [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ]
+    .into_iter()
+    .fold(path.to_owned(), |path, (code, sign)| {
+        path.replace(code, sign)
+    })
 }
 
 impl Group {
@@ -187,7 +203,9 @@ impl Group {
         let number = |file: &str| read(&self.folder.join(file))?.trim().parse::<u64>().ok();
         let stat = read(&self.folder.join("memory.stat")).unwrap_or_default();
         let stat = |name: &str| {
-            let value = stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+            let value = stat
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
             value.trim().parse::<u64>().ok()
         };
         let (limits, used, copies) = match self.version {
@@ -251,8 +269,7 @@ mod tests {
         assert_eq!(free_by(&[("proc/meminfo", "MemAvailable: much\n")]), None);
     }
 
-    const UNIFIED: &str =
-        "25 1 0:22 / /proc rw - proc proc rw\n31 23 0:27 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw\n";
+    const UNIFIED: &str = "25 1 0:22 / /proc rw - proc proc rw\n31 23 0:27 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw\n";
 
     /// A group of the second version below two others; of each what it may take, and has taken.
     fn unified(own: [&str; 3], middle: [&str; 3], top: [&str; 3]) -> Option<u64> {
@@ -275,7 +292,10 @@ mod tests {
             format!("{folder}/memory.stat"),
             "anon 7\nfile 9999\ninactive_file 1048576\nactive_file 1048576\n",
         ));
-        let files: Vec<_> = files.iter().map(|(name, text)| (&name[..], *text)).collect();
+        let files: Vec<_> = files
+            .iter()
+            .map(|(name, text)| (&name[..], *text))
+            .collect();
         free_by(&files)
     }
 
@@ -285,10 +305,22 @@ mod tests {
         // the root of the tree has no such files
         let root = ["", "", ""];
         assert_eq!(unified(none, none, root), Some(8 * MIB));
-        assert_eq!(unified(["8388608\n", "max\n", "5242880\n"], none, root), Some(5 * MIB));
-        assert_eq!(unified(["8388608\n", "6291456\n", "5242880\n"], none, root), Some(3 * MIB));
-        assert_eq!(unified(["4194304\n", "max\n", "9242880\n"], none, root), Some(0));
-        assert_eq!(unified(["99999999\n", "max\n", "5242880\n"], none, root), Some(8 * MIB));
+        assert_eq!(
+            unified(["8388608\n", "max\n", "5242880\n"], none, root),
+            Some(5 * MIB)
+        );
+        assert_eq!(
+            unified(["8388608\n", "6291456\n", "5242880\n"], none, root),
+            Some(3 * MIB)
+        );
+        assert_eq!(
+            unified(["4194304\n", "max\n", "9242880\n"], none, root),
+            Some(0)
+        );
+        assert_eq!(
+            unified(["99999999\n", "max\n", "5242880\n"], none, root),
+            Some(8 * MIB)
+        );
     }
 
     #[test]
@@ -296,14 +328,24 @@ mod tests {
         let (none, root) = (["max\n", "max\n", "5242880\n"], ["", "", ""]);
         let middle = ["7340032\n", "max\n", "5242880\n"];
         assert_eq!(unified(none, middle, root), Some(2 * MIB));
-        assert_eq!(unified(["8388608\n", "max\n", "5242880\n"], middle, root), Some(2 * MIB));
-        assert_eq!(unified(none, none, ["6291456\n", "", "5242880\n"]), Some(MIB));
+        assert_eq!(
+            unified(["8388608\n", "max\n", "5242880\n"], middle, root),
+            Some(2 * MIB)
+        );
+        assert_eq!(
+            unified(none, none, ["6291456\n", "", "5242880\n"]),
+            Some(MIB)
+        );
     }
 
     /// A container that sees the tree from its own group on, whether its paths start there too or not.
     #[test]
     fn a_containers_own_group_is_found_where_it_is_mounted() {
-        for (mounted, own) in [("/docker/abc", "/docker/abc"), ("/", "/"), ("/", "/../other")] {
+        for (mounted, own) in [
+            ("/docker/abc", "/docker/abc"),
+            ("/", "/"),
+            ("/", "/../other"),
+        ] {
             let mounts = format!("31 23 0:27 {mounted} /sys/fs/cgroup rw - cgroup2 cgroup rw\n");
             let own = format!("0::{own}\n");
             let files = [
@@ -331,7 +373,10 @@ mod tests {
             free_by(&[
                 ("proc/meminfo", MEMINFO),
                 ("proc/self/mountinfo", FIRST),
-                ("proc/self/cgroup", "4:memory:/docker/abc\n1:cpu,cpuacct:/docker\n0::/\n"),
+                (
+                    "proc/self/cgroup",
+                    "4:memory:/docker/abc\n1:cpu,cpuacct:/docker\n0::/\n",
+                ),
                 (&limit_file, limit),
                 (&usage_file, "3145728\n"),
                 (&stat_file, stat),

@@ -17,7 +17,7 @@ use tokenizers::Tokenizer;
 
 use crate::config::{self, Calibration, Evaluate, Packing, Pipeline, Windows};
 use crate::event::Event;
-use crate::generate::{written_windows, writing_bytes};
+use crate::generate::{writing_bytes, written_windows};
 use crate::memory::MemoryLimit;
 use crate::usage::Clock;
 
