@@ -62,15 +62,20 @@ const SETTINGS: [(&str, &[&str]); 21] = [
     ("budget", &["budget={bits_per_weight: 5}"]),
 ];
 
+/// Tokens a window: as many as a text that the model writes, fewer, and more than are attended to at once.
+const LENGTHS: [usize; 3] = [64, 33, 130];
+
 /// A folder with a model and a text.
 struct Bench {
     name: String,
     blocks: usize,
+    tokens: usize,
     folder: tempfile::TempDir,
 }
 
 impl Bench {
-    fn new(geometry: &Geometry, blocks: usize) -> Self {
+    fn new(geometry: &Geometry, index: usize) -> Self {
+        let blocks = 1 + index % 2;
         let folder = tempfile::tempdir().unwrap();
         geometry.write(&folder.path().join("model"), blocks);
         let text = root().join("calibration_data/en-narrative.txt");
@@ -78,6 +83,7 @@ impl Bench {
         Self {
             name: geometry.name.clone(),
             blocks,
+            tokens: LENGTHS[index % LENGTHS.len()],
             folder,
         }
     }
@@ -87,7 +93,8 @@ impl Bench {
     }
 
     fn pipeline(&self, settings: &[&str]) -> Pipeline {
-        let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+        let mut settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+        settings.push(format!("calibration.sequence_length={}", self.tokens));
         Pipeline::parse_with(PIPELINE, "p.yaml", self.folder.path(), &settings).unwrap()
     }
 
@@ -237,7 +244,7 @@ fn drawn(index: usize) -> impl Iterator<Item = &'static (&'static str, &'static 
 /// Every shape by the default settings, read back as codes, and by some others.
 fn run_some(of: &[Geometry], first: usize, step: usize) {
     for (index, geometry) in of.iter().enumerate().skip(first).step_by(step) {
-        let bench = Bench::new(geometry, 1 + index % 2);
+        let bench = Bench::new(geometry, index);
         let (name, settings) = SETTINGS[0];
         let run = bench.run(name, settings);
         bench.read_packed(&run);
