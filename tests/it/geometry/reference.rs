@@ -169,9 +169,8 @@ impl NaiveBlock {
         let h = added(h, &self.linear(O, &attention));
         let x2 = normed(NormKind::Mlp, &h);
         let silu = |(gate, up): (&f64, &f64)| gate / (1.0 + (-gate).exp()) * up;
-        let gated = self.linear(Gate, &x2);
-        let gated = gated.iter().zip(&self.linear(Up, &x2));
-        let m: Rows = gated
+        let [gate, up] = [Gate, Up].map(|kind| self.linear(kind, &x2));
+        let m: Rows = (gate.iter().zip(&up))
             .map(|(gate, up)| gate.iter().zip(up).map(silu).collect())
             .collect();
         NaiveStages {
