@@ -238,7 +238,9 @@ fn a_full_disk() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert!(
-        stderr.contains("out: ") && stderr.contains(" are free, this needs ") && stderr.contains("free space"),
+        stderr.contains("out: ")
+            && stderr.contains(" are free, this needs ")
+            && stderr.contains("free space"),
         "{stderr}"
     );
     let written = |path: &&PathBuf| !path.ends_with("generated.json") && path.is_file();

@@ -8,6 +8,7 @@
 mod architecture;
 mod bad_input;
 mod generate;
+mod geometry;
 mod golden;
 mod output;
 mod page;

@@ -22,7 +22,8 @@ pub(crate) fn attention_mix(
     sliding_window: Option<usize>,
 ) -> Tensor<4> {
     let [windows, heads, tokens, head_dim] = q.dims();
-    let [_, kv_heads, positions, _] = values.dims();
+    let [_, kv_heads, positions, _] = k.dims();
+    debug_assert_eq!(heads % kv_heads, 0, "kv heads divide heads");
     let shared = heads / kv_heads;
     let q = q.mul_scalar(1.0 / (head_dim as f32).sqrt());
     let mixed = chunks(positions - tokens..positions, sliding_window).map(|chunk| {

@@ -182,16 +182,14 @@ impl Block {
         )
     }
 
-    /// `A x` of every query head, `[windows, heads, tokens, features]`: what the rows of v that belong to a head's
-    /// kv head see, once attention has added up tokens.
+    /// `A x` of every query head in `q`, `[windows, heads, tokens, features]`: what the rows of v that belong to a head's
+    /// kv head see, once attention has added up tokens. `q` and `k` may be all heads' or those of some kv heads alone.
     pub fn attention_mixed_input(&self, q: Tensor<4>, k: Tensor<4>, x: Tensor<3>) -> Tensor<4> {
         let [windows, tokens, features] = x.dims();
-        let x = x.reshape([windows, 1, tokens, features]).expand([
-            windows,
-            self.kv_heads,
-            tokens,
-            features,
-        ]);
+        let [_, kv_heads, _, _] = k.dims();
+        let x = x
+            .reshape([windows, 1, tokens, features])
+            .expand([windows, kv_heads, tokens, features]);
         attention_mix(q, k, x, self.sliding_window)
     }
 

@@ -17,6 +17,7 @@ mod finished;
 mod generate;
 mod inspect;
 mod judge;
+mod memory;
 mod open;
 mod output;
 mod plan;

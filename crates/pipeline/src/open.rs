@@ -17,7 +17,8 @@ use tokenizers::Tokenizer;
 
 use crate::config::{self, Calibration, Evaluate, Packing, Pipeline, Windows};
 use crate::event::Event;
-use crate::generate::written_windows;
+use crate::generate::{writing_bytes, written_windows};
+use crate::memory::MemoryLimit;
 use crate::usage::Clock;
 
 /// The project's own calibration text, so that a run needs no network.
@@ -198,6 +199,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) out: &'a Path,
     /// Windows that the model writes for tuning alone.
     pub(crate) tuning_samples: usize,
+    /// What the model may not pass when it writes.
+    pub(crate) memory: MemoryLimit,
     /// Whether what an earlier run had the model write is passed over.
     pub(crate) fresh: bool,
     /// Names the model.
@@ -249,8 +252,8 @@ impl Reading<'_> {
     }
 
     /// Adds the windows that the float model is to write, or those that it wrote for this folder before; where all of it at once
-    /// does not fit into half the memory that the pipeline allows, as many of random ids, and a warning says so. Gives the
-    /// model's weights.
+    /// does not fit into the memory that the run may hold, as many of random ids, and a warning says so. Gives the model's
+    /// weights.
     fn let_model_write(
         &self,
         windows: &mut text::Windows,
@@ -267,34 +270,7 @@ impl Reading<'_> {
         if samples + self.tuning_samples == 0 {
             return Ok(weights);
         }
-        let folder = weights.folder();
-        let sizes = folder
-            .names()
-            .map(|name| Ok(folder.tensor(name)?.bytes.len() as u64));
-        let bytes: u64 = sizes.sum::<Result<_>>()?;
-        let limit = self.pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2;
-        if bytes > limit {
-            let mut random = SplitMix64::new(seed, u64::MAX);
-            windows.add_random(tokenizer, samples, &mut random);
-            let because = format!(
-                "because its weights, {}, would all be held at once for that and are more than half of resources.max_memory",
-                halfbyte_report::bytes(bytes)
-            );
-            if samples > 0 {
-                windows.report.warnings.push(format!(
-                    "calibration.generated_samples: {samples} windows are of random tokens, not of the model's own, {because}",
-                ));
-            }
-            if self.tuning_samples > 0 {
-                windows.report.warnings.push(format!(
-                    "tune.generated_samples: tuning learns from the calibration's windows, not from {} of the model's own, \
-                     {because}",
-                    self.tuning_samples
-                ));
-            }
-            return Ok(weights);
-        }
-        let mut add = |[written, for_tuning]: [Vec<Vec<u32>>; 2]| {
+        let add = |windows: &mut text::Windows, [written, for_tuning]: [Vec<Vec<u32>>; 2]| {
             windows.add_generated(written);
             windows.add_tuning(for_tuning);
         };
@@ -315,7 +291,14 @@ impl Reading<'_> {
             false => GeneratedFile::read(&path, &key),
         };
         if let Some(written) = earlier() {
-            add(written);
+            add(windows, written);
+            return Ok(weights);
+        }
+        let too_large = too_large_to_write(weights.folder(), shape, self.memory)?;
+        if !too_large.is_empty() {
+            let mut random = SplitMix64::new(seed, u64::MAX);
+            windows.add_random(tokenizer, samples, &mut random);
+            windows.report.warnings.extend(too_large);
             return Ok(weights);
         }
         let (own, weights) = written_windows(weights, tokenizer, shape, tokens, seed, on_event)?;
@@ -333,9 +316,39 @@ impl Reading<'_> {
                 [file.windows, file.tuning_windows]
             }
         };
-        add(written);
+        add(windows, written);
         Ok(weights)
     }
+}
+
+/// Why a model is not to write windows for the statistics and for tuning, a warning for each of these that wants any: all of
+/// its weights at once, and what goes with them, are more than the run may hold. Empty where they are not.
+pub(crate) fn too_large_to_write(
+    folder: &ModelFolder,
+    [samples, tuning_samples]: [usize; 2],
+    memory: MemoryLimit,
+) -> Result<Vec<String>> {
+    let bytes = writing_bytes(folder)?;
+    if samples + tuning_samples == 0 || bytes <= memory.all() {
+        return Ok(Vec::new());
+    }
+    let because = format!(
+        "because it would hold all its weights at once for that, {} with what goes with them, and the run may hold {memory}",
+        halfbyte_report::bytes(bytes),
+    );
+    let mut warnings = Vec::new();
+    if samples > 0 {
+        warnings.push(format!(
+            "calibration.generated_samples: {samples} windows are of random tokens, not of the model's own, {because}",
+        ));
+    }
+    if tuning_samples > 0 {
+        warnings.push(format!(
+            "tune.generated_samples: tuning learns from the calibration's windows, not from {tuning_samples} of the model's \
+             own, {because}",
+        ));
+    }
+    Ok(warnings)
 }
 
 /// What is read where the method reads no text.

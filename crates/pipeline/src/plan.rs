@@ -13,7 +13,8 @@ use serde::Serialize;
 use crate::config::Pipeline;
 use crate::export::tensor_infos;
 use crate::inspect::describe;
-use crate::open::{open_calibration, open_evaluation, open_model};
+use crate::memory::MemoryLimit;
+use crate::open::{open_calibration, open_evaluation, open_model, too_large_to_write};
 use crate::output::{Destination, check_places, check_room};
 use crate::quantize::{GRADIENT_EVERY, Layout, work_bytes};
 use crate::stage::Solver;
@@ -52,6 +53,11 @@ pub struct Plan {
     pub activation_bytes: u64,
     /// Bytes of one block's weights, statistics and working space, roughly.
     pub block_bytes: u64,
+    /// Bytes that the run may hold before it spills to files, as far as there is a limit: `resources.max_memory` or, for `auto`,
+    /// a share of what is free now.
+    pub max_memory_bytes: Option<u64>,
+    /// The same in words, with where it comes from.
+    pub max_memory: String,
     /// Floating-point operations of forward and statistics.
     pub operations: f64,
     /// Processor seconds they take at [`OPERATIONS_PER_SECOND`] a core: the right order of magnitude, no more.
@@ -191,7 +197,10 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
     };
     let an_epoch = pipeline.tune.num_samples.unwrap_or(usize::MAX).min(learned);
     operations += 5.0 * a_window * (epochs(pipeline) * an_epoch) as f64;
+    let memory = MemoryLimit::of(&pipeline.resources);
     let mut notices = pipeline.notices.clone();
+    notices.extend(memory.notice());
+    notices.extend(too_large_to_write(&folder, [written, for_tuning], memory)?);
     notices.extend(windows.report.warnings.iter().cloned());
     if pipeline.budget.is_some() {
         // one more walk, over the float model
@@ -214,6 +223,8 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
         evaluation_windows: evaluation.map(|e| e.windows.len()),
         activation_bytes: 2 * tokens * (hidden + (heads + kv).max(mlp)),
         block_bytes: 4 * block_weights + 8 * hidden.max(mlp).max(heads).pow(2) * 2,
+        max_memory_bytes: memory.bytes(),
+        max_memory: memory.to_string(),
         operations,
         cpu_seconds: operations / OPERATIONS_PER_SECOND,
         cells: match &pipeline.sweep {
@@ -265,6 +276,7 @@ impl fmt::Display for Plan {
             self.operations / 1e12,
             self.cpu_seconds
         )?;
+        writeln!(f, "memory limit: {}", self.max_memory)?;
         for export in &self.exports {
             writeln!(
                 f,

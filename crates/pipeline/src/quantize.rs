@@ -23,6 +23,7 @@ use crate::curve::{Curved, curve_blocks, curves};
 use crate::error::{GateFailed, user_error};
 use crate::event::{Event, phase};
 use crate::finished::{Finished, check_earlier};
+use crate::memory::MemoryLimit;
 use crate::open::{Inputs, Reading, open_model};
 use crate::output::{CARD, Destination, Output, check_places, check_room};
 use crate::scale::{Scaled, Scaling};
@@ -107,6 +108,10 @@ pub(crate) fn quantize_into(
         on_event(Event::Warning(text.clone()));
         warnings.push(text);
     };
+    let memory = MemoryLimit::of(&pipeline.resources);
+    if let Some(notice) = memory.notice() {
+        on_event(Event::Note(notice));
+    }
     let mut layout = Layout::new(pipeline, &folder)?;
     let mut destinations = Destination::all(&layout, &folder, &options.out)?;
     // another process may have come between the first look and the lock
@@ -122,6 +127,7 @@ pub(crate) fn quantize_into(
         pipeline,
         reads_text: pipeline.reads_text(),
         tuning_samples: tune::generated_samples(pipeline),
+        memory,
         out: &options.out,
         fresh: options.fresh,
         identity: &identity,
@@ -216,7 +222,7 @@ pub(crate) fn quantize_into(
     for block in 0..resumed {
         records.extend(work.records(block)?);
     }
-    let activation_bytes = pipeline.resources.max_memory_bytes.unwrap_or(u64::MAX) / 2;
+    let activation_bytes = memory.activations();
     let shared_out = match work.budget()? {
         Some(known) => Some(known),
         None => {
@@ -247,7 +253,7 @@ pub(crate) fn quantize_into(
         let gradients = if solver.wants_gradients() {
             let options = GradientOptions {
                 seed: pipeline.calibration.seed,
-                max_bytes: GRADIENT_BYTES.min(activation_bytes / 2),
+                max_bytes: GRADIENT_BYTES,
                 every: GRADIENT_EVERY,
                 spill_folder: Some(work.folder()),
             };
@@ -515,7 +521,8 @@ fn curve_blocks_of(
 
 /// Of the calibration windows one in so many has its gradients taken; results/LOG.md has what all of them buy.
 pub(crate) const GRADIENT_EVERY: usize = 3;
-/// Residual streams kept for a backward pass.
+/// Residual streams kept for a backward pass, whatever memory there is: how many windows are walked together decides in which
+/// order sums are rounded.
 const GRADIENT_BYTES: u64 = 128 << 20;
 
 /// Calibration windows the attention-mixed statistic is taken from in the default recipe; results/LOG.md has what more

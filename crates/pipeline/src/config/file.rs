@@ -363,7 +363,8 @@ pub(super) struct ResourcesFile {
     #[serde(with = "auto")]
     #[schemars(schema_with = "threads_schema")]
     pub(super) threads: Option<usize>,
-    /// What the run may hold before it spills to files, such as 8GiB; auto takes what is free.
+    /// What the run may hold before it spills to files, such as 8GiB; auto takes 80 % of what is free when it starts, a
+    /// container's limits included.
     pub(super) max_memory: String,
     /// Where tensors live.
     pub(super) device: Device,

@@ -281,7 +281,8 @@ pub struct Report {
 pub struct Resources {
     /// Threads; none takes all cores.
     pub threads: Option<usize>,
-    /// Bytes the run may hold before it spills to files; none takes what is free.
+    /// Bytes the run may hold before it spills to files; none takes 80 % of what is free when it starts, a container's limits
+    /// included.
     pub max_memory_bytes: Option<u64>,
     /// Where tensors live.
     pub device: Device,

@@ -30,7 +30,7 @@ use chat::ChatTemplate;
 pub(crate) use prompts::{Prompts, plain_tokenizer};
 use sampling::Sampler;
 use text::TextStream;
-pub(crate) use windows::written_windows;
+pub(crate) use windows::{writing_bytes, written_windows};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]

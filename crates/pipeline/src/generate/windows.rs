@@ -1,5 +1,6 @@
 use anyhow::Result;
 use halfbyte_calibrate::text::{SplitMix64, ordinary_ids};
+use halfbyte_checkpoint::{Dtype, ModelFolder};
 use halfbyte_model::{DeviceChoice, Execution, LoadedModel, Weights, open_device};
 use tokenizers::Tokenizer;
 
@@ -11,6 +12,9 @@ use crate::event::{Event, phase};
 const ABREAST: usize = 32;
 /// Tokens of a text, several of which fill a window: many short texts differ more than a few long ones; see results/LOG.md.
 const TEXT_TOKENS: usize = 64;
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// So many windows of so many `tokens`, for each of two purposes, that a float model writes: texts one after another, each of which begins with an id
 /// drawn evenly from the vocabulary, special tokens aside, and goes on with what the model itself draws, as it is
@@ -81,11 +85,59 @@ pub(crate) fn written_windows(
     Ok((windows, model.into_weights()))
 }
 
+/// Bytes that [`written_windows`] holds at most, roughly: all linears and the head as they are multiplied, the keys and values of
+/// the texts that grow side by side, and their logits. Of the embedding only rows are read.
+///
+/// # Errors
+/// A tensor that cannot be read.
+pub(crate) fn writing_bytes(folder: &ModelFolder) -> Result<u64> {
+    let config = folder.config();
+    let own_head = folder.has(HEAD);
+    let mut bytes = 0;
+    for name in folder.names() {
+        if name == EMBEDDING && own_head {
+            continue;
+        }
+        let tensor = folder.tensor(name)?;
+        let values = tensor.shape.iter().product::<usize>() as u64;
+        // only bf16 matrices are multiplied as they are stored
+        let as_stored = tensor.dtype == Dtype::BF16 && tensor.shape.len() == 2;
+        bytes += values * if as_stored { 2 } else { 4 };
+    }
+    let keys_and_values = 2 * TEXT_TOKENS * config.num_key_value_heads * config.head_dim;
+    let cache = config.num_hidden_layers * keys_and_values;
+    // once more while the next token is drawn from them
+    let logits = 2 * config.vocab_size;
+    Ok(bytes + 4 * (ABREAST * (cache + logits)) as u64)
+}
+
 #[cfg(test)]
 mod tests {
-    use halfbyte_checkpoint::ModelFolder;
-
     use super::*;
+
+    /// Against what a loaded model says of itself once its texts have grown.
+    #[test]
+    fn what_writing_holds_is_known_beforehand() {
+        let folder = ModelFolder::embedded("tiny").unwrap();
+        let (config, foretold) = (folder.config().clone(), writing_bytes(&folder).unwrap());
+        let device = open_device(DeviceChoice::Cpu).unwrap();
+        let weights = Weights::new(folder).unwrap();
+        let execution = Execution::Packed;
+        let model =
+            LoadedModel::load(weights, TEXT_TOKENS, execution, device, &mut |_| ()).unwrap();
+        let mut cache = model.cache();
+        for id in 0..TEXT_TOKENS as u32 {
+            model
+                .next_logits_abreast(&[id; ABREAST], &mut cache)
+                .unwrap();
+        }
+        let logits = 4 * (ABREAST * config.vocab_size) as u64;
+        let held = model.bytes() + cache.bytes() + 2 * logits;
+        assert!(
+            held <= foretold && foretold < held + held / 50,
+            "{held} of {foretold}"
+        );
+    }
 
     /// Against texts that grow one by one, each with a cache of its own; the last one is cut off.
     #[test]

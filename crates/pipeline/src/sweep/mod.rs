@@ -36,6 +36,7 @@ use crate::config::{Evaluate, Measure, Pipeline, Sweep, Winner, WinnerBy, hex};
 use crate::error::user_error;
 use crate::event::Event;
 use crate::finished::differing_keys;
+use crate::memory::MemoryLimit;
 use crate::open::{Inputs, Reading, open_model};
 use crate::output::{Destination, Output, check_places};
 use crate::quantize::{Run, RunOptions, check_float, device_choice, quantize_into};
@@ -232,6 +233,7 @@ struct SweepRun<'a> {
     folder: PathBuf,
     /// All records but the figures.
     skeleton: SweepRecord,
+    memory: MemoryLimit,
     clock: Clock,
     start: Instant,
     cpu_before: f64,
@@ -247,6 +249,10 @@ impl<'a> SweepRun<'a> {
     ) -> Result<Self> {
         let (start, cpu_before) = (Instant::now(), usage().cpu_seconds);
         let mut clock = Clock::default();
+        let memory = MemoryLimit::of(&pipeline.resources);
+        if let Some(notice) = memory.notice() {
+            on_event(Event::Note(notice));
+        }
         let folder = open_model(
             &pipeline.model.source.location(),
             pipeline.model.revision.clone(),
@@ -280,6 +286,7 @@ impl<'a> SweepRun<'a> {
             pipeline,
             reads_text: true,
             tuning_samples: 0,
+            memory,
             out: &options.out,
             fresh: options.fresh,
             identity: &identity,
@@ -343,6 +350,7 @@ impl<'a> SweepRun<'a> {
             output,
             folder: work,
             skeleton,
+            memory,
             clock,
             start,
             cpu_before,

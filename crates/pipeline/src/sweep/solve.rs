@@ -41,7 +41,7 @@ pub(super) fn blocks(
     on_event: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let SweepRun {
-        pipeline,
+        memory,
         options,
         decoder,
         windows,
@@ -49,9 +49,8 @@ pub(super) fn blocks(
         clock,
         ..
     } = run;
-    let memory = pipeline.resources.max_memory_bytes;
     let walk_options = WalkOptions {
-        max_bytes: memory.unwrap_or(u64::MAX) / 2,
+        max_bytes: memory.activations(),
         spill_folder: walked.folder().to_owned(),
         mixed_windows: MIXED_WINDOWS,
         gradients: None,
