@@ -107,6 +107,7 @@ impl Bench {
         let options = RunOptions {
             out: self.folder.path().join(what),
             fresh: false,
+            replaces: false,
         };
         let run =
             quantize(&pipeline, &options, &mut |_| ()).unwrap_or_else(|e| panic!("{place}: {e:#}"));
@@ -213,6 +214,7 @@ impl Bench {
         let options = SweepOptions {
             out: self.folder.path().join("sweep"),
             fresh: false,
+            replaces: false,
             shard: Shard::ALONE,
         };
         let swept = sweep(&pipeline, &options, &mut |_| ())
