@@ -125,7 +125,9 @@ pub fn split_linears(format: Format, modules: &[(String, Option<Coding>)]) -> Ve
                 Some(((*shard).to_owned(), *coding))
             })
             .collect();
-        let differ = linears.iter().any(|(_, coding)| !alike(coding, &linears[0].1));
+        let differ = linears
+            .iter()
+            .any(|(_, coding)| !alike(coding, &linears[0].1));
         differ.then(|| SplitLinears {
             parent: parent.to_owned(),
             linears,
@@ -216,10 +218,13 @@ impl Stored {
         let like = |scheme: Option<Scheme>| scheme.map(|s| (s.group_size(), s.sym()));
         let only_bits_differ = grids().all(|scheme| like(scheme) == like(self.codings[0].grid()));
         if only_bits_differ {
-            let mut bits: Vec<u8> = meant.iter().filter_map(|c| Some(c.grid()?.bits())).collect();
+            let mut bits: Vec<u8> = meant
+                .iter()
+                .filter_map(|c| Some(c.grid()?.bits()))
+                .collect();
             bits.sort_unstable();
             let bits: Vec<String> = bits.iter().map(u8::to_string).collect();
-            format!(" ({} bits)", listed(&bits))
+            format!(" ({} bits)", listed(&bits, "and"))
         } else {
             let words: Vec<String> = meant.iter().map(Coding::to_string).collect();
             format!(" ({})", words.join("; "))
@@ -227,10 +232,12 @@ impl Stored {
     }
 }
 
-/// `a, b and c`.
-fn listed(words: &[String]) -> String {
+/// Words in a row, as a sentence has them: `a, b and c`, with `and` or another word before the last.
+pub fn listed(words: &[String], conjunction: &str) -> String {
     match words.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        Some((last, rest)) if !rest.is_empty() => {
+            format!("{} {conjunction} {last}", rest.join(", "))
+        }
         _ => words.concat(),
     }
 }
@@ -345,9 +352,8 @@ impl Row {
             said
         };
         let in_words = |said: Vec<(&str, Vec<Coding>)>| -> Vec<String> {
-            let words = |(text, codings): (&str, Vec<Coding>)| {
-                format!("{text}{}", stored.which(&codings))
-            };
+            let words =
+                |(text, codings): (&str, Vec<Coding>)| format!("{text}{}", stored.which(&codings));
             said.into_iter().map(words).collect()
         };
         let mut reasons = in_words(said(|verdict| match verdict {
@@ -367,8 +373,14 @@ impl Row {
         }
         let weakest = |found: &[Evidence]| found.iter().min().copied().unwrap_or(Evidence::None);
         let (verdict, evidence) = if !reasons.is_empty() {
-            (Verdict::Refuses(reasons.join("; ").into()), weakest(&refused_by))
-        } else if rulings.iter().any(|(_, verdict, _)| **verdict == NotChecked) {
+            (
+                Verdict::Refuses(reasons.join("; ").into()),
+                weakest(&refused_by),
+            )
+        } else if rulings
+            .iter()
+            .any(|(_, verdict, _)| **verdict == NotChecked)
+        {
             (NotChecked, Evidence::None)
         } else {
             let conditions = in_words(said(|verdict| match verdict {
@@ -460,8 +472,7 @@ const MARLIN: &[i64] = &[-1, 32, 64, 128];
 const SYM: Option<bool> = Some(true);
 const ASYM: Option<bool> = Some(false);
 
-const NEEDS_OPTIMUM: Verdict =
-    loads_if("if optimum >= 1.24 and gptqmodel >= 1.4.3 are installed");
+const NEEDS_OPTIMUM: Verdict = loads_if("if optimum >= 1.24 and gptqmodel >= 1.4.3 are installed");
 const NEEDS_GPTQMODEL: Verdict =
     loads_if("if gptqmodel and accelerate are installed; on CUDA bf16 becomes f16");
 const NEEDS_CT: Verdict = loads_if("if compressed-tensors >= 0.15 is installed");
@@ -478,14 +489,11 @@ const SLOWLY: Verdict = loads_if("slowly: group_size is not -1, 32, 64 or 128");
 const MARLIN_GROUPS: Verdict = refuses("group_size must be -1, 32, 64 or 128");
 const GPTQ_SYM_4_8: Verdict =
     refuses("gptq must be symmetric at 4 or 8 bits; use compressed-tensors");
-const INT8_ALONE: Verdict = refuses(
-    "int-quantized without quantized activations; use compressed-tensors at 8 bits",
-);
+const INT8_ALONE: Verdict =
+    refuses("int-quantized without quantized activations; use compressed-tensors at 8 bits");
 const FOUR_ON_CPU: Verdict = refuses("its kernel for CPUs has 4 bits only");
-const CONVERTED: Verdict =
-    loads_if("as floats: its converter turns the codes back into weights");
-const OLDER_PACKING: Verdict =
-    refuses("its converter expects the older packing of this width");
+const CONVERTED: Verdict = loads_if("as floats: its converter turns the codes back into weights");
+const OLDER_PACKING: Verdict = refuses("its converter expects the older packing of this width");
 const NO_BITSANDBYTES: (Verdict, Evidence) = (refuses("no loader for bitsandbytes"), Read);
 const ONE_LINEAR: &str =
     "it runs q, k, v of a block as one linear, and so gate, up, which must be stored alike";
@@ -662,9 +670,8 @@ mod tests {
             "mlp.up_proj",
             "mlp.down_proj",
         ];
-        let names = (0..2).flat_map(|block| {
-            linears.map(|linear| format!("model.layers.{block}.{linear}"))
-        });
+        let names =
+            (0..2).flat_map(|block| linears.map(|linear| format!("model.layers.{block}.{linear}")));
         let mut modules: Modules = names.map(|name| (name.clone(), of(&name))).collect();
         modules.push(("lm_head".to_owned(), None));
         modules
@@ -694,7 +701,8 @@ mod tests {
         let optimum = "loads it if optimum >= 1.24 and gptqmodel >= 1.4.3 are installed";
         let ct = "loads it if compressed-tensors >= 0.15 is installed";
         let whole = "loads it if group_size divides in_features on every tensor-parallel rank";
-        let sym_4_8 = "does not load it: gptq must be symmetric at 4 or 8 bits; use compressed-tensors";
+        let sym_4_8 =
+            "does not load it: gptq must be symmetric at 4 or 8 bits; use compressed-tensors";
         let alone = "does not load it: int-quantized without quantized activations; use compressed-tensors at 8 bits";
         let four = "does not load it: its kernel for CPUs has 4 bits only";
         let floats = "loads it as floats: its converter turns the codes back into weights";
@@ -709,21 +717,61 @@ mod tests {
             ("transformers", GptqV2, 4, 64, false, optimum, ran),
             ("transformers", Ct, 3, 64, true, ct, ran),
             ("transformers", Ct, 5, 64, true, ct, read),
-            ("transformers", Ct, 4, 64, false, "loads it if compressed-tensors >= 0.15 is installed and the config says `dequantize: true`, as ours does: dense in memory", ran),
-            ("transformers", Awq, 4, 64, false, "loads it if gptqmodel and accelerate are installed; on CUDA bf16 becomes f16", ran),
+            (
+                "transformers",
+                Ct,
+                4,
+                64,
+                false,
+                "loads it if compressed-tensors >= 0.15 is installed and the config says `dequantize: true`, as ours does: dense in memory",
+                ran,
+            ),
+            (
+                "transformers",
+                Awq,
+                4,
+                64,
+                false,
+                "loads it if gptqmodel and accelerate are installed; on CUDA bf16 becomes f16",
+                ran,
+            ),
             ("transformers", Int, 8, 64, true, ct, ran),
             (GPU, Gptq, 4, -1, true, loads, read),
             (GPU, Gptq, 4, 64, true, whole, read),
             (GPU, GptqV2, 4, 64, true, whole, read),
             (GPU, GptqV2, 4, 64, false, sym_4_8, read),
             (GPU, Gptq, 3, 64, true, sym_4_8, read),
-            (GPU, Gptq, 8, 48, true, "does not load it: group_size must be -1, 32, 64 or 128", read),
+            (
+                GPU,
+                Gptq,
+                8,
+                48,
+                true,
+                "does not load it: group_size must be -1, 32, 64 or 128",
+                read,
+            ),
             (GPU, Ct, 4, 64, false, loads, read),
             (GPU, Ct, 8, 64, true, loads, read),
-            (GPU, Ct, 3, 64, true, "loads it if the optional Humming kernels are installed", read),
+            (
+                GPU,
+                Ct,
+                3,
+                64,
+                true,
+                "loads it if the optional Humming kernels are installed",
+                read,
+            ),
             (GPU, Ct, 4, 48, true, "not checked", ""),
             (GPU, Awq, 4, 128, true, whole, read),
-            (GPU, Awq, 4, 48, true, "loads it slowly: group_size is not -1, 32, 64 or 128", read),
+            (
+                GPU,
+                Awq,
+                4,
+                48,
+                true,
+                "loads it slowly: group_size is not -1, 32, 64 or 128",
+                read,
+            ),
             (GPU, Int, 8, 64, true, alone, read),
             (CPU, Ct, 4, 64, true, loads, ran),
             (CPU, Ct, 4, 64, false, loads, ran),
@@ -741,28 +789,84 @@ mod tests {
             (CPU, GptqV2, 4, 64, false, sym_4_8, ran),
             (CPU, Awq, 4, 64, true, loads, ran),
             (CPU, Int, 8, -1, true, alone, ran),
-            ("SGLang", Ct, 5, 64, true, "does not load it: compressed-tensors only at 4 and 8 bits", read),
+            (
+                "SGLang",
+                Ct,
+                5,
+                64,
+                true,
+                "does not load it: compressed-tensors only at 4 and 8 bits",
+                read,
+            ),
             ("SGLang", Int, 8, 64, true, alone, read),
             ("llama.cpp", Ct, 4, 64, true, floats, ran),
             ("llama.cpp", Ct, 2, 32, false, floats, ran),
             ("llama.cpp", Ct, 8, 64, true, floats, ran),
             ("llama.cpp", Ct, 3, 64, true, older, ran),
             ("llama.cpp", Ct, 6, 64, true, older, read),
-            ("llama.cpp", Ct, 4, -1, true, "does not load it: its converter reads groups only, not group_size -1", ran),
+            (
+                "llama.cpp",
+                Ct,
+                4,
+                -1,
+                true,
+                "does not load it: its converter reads groups only, not group_size -1",
+                ran,
+            ),
             ("llama.cpp", Gptq, 4, 64, true, floats, ran),
-            ("llama.cpp", Gptq, 3, 64, true, "does not load it: its converter has no 3-bit gptq", ran),
+            (
+                "llama.cpp",
+                Gptq,
+                3,
+                64,
+                true,
+                "does not load it: its converter has no 3-bit gptq",
+                ran,
+            ),
             ("llama.cpp", GptqV2, 4, 64, false, floats, ran),
-            ("llama.cpp", Awq, 4, 64, true, "does not load it: its converter does not know awq", ran),
+            (
+                "llama.cpp",
+                Awq,
+                4,
+                64,
+                true,
+                "does not load it: its converter does not know awq",
+                ran,
+            ),
             ("ExLlamaV2", Gptq, 4, 64, true, loads, read),
-            ("ExLlamaV2", Int, 8, 64, true, "does not load it: no loader for compressed-tensors", read),
+            (
+                "ExLlamaV2",
+                Int,
+                8,
+                64,
+                true,
+                "does not load it: no loader for compressed-tensors",
+                read,
+            ),
             ("GPTQModel", Gptq, 8, 64, true, loads, ran),
             ("GPTQModel", Awq, 4, 64, true, loads, ran),
             ("GPTQModel", Ct, 4, 64, true, "not checked", ""),
             ("mlx-lm", Awq, 4, 64, false, loads, ran),
             ("mlx-lm", Ct, 4, 64, true, packed, ran),
             ("mlx-lm", Ct, 4, 32, true, packed, read),
-            ("mlx-lm", Gptq, 4, 64, true, "does not load it: it refuses every checkpoint that holds g_idx", ran),
-            ("mlx-lm", Int, 8, 64, true, "does not load it: it does not know int-quantized", ran),
+            (
+                "mlx-lm",
+                Gptq,
+                4,
+                64,
+                true,
+                "does not load it: it refuses every checkpoint that holds g_idx",
+                ran,
+            ),
+            (
+                "mlx-lm",
+                Int,
+                8,
+                64,
+                true,
+                "does not load it: it does not know int-quantized",
+                ran,
+            ),
         ];
         for (consumer, format, bits, group, sym, verdict, evidence) in rows {
             let modules = modules(|_| Some(coding(*bits, *group, *sym)));
@@ -812,7 +916,10 @@ mod tests {
             _ => Some(four),
         });
         assert_eq!(told(Format::Gptq, &groups, CPU), "loads it (ran)");
-        assert_eq!(told(Format::CompressedTensors, &groups, CPU), "loads it (ran)");
+        assert_eq!(
+            told(Format::CompressedTensors, &groups, CPU),
+            "loads it (ran)"
+        );
         assert_eq!(
             told(Format::Gptq, &groups, "llama.cpp"),
             "loads it as floats: its converter turns the codes back into weights (ran)"
@@ -828,7 +935,13 @@ mod tests {
     #[test]
     fn fused_linears_that_differ_are_found_and_refused_by_those_that_fuse() {
         let (fine, coarse) = (coding(4, 32, true), coding(4, 64, true));
-        let q_alone = modules(|name| Some(if name.contains("q_proj") { fine } else { coarse }));
+        let q_alone = modules(|name| {
+            Some(if name.contains("q_proj") {
+                fine
+            } else {
+                coarse
+            })
+        });
         let no_v = modules(|name| (name != "model.layers.1.self_attn.v_proj").then_some(coarse));
         let no_up = modules(|name| (!name.contains("up_proj")).then_some(coarse));
         let alike = modules(|name| Some(if name.contains("down") { fine } else { coarse }));
@@ -839,12 +952,18 @@ mod tests {
             let linears: Vec<_> = split[0].linears.iter().map(|(name, _)| name).collect();
             assert_eq!(linears, ["q_proj", "k_proj", "v_proj"]);
             assert_eq!(split_linears(format, &no_v).len(), 1);
-            assert_eq!(split_linears(format, &no_up)[1].parent, "model.layers.1.mlp");
+            assert_eq!(
+                split_linears(format, &no_up)[1].parent,
+                "model.layers.1.mlp"
+            );
             assert_eq!(split_linears(format, &alike), []);
             for file in [&q_alone, &no_v, &no_up] {
                 for consumer in [GPU, CPU, "SGLang"] {
                     let told = told(format, file, consumer);
-                    assert!(told.starts_with("does not load it: it runs q, k, v"), "{told}");
+                    assert!(
+                        told.starts_with("does not load it: it runs q, k, v"),
+                        "{told}"
+                    );
                 }
                 assert_eq!(split_refuses(format, file).len(), 3);
             }
@@ -859,9 +978,18 @@ mod tests {
         let mixed_sym = modules(|name| Some(coding(4, 64, name.contains("q_proj"))));
         assert_eq!(split_linears(Format::Awq, &mixed_sym), []);
         assert_eq!(split_linears(Format::Awq, &no_v).len(), 1);
-        assert_eq!(split_linears(Format::CompressedTensors, &mixed_sym).len(), 2);
+        assert_eq!(
+            split_linears(Format::CompressedTensors, &mixed_sym).len(),
+            2
+        );
         // vLLM does not load 3 bits of gptq anyway: mending the split would not help
-        let three = modules(|name| Some(coding(3, if name.contains("q_proj") { 32 } else { 64 }, true)));
+        let three = modules(|name| {
+            Some(coding(
+                3,
+                if name.contains("q_proj") { 32 } else { 64 },
+                true,
+            ))
+        });
         assert_eq!(split_refuses(Format::Gptq, &three), []);
     }
 
@@ -900,7 +1028,10 @@ mod tests {
         });
         let all = modules(|_| Some(nf4));
         let told = |consumer| told(Format::Bitsandbytes, &all, consumer);
-        assert_eq!(told("transformers"), "loads it if bitsandbytes is installed (ran)");
+        assert_eq!(
+            told("transformers"),
+            "loads it if bitsandbytes is installed (ran)"
+        );
         assert_eq!(told(CPU), "does not load it: it has no bitsandbytes (ran)");
         assert_eq!(told("GPTQModel"), "not checked");
     }

@@ -5,6 +5,7 @@ use halfbyte_quant::{Codebook, CodebookScheme, Coding, GroupSize, Scheme};
 
 use crate::ScaleDtype;
 use crate::config::is_head;
+use crate::consumers::listed;
 
 /// Checkpoint formats we read and write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -403,10 +404,7 @@ fn offered_groups(in_features: usize) -> String {
         .map(|group| group.to_string())
         .collect();
     offered.push("-1".to_string());
-    match offered.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
-        _ => offered.concat(),
-    }
+    listed(&offered, "or")
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::scale::{Scaled, Scaling};
 use crate::stage::{Prepared, Solver, Task, Unscaled, factor_rows};
 use crate::usage::{Clock, usage};
 use crate::work::{Solved, Work};
-use crate::{budget, evaluate, export, record, tune};
+use crate::{budget, consumers, evaluate, export, record, tune};
 
 /// Where a run goes.
 #[derive(Clone, Debug)]
@@ -171,7 +171,14 @@ pub fn quantize(
         }
     };
     if let Some(budget) = &shared_out {
+        let by_quant_bits = layout.modules.clone();
         layout.set_bits(pipeline, budget)?;
+        for warning in consumers::choice_warnings(&layout, &by_quant_bits) {
+            warn(warning, on_event);
+        }
+    }
+    for warning in consumers::warnings(pipeline, &layout) {
+        warn(warning, on_event);
     }
     let tune_options = tune::options(pipeline, &decoder, windows.tuning.len())?;
     // what the float model gives on the calibration windows is kept for tuning that learns from them
@@ -340,7 +347,7 @@ pub fn quantize(
     for export in &exports {
         halfbyte_checkpoint::write_file(
             &export.folder.join("README.md"),
-            halfbyte_report::model_card(&record).as_bytes(),
+            halfbyte_report::export_card(&record, export.format.as_str()).as_bytes(),
         )?;
     }
     work.remove()?;
@@ -526,7 +533,12 @@ impl Layout {
                     && formats.all(|(format, _)| format.usually_takes_negative_scales())
             }
         };
-        wanted && self.schemes.values().any(|(scheme, _)| scheme.sym())
+        wanted && self.is_any_sym()
+    }
+
+    /// Whether any linear is quantized symmetrically.
+    pub(crate) fn is_any_sym(&self) -> bool {
+        self.schemes.values().any(|(scheme, _)| scheme.sym())
     }
 
     /// The scheme a linear is solved by, if it is quantized.

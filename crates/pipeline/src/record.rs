@@ -8,7 +8,7 @@ use halfbyte_report::{
     ModelRecord, RunRecord, SCHEMA_VERSION, SummaryRecord, TokenRecord, TuneRecord,
 };
 
-use crate::config::Pipeline;
+use crate::config::{ModelSource, Pipeline};
 use crate::export::Exported;
 use crate::usage::Clock;
 
@@ -88,6 +88,7 @@ pub(crate) fn model(pipeline: &Pipeline, decoder: &Decoder) -> ModelRecord {
     let dtype = folder.config().dtype.clone();
     ModelRecord {
         source: pipeline.model.source.to_string(),
+        hub: matches!(pipeline.model.source, ModelSource::Hub(_)),
         revision: pipeline.model.revision.clone(),
         architecture: folder.config().row().architecture.to_owned(),
         blocks: decoder.n_blocks(),

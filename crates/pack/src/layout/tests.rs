@@ -104,7 +104,10 @@ fn compressed_tensors_with_zero_points_ask_transformers_to_turn_them_back_at_loa
         quantization_config(Format::CompressedTensors, &modules, &[], &notes())
     };
     assert_eq!(config(|_| false)["dequantize"], json!(true));
-    assert_eq!(config(|name| name.contains("down"))["dequantize"], json!(true));
+    assert_eq!(
+        config(|name| name.contains("down"))["dequantize"],
+        json!(true)
+    );
     assert_eq!(config(|_| true).get("dequantize"), None);
 }
 
