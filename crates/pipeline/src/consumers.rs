@@ -1,7 +1,9 @@
 //! Which programs load what a run writes, in words for people.
 
+use std::collections::HashMap;
 use std::fmt;
 
+use anyhow::Result;
 use halfbyte_checkpoint::ModelConfig;
 use halfbyte_pack::{
     Evidence, Finding, Format, SplitLinears, Verdict, listed, split_linears, split_refuses,
@@ -9,7 +11,7 @@ use halfbyte_pack::{
 use halfbyte_quant::Coding;
 use serde::Serialize;
 
-use crate::budget;
+use crate::budget::{self, Candidates};
 use crate::config::{Pipeline, Recipe, SignedScales};
 use crate::quantize::Layout;
 
@@ -54,85 +56,118 @@ impl fmt::Display for ConsumerLine {
 
 type Modules = [(String, Option<Coding>)];
 
-/// Every program known, and whether it loads a checkpoint of `format` that holds `modules`, of which some may get a coding
-/// of `or_else` instead.
-pub(crate) fn lines(format: Format, modules: &Modules, or_else: &[Coding]) -> Vec<ConsumerLine> {
-    let found = halfbyte_pack::consumers(format, modules, or_else);
+/// Every program known, and whether it loads a checkpoint of `format` that holds `modules`.
+pub(crate) fn lines(format: Format, modules: &Modules) -> Vec<ConsumerLine> {
+    let found = halfbyte_pack::consumers(format, modules, &[]);
     found.into_iter().map(ConsumerLine::from).collect()
 }
 
-/// What a run's exports cost in readers, where its settings are why; `modules` are what is written.
+/// Where the settings of a run cost its exports readers; `layout` is what is written.
 pub(crate) fn warnings(pipeline: &Pipeline, layout: &Layout) -> Vec<String> {
     let mut warnings = split_warnings(layout, &layout.modules);
     warnings.extend(positive_scales(pipeline, layout));
     warnings
 }
 
-/// The same of all that a budget may choose, for a plan.
-pub(crate) fn budget_warnings(
+/// The same for a plan, where a budget may still choose among `candidates`.
+pub(crate) fn plan_warnings(
     pipeline: &Pipeline,
     layout: &Layout,
-    candidates: &[budget::Candidates],
+    candidates: &[Candidates],
 ) -> Vec<String> {
-    let mut warnings = Vec::new();
-    // linears that must be alike and are alike at the ends of their ranges are so at every width between
-    for end in [<[Coding]>::first, <[Coding]>::last] {
-        let mut modules = layout.modules.clone();
-        for (module, coding) in &mut modules {
-            let known = candidates.iter().find(|c| c.module == *module);
-            *coding = known.and_then(|c| end(&c.codings).copied()).or(*coding);
-        }
-        for warning in split_warnings(layout, &modules) {
-            if warnings.is_empty() {
-                warnings.push(warning);
-            }
-        }
+    let (modules, or_else) = may_become(layout, candidates);
+    let mut warnings = split_warnings(layout, &modules);
+    if !candidates.is_empty() {
+        let formats = layout.formats.iter();
+        warnings.extend(formats.filter_map(|(format, _)| {
+            lost(
+                *format,
+                "it may choose",
+                &layout.modules,
+                &modules,
+                &or_else,
+            )
+        }));
     }
-    let or_else: Vec<Coding> = candidates.iter().flat_map(|c| c.codings.clone()).collect();
-    let widths = widths(or_else.iter());
-    for (format, _) in &layout.formats {
-        let before = halfbyte_pack::consumers(*format, &layout.modules, &[]);
-        let after = halfbyte_pack::consumers(*format, &layout.modules, &or_else);
-        warnings.extend(lost(*format, "it may choose", &widths, &before, &after));
-    }
+    warnings.extend(positive_scales(pipeline, layout));
     warnings
 }
 
-/// Which readers of a budget's choice there are fewer of than of `quant.bits` everywhere: `before` are the modules by
-/// `quant.bits`, `after` those of the choice.
-pub(crate) fn choice_warnings(layout: &Layout, before: &Modules) -> Vec<String> {
-    let chosen = layout
-        .modules
-        .iter()
-        .filter_map(|(_, coding)| coding.as_ref());
-    let widths = widths(chosen);
-    let of = |(format, _): &(Format, _)| {
-        let before = halfbyte_pack::consumers(*format, before, &[]);
-        let after = halfbyte_pack::consumers(*format, &layout.modules, &[]);
-        lost(*format, "it chose", &widths, &before, &after)
-    };
-    layout.formats.iter().filter_map(of).collect()
+/// The lines of a plan's export: with a budget, as if all that it may choose from were chosen.
+pub(crate) fn plan_lines(
+    format: Format,
+    layout: &Layout,
+    candidates: &[Candidates],
+) -> Vec<ConsumerLine> {
+    let (modules, or_else) = may_become(layout, candidates);
+    let found = halfbyte_pack::consumers(format, &modules, &or_else);
+    found.into_iter().map(ConsumerLine::from).collect()
 }
 
-/// Readers that would take a file of `quant.bits` and do not take the other as gladly.
+/// What the modules of a plan may become: as they are without a budget; with one, each at its narrowest or each at its
+/// widest, and all codings that any may get. Of the two ends it is the one that parts linears which some readers run as
+/// one, if any does: linears whose ranges begin and end alike are only chosen alike.
+fn may_become(
+    layout: &Layout,
+    candidates: &[Candidates],
+) -> (Vec<(String, Option<Coding>)>, Vec<Coding>) {
+    let (format, _) = layout.formats[0];
+    let by_name: HashMap<&str, &[Coding]> = candidates
+        .iter()
+        .map(|c| (c.module.as_str(), c.codings.as_slice()))
+        .collect();
+    let at = |end: fn(&[Coding]) -> Option<&Coding>| {
+        let mut modules = layout.modules.clone();
+        for (module, coding) in &mut modules {
+            let range = by_name.get(module.as_str());
+            *coding = range.and_then(|range| end(range).copied()).or(*coding);
+        }
+        modules
+    };
+    let (narrow, wide) = (at(<[Coding]>::first), at(<[Coding]>::last));
+    let parts = |modules: &Modules| !split_linears(format, modules).is_empty();
+    let modules = match !parts(&narrow) && parts(&wide) {
+        true => wide,
+        false => narrow,
+    };
+    let or_else = candidates.iter().flat_map(|c| c.codings.clone());
+    (modules, or_else.collect())
+}
+
+/// Which readers take a budget's choice less gladly than `quant.bits` everywhere, `before` the choice.
+pub(crate) fn choice_warnings(layout: &Layout, before: &Modules) -> Vec<String> {
+    let formats = layout.formats.iter();
+    formats
+        .filter_map(|(format, _)| lost(*format, "it chose", before, &layout.modules, &[]))
+        .collect()
+}
+
+/// The readers of `before` that do not take `after`, or `or_else`, as gladly. Those that refuse it for linears that they
+/// run as one are left to [`split_warnings`].
 fn lost(
     format: Format,
     it_chose: &str,
-    widths: &str,
-    before: &[Finding],
-    after: &[Finding],
+    before: &Modules,
+    after: &Modules,
+    or_else: &[Coding],
 ) -> Option<String> {
     let took = |finding: &Finding| matches!(finding.verdict, Verdict::Loads | Verdict::LoadsIf(_));
+    let split = split_refuses(format, after);
+    let before = halfbyte_pack::consumers(format, before, &[]);
+    let now = halfbyte_pack::consumers(format, after, or_else);
     let lost: Vec<String> = before
         .iter()
-        .zip(after)
-        .filter(|(before, after)| took(before) && before.verdict != after.verdict)
-        .map(|(_, after)| after.to_string())
+        .zip(&now)
+        .filter(|(before, now)| took(before) && before.verdict != now.verdict)
+        .filter(|(_, now)| !split.contains(&now.consumer))
+        .map(|(_, now)| now.to_string())
         .collect();
     (!lost.is_empty()).then(|| {
+        let codings = after.iter().filter_map(|(_, coding)| coding.as_ref());
         format!(
-            "budget: {it_chose} {widths} bits, which not every reader of {format} takes. {}. `budget.bits` sets what is \
-             chosen from",
+            "budget: {it_chose} {} bits, which not every reader of {format} takes. {}. `budget.bits` sets what is chosen \
+             from",
+            widths(codings.chain(or_else)),
             lost.join("; ")
         )
     })
@@ -223,7 +258,7 @@ pub(crate) fn candidates(
     pipeline: &Pipeline,
     layout: &Layout,
     config: &ModelConfig,
-) -> anyhow::Result<Vec<budget::Candidates>> {
+) -> Result<Vec<Candidates>> {
     match &pipeline.budget {
         Some(budget) => budget::candidates(pipeline, layout, budget, config),
         None => Ok(Vec::new()),

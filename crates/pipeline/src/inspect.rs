@@ -85,7 +85,7 @@ pub fn inspect(model: &str) -> Result<Inspection> {
         }
     }
     if let Some(layout) = weights.layout() {
-        inspection.consumers = consumers::lines(layout.format(), &modules, &[]);
+        inspection.consumers = consumers::lines(layout.format(), &modules);
     }
     for name in folder.names() {
         let view = folder.tensor(name)?;

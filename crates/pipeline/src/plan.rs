@@ -136,7 +136,6 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         .map(|name| Ok(folder.tensor(name)?.bytes.len() as u64))
         .sum::<Result<u64>>()?;
     let candidates = consumers::candidates(pipeline, &layout, config)?;
-    let may_be: Vec<Coding> = candidates.iter().flat_map(|c| c.codings.clone()).collect();
     let mut exports: Vec<PlannedExport> = Vec::new();
     for (format, place) in &layout.formats {
         let tensors = tensor_infos(&layout, &folder, *format)?;
@@ -144,7 +143,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
             format: format.to_string(),
             folder: place.display().to_string(),
             bytes: tensors.iter().map(|t| t.bytes()).sum(),
-            consumers: consumers::lines(*format, &layout.modules, &may_be),
+            consumers: consumers::plan_lines(*format, &layout, &candidates),
         });
     }
 
@@ -186,9 +185,8 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         notices.push(
             "budget: widths are chosen in the run; bits and sizes above are those of `quant.bits`, and consumers are told of as if all that may be chosen were".to_owned(),
         );
-        notices.extend(consumers::budget_warnings(pipeline, &layout, &candidates));
     }
-    notices.extend(consumers::warnings(pipeline, &layout));
+    notices.extend(consumers::plan_warnings(pipeline, &layout, &candidates));
     Ok(Plan {
         model: pipeline.model.source.to_string(),
         model_type: config.row().model_type.to_owned(),
