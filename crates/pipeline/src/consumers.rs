@@ -160,13 +160,16 @@ fn lost(
         .zip(&now)
         .filter(|(before, now)| took(before) && before.verdict != now.verdict)
         .filter(|(_, now)| !split.contains(&now.consumer))
-        .map(|(_, now)| now.to_string())
+        .map(|(_, now)| match &now.verdict {
+            Verdict::NotChecked => format!("{} was not checked with them", now.consumer),
+            verdict => format!("{} {verdict}", now.consumer),
+        })
         .collect();
     (!lost.is_empty()).then(|| {
         let codings = after.iter().filter_map(|(_, coding)| coding.as_ref());
         format!(
-            "budget: {it_chose} {} bits, which not every reader of {format} takes. {}. `budget.bits` sets what is chosen \
-             from",
+            "budget: {it_chose} {} bits, and not every program that loads {format} at `quant.bits` takes them: {}; \
+             `budget.bits` sets what is chosen from",
             widths(codings.chain(or_else)),
             lost.join("; ")
         )
