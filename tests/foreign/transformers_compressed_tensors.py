@@ -5,8 +5,9 @@ usage: transformers_compressed_tensors.py EXPORT_DIR LOGITS.safetensors [--dtype
 needs: pip install torch transformers compressed-tensors accelerate safetensors
 
 LOGITS holds input_ids i64 [B, T] and logits f32 [B, T, V]: ours, computed in float32 from the exported weights.
-A symmetric export is loaded as it is; an asymmetric one is first tried as it is (transformers 5.23 with
-compressed-tensors 0.20 refuses its zero points) and then with CompressedTensorsConfig(dequantize=True).
+Every export is loaded as it is: the config of an asymmetric one says `dequantize: true`, without which transformers 5.23 and
+5.24 with compressed-tensors 0.20 refuse its zero points. One that does not say so is tried again with
+CompressedTensorsConfig(dequantize=True).
 Agreement, relative to the rms of our logits: in float32 at most 1e-3 anywhere, or 2e-2 with dequantize=True, which
 rounds the weights to the dtype of the scales (bfloat16); in bfloat16 at most 2e-2 on average (activations are rounded in
 every layer, so single logits stray further). Exit 0 when it agrees, else 1.
@@ -22,13 +23,16 @@ LIMITS = {("float32", False): ("max", 1e-3), ("float32", True): ("max", 2e-2),
           ("bfloat16", False): ("mean", 2e-2), ("bfloat16", True): ("mean", 2e-2)}
 
 
+def quantization(folder):
+    return json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
 def is_asymmetric(folder):
-    config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    return any(not group["weights"]["symmetric"] for group in config["config_groups"].values())
+    return any(not group["weights"]["symmetric"] for group in quantization(folder)["config_groups"].values())
 
 
 def load(folder, dtype, dequantize):
-    """-> the model and whether it took dequantize=True. Every tensor must be found, or transformers would make one up."""
+    """-> the model and whether its weights were turned back at loading (dequantize=True). Every tensor must be found, or transformers would make one up."""
     def attempt(**options):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map="cpu", output_loading_info=True, **options)
@@ -39,7 +43,7 @@ def load(folder, dtype, dequantize):
 
     if not dequantize:
         try:
-            return attempt(), False
+            return attempt(), quantization(folder).get("dequantize", False)
         except (RuntimeError, ValueError) as error:
             if not is_asymmetric(folder):
                 raise

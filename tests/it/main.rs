@@ -7,6 +7,7 @@
 
 mod architecture;
 mod bad_input;
+mod consumers;
 mod generate;
 mod geometry;
 mod golden;

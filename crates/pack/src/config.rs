@@ -9,8 +9,7 @@ use crate::{Format, ScaleDtype};
 pub struct ConfigNotes {
     /// Version of this program; gptq files name their maker `halfbyte:VERSION`.
     pub version: String,
-    /// Damping asked for, as a fraction of the mean diagonal; `None` where a rule chose it for each layer. Readers
-    /// demand a number between 0 and 1, so that one is written either way.
+    /// Damping asked for, as a fraction of the mean diagonal; `None` where no single number was, which leaves the key out.
     pub damp_percent: Option<f64>,
     /// Whether later linears of a block saw the earlier ones already quantized.
     pub true_sequential: bool,
@@ -22,11 +21,8 @@ pub struct ConfigNotes {
     pub meta: Map<String, Value>,
 }
 
-/// What the field writes for the damping when no single number was asked for.
-const USUAL_DAMP_PERCENT: f64 = 0.01;
-
 /// Linears that some readers run as one, by the last part of their names, and the name that they give the whole.
-const FUSED: [(&[&str], &str); 2] = [
+pub(crate) const FUSED: [(&[&str], &str); 2] = [
     (&["q_proj", "k_proj", "v_proj"], "qkv_proj"),
     (&["gate_proj", "up_proj"], "gate_up_proj"),
 ];
@@ -100,20 +96,25 @@ fn gptq(
         json!([format!("halfbyte:{}", notes.version)]),
     );
     meta.extend(notes.meta.clone());
+    // `method` and `format` are the spellings of newer writers, `quant_method` and `checkpoint_format` of older ones.
     let mut config = json!({
         "quant_method": "gptq",
+        "method": "gptq",
         "bits": base.map(|s| s.bits()),
         "group_size": base.map(|s| s.group_size().as_i64()),
         "desc_act": false,
         "sym": base.map(|s| s.sym()),
+        "format": format.as_str(),
         "checkpoint_format": format.as_str(),
         "lm_head": lm_head,
-        "damp_percent": notes.damp_percent.unwrap_or(USUAL_DAMP_PERCENT),
         "true_sequential": notes.true_sequential,
         "static_groups": notes.static_groups,
         "pack_dtype": "int32",
         "meta": meta,
     });
+    if let Some(damp_percent) = notes.damp_percent {
+        config["damp_percent"] = json!(damp_percent);
+    }
     let dynamic = dynamic(modules, ignore, base);
     if !dynamic.is_empty() {
         config["dynamic"] = Value::Object(dynamic);
@@ -177,6 +178,7 @@ fn compressed_tensors(
 ) -> Value {
     let schemes = schemes(modules);
     let uniform = schemes.len() == 1;
+    let all_sym = schemes.iter().all(|(scheme, _)| scheme.sym());
     let mut groups = Map::new();
     for (index, (scheme, names)) in schemes.into_iter().enumerate() {
         let targets = if uniform { vec!["Linear"] } else { names };
@@ -202,7 +204,7 @@ fn compressed_tensors(
             }),
         );
     }
-    json!({
+    let mut config = json!({
         "quant_method": "compressed-tensors",
         "format": format,
         "quantization_status": "compressed",
@@ -210,7 +212,13 @@ fn compressed_tensors(
         "kv_cache_scheme": null,
         "ignore": untouched(modules, ignore),
         "config_groups": groups,
-    })
+    });
+    // transformers 5.24 cannot place packed zero points in a model that stays compressed, and reads them where it is told
+    // to turn the weights back at loading. vLLM does not look at this key.
+    if !all_sym {
+        config["dequantize"] = json!(true);
+    }
+    config
 }
 
 /// Zero points are always there, and readers take the names in `modules_to_not_convert` for parts of module names.

@@ -5,6 +5,7 @@ use halfbyte_quant::{Codebook, CodebookScheme, Coding, GroupSize, Scheme};
 
 use crate::ScaleDtype;
 use crate::config::is_head;
+use crate::consumers::listed;
 
 /// Checkpoint formats we read and write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -274,9 +275,10 @@ impl Format {
     /// quantizer makes signed scales by default, so they are out there. Not every reader takes them all the same:
     /// - gptq and compressed-tensors: transformers, GPTQModel's plain kernel and vLLM's Marlin do. Marlin with 8-bit integer
     ///   activations (opt-in) fits the group scales into 16 bits by their maximum, not by their largest magnitude, so
-    ///   negative ones may overflow. vLLM's Humming and CPU kernels were not read.
+    ///   negative ones may overflow. vLLM's kernel for CPUs does (run); its Humming kernels were not read.
     /// - gptq_v2: the kernels of ExLlamaV2 and of GPTQModel beside its plain one were not read.
-    /// - awq: nobody writes them, and no kernel was read for it.
+    /// - awq: vLLM on a CPU, GPTQModel on a CPU and mlx-lm do (run), but nobody else writes them, and none of the kernels
+    ///   for GPUs that awq is mostly read by was run or read for it.
     pub fn usually_takes_negative_scales(self) -> bool {
         match self {
             Self::Gptq | Self::CompressedTensors => true,
@@ -402,10 +404,7 @@ fn offered_groups(in_features: usize) -> String {
         .map(|group| group.to_string())
         .collect();
     offered.push("-1".to_string());
-    match offered.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
-        _ => offered.concat(),
-    }
+    listed(&offered, "or")
 }
 
 #[cfg(test)]

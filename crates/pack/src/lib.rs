@@ -21,7 +21,10 @@ mod unpack;
 
 pub use bitsandbytes::CodebookError;
 pub use config::{ConfigNotes, quantization_config};
-pub use consumers::{Consumer, Evidence, Verdict, consumers};
+pub use consumers::{
+    Consumer, Evidence, Finding, SplitLinears, Verdict, consumers, listed, split_linears,
+    split_refuses,
+};
 pub use format::{Format, Refusal, UnknownFormat};
 pub use layout::{ConfigError, QuantizedLayout, read_quantization_config};
 pub use pack::{PackError, pack, packed_layout};

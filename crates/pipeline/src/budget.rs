@@ -13,9 +13,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{Window, Windows};
 use halfbyte_calibrate::{GradientOptions, LinearStats, Walk, WalkOptions, sensitivities};
-use halfbyte_checkpoint::TensorInfo;
+use halfbyte_checkpoint::{ModelConfig, TensorInfo};
 use halfbyte_model::{Decoder, LinearKind, linear_shape};
-use halfbyte_quant::Scheme;
+use halfbyte_quant::{Coding, Scheme};
 use halfbyte_report::{BudgetRecord, SensitivityRecord, UniformRecord};
 use halfbyte_solve::{Choice, allocate};
 
@@ -91,13 +91,7 @@ impl Budgeting<'_> {
                     continue;
                 };
                 let shape = linear_shape(config, kind);
-                let ruled = self.pipeline.rules.iter();
-                let ruled = ruled.map(|rule| &rule.pattern).any(|p| p.matches(&module));
-                let widths = if ruled {
-                    vec![scheme.bits()]
-                } else {
-                    self.widths(budget, &module, &scheme, shape)?
-                };
+                let widths = widths(self.pipeline, self.layout, budget, &module, &scheme, shape)?;
                 let coded = |bits: u8| {
                     let scheme = Scheme::new(bits, scheme.group_size(), scheme.sym())?;
                     let stored = scheme.bits_per_weight(shape[1]) * (shape[0] * shape[1]) as f64;
@@ -121,46 +115,6 @@ impl Budgeting<'_> {
             }
         }
         Ok(members)
-    }
-
-    /// The widths a linear may have: those asked for, or all that every exported format holds, from its floor on.
-    fn widths(
-        &self,
-        budget: &Budget,
-        module: &str,
-        scheme: &Scheme,
-        shape: [usize; 2],
-    ) -> Result<Vec<u8>> {
-        let floor = budget.floors.iter().find(|(p, _)| p.matches(module));
-        let floor = floor.map_or(0, |(_, bits)| *bits);
-        let asked = !budget.bits.is_empty();
-        let all = if asked { &budget.bits[..] } else { &WIDTHS };
-        let mut widths = Vec::new();
-        for &bits in all.iter().filter(|bits| **bits >= floor) {
-            let scheme = Scheme::new(bits, scheme.group_size(), scheme.sym())?;
-            let refusal = self
-                .layout
-                .formats
-                .iter()
-                .find_map(|(format, _)| format.supports(&scheme.into(), shape).err());
-            match refusal {
-                None => widths.push(bits),
-                Some(refusal) if asked => {
-                    return Err(user_error(
-                        format!("budget.bits: {bits}: {module}: {refusal}"),
-                        "leave this width or this format out",
-                    ));
-                }
-                Some(_) => (),
-            }
-        }
-        if widths.is_empty() {
-            return Err(user_error(
-                format!("budget: no width is left for {module}"),
-                format!("its floor is {floor} bits; add wider ones to `budget.bits`"),
-            ));
-        }
-        Ok(widths)
     }
 
     fn packed_bytes(&self, module: &str, scheme: &Scheme, shape: [usize; 2]) -> Result<f64> {
@@ -338,6 +292,87 @@ impl Budgeting<'_> {
             linears: linears.collect(),
         })
     }
+}
+
+/// What a budget may choose for a linear, the narrowest first.
+pub(crate) struct Candidates {
+    /// The linear's whole name.
+    pub(crate) module: String,
+    /// How it may be stored.
+    pub(crate) codings: Vec<Coding>,
+}
+
+/// What a budget may choose for every quantized linear of a model.
+pub(crate) fn candidates(
+    pipeline: &Pipeline,
+    layout: &Layout,
+    budget: &Budget,
+    config: &ModelConfig,
+) -> Result<Vec<Candidates>> {
+    let mut candidates = Vec::new();
+    for block in 0..config.num_hidden_layers {
+        for kind in LinearKind::ALL {
+            let module = kind.module(block);
+            let Some(scheme) = layout.scheme(&module) else {
+                continue;
+            };
+            let shape = linear_shape(config, kind);
+            let widths = widths(pipeline, layout, budget, &module, &scheme, shape)?;
+            let coding = |bits: u8| {
+                let scheme = Scheme::new(bits, scheme.group_size(), scheme.sym())?;
+                Ok(pipeline.coding(scheme))
+            };
+            candidates.push(Candidates {
+                codings: widths.into_iter().map(coding).collect::<Result<_>>()?,
+                module,
+            });
+        }
+    }
+    Ok(candidates)
+}
+
+/// The widths a linear may have: its rule's alone; else those asked for, or all that every exported format holds, from its
+/// floor on.
+fn widths(
+    pipeline: &Pipeline,
+    layout: &Layout,
+    budget: &Budget,
+    module: &str,
+    scheme: &Scheme,
+    shape: [usize; 2],
+) -> Result<Vec<u8>> {
+    if (pipeline.rules.iter()).any(|rule| rule.pattern.matches(module)) {
+        return Ok(vec![scheme.bits()]);
+    }
+    let floor = budget.floors.iter().find(|(p, _)| p.matches(module));
+    let floor = floor.map_or(0, |(_, bits)| *bits);
+    let asked = !budget.bits.is_empty();
+    let all = if asked { &budget.bits[..] } else { &WIDTHS };
+    let mut widths = Vec::new();
+    for &bits in all.iter().filter(|bits| **bits >= floor) {
+        let scheme = Scheme::new(bits, scheme.group_size(), scheme.sym())?;
+        let refusal = layout
+            .formats
+            .iter()
+            .find_map(|(format, _)| format.supports(&scheme.into(), shape).err());
+        match refusal {
+            None => widths.push(bits),
+            Some(refusal) if asked => {
+                return Err(user_error(
+                    format!("budget.bits: {bits}: {module}: {refusal}"),
+                    "leave this width or this format out",
+                ));
+            }
+            Some(_) => (),
+        }
+    }
+    if widths.is_empty() {
+        return Err(user_error(
+            format!("budget: no width is left for {module}"),
+            format!("its floor is {floor} bits; add wider ones to `budget.bits`"),
+        ));
+    }
+    Ok(widths)
 }
 
 /// The sensitivity of every linear of every block, from a few windows, evenly spaced.

@@ -5,10 +5,10 @@ use std::fmt;
 
 use anyhow::Result;
 use halfbyte_model::{LinearKind, Weights, linear_shape};
-use halfbyte_pack::consumers;
-use halfbyte_quant::{Coding, GroupSize};
+use halfbyte_quant::Coding;
 use serde::Serialize;
 
+use crate::consumers::{self, ConsumerLine};
 use crate::export::module_of;
 use crate::open::open_model;
 
@@ -28,7 +28,7 @@ pub struct Inspection {
     /// How many linears have which scheme, as `4-bit group 64 sym`.
     pub schemes: Vec<(String, usize)>,
     /// Which consumers load it.
-    pub consumers: Vec<(String, String)>,
+    pub consumers: Vec<ConsumerLine>,
     /// Every tensor in the files' order.
     pub tensors: Vec<TensorLine>,
 }
@@ -61,32 +61,31 @@ pub fn inspect(model: &str) -> Result<Inspection> {
         tensors: Vec::new(),
     };
     let mut packed: HashSet<String> = HashSet::new();
+    let mut modules: Vec<(String, Option<Coding>)> = Vec::new();
     for block in 0..config.num_hidden_layers {
         for kind in LinearKind::ALL {
             let module = kind.module(block);
-            let (Some(layout), Some(coding)) = (weights.layout(), weights.coding(&module)?) else {
+            let coding = weights.coding(&module)?;
+            modules.push((module.clone(), coding));
+            let Some(coding) = coding else {
                 continue;
             };
             let [out, in_] = linear_shape(config, kind);
             inspection.parameters += (out * in_) as u64;
             packed.insert(module);
-            let words = describe(&coding);
+            let words = coding.to_string();
             match inspection
                 .schemes
                 .iter_mut()
                 .find(|(known, _)| *known == words)
             {
                 Some((_, count)) => *count += 1,
-                None => {
-                    inspection.schemes.push((words, 1));
-                    let verdicts = consumers(layout.format(), &coding);
-                    let lines = verdicts
-                        .into_iter()
-                        .map(|(c, verdict, _)| (c.name.to_owned(), verdict.to_string()));
-                    inspection.consumers.extend(lines);
-                }
+                None => inspection.schemes.push((words, 1)),
             }
         }
+    }
+    if let Some(layout) = weights.layout() {
+        inspection.consumers = consumers::lines(layout.format(), &modules);
     }
     for name in folder.names() {
         let view = folder.tensor(name)?;
@@ -104,31 +103,6 @@ pub fn inspect(model: &str) -> Result<Inspection> {
     Ok(inspection)
 }
 
-/// How a weight is stored, in words.
-pub(crate) fn describe(coding: &Coding) -> String {
-    match coding {
-        Coding::Grid(scheme) => {
-            let sym = if scheme.sym() { "sym" } else { "asym" };
-            match scheme.group_size() {
-                GroupSize::Tensor => format!("{}-bit, one scale, {sym}", scheme.bits()),
-                group_size => format!("{}-bit group {group_size} {sym}", scheme.bits()),
-            }
-        }
-        Coding::Codebook(scheme) => {
-            let nested = if scheme.double_quant {
-                ", double quantization"
-            } else {
-                ""
-            };
-            format!(
-                "{} in blocks of {}{nested}",
-                scheme.codebook.as_str(),
-                scheme.block_size
-            )
-        }
-    }
-}
-
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
@@ -144,8 +118,8 @@ impl fmt::Display for Inspection {
                 .collect();
             writeln!(f, "quantized as {format}: {}", schemes.join(", "))?;
         }
-        for (consumer, verdict) in &self.consumers {
-            writeln!(f, "  {consumer}: {verdict}")?;
+        for line in &self.consumers {
+            writeln!(f, "  {line}")?;
         }
         let width = self.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
         for tensor in &self.tensors {

@@ -8,6 +8,7 @@ pub mod config;
 
 mod budget;
 mod codes;
+mod consumers;
 mod curve;
 mod error;
 mod evaluate;
@@ -31,6 +32,7 @@ mod tune;
 mod usage;
 mod work;
 
+pub use consumers::ConsumerLine;
 pub use error::{GateFailed, UserError, exit_code, hint, user_error};
 pub use evaluate::{EvalRequest, evaluate};
 pub use event::Event;

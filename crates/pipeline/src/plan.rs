@@ -5,12 +5,12 @@ use std::path::Path;
 
 use anyhow::Result;
 use halfbyte_model::{LinearKind, linear_shape};
-use halfbyte_pack::consumers;
 use halfbyte_quant::Coding;
 use halfbyte_report::CellRecord;
 use serde::Serialize;
 
 use crate::config::Pipeline;
+use crate::consumers::{self, ConsumerLine};
 use crate::export::tensor_infos;
 use crate::inspect::describe;
 use crate::memory::MemoryLimit;
@@ -93,8 +93,8 @@ pub struct PlannedExport {
     pub folder: String,
     /// Bytes of its tensors.
     pub bytes: u64,
-    /// Consumers and whether they load it.
-    pub consumers: Vec<(String, String)>,
+    /// Consumers and whether they load it, with a budget all that it may choose from.
+    pub consumers: Vec<ConsumerLine>,
 }
 
 /// Plans a run into the folder `out` and finds every problem that can be known without reading weights; nothing is written.
@@ -124,8 +124,8 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
             let [out_features, in_features] = linear_shape(config, kind);
             let words = match (layout.coding(&module), layout.scheme(&module)) {
                 // as asked: a scale for the whole weight is held once a row
-                (Some(Coding::Grid(_)), Some(scheme)) => describe(&Coding::Grid(scheme)),
-                (Some(coding), _) => describe(&coding),
+                (Some(Coding::Grid(_)), Some(scheme)) => Coding::Grid(scheme).to_string(),
+                (Some(coding), _) => coding.to_string(),
                 (None, _) => "kept".to_owned(),
             };
             match linears
@@ -147,23 +147,15 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
         .names()
         .map(|name| Ok(folder.tensor(name)?.bytes.len() as u64))
         .sum::<Result<u64>>()?;
+    let candidates = consumers::candidates(pipeline, &layout, config)?;
     let mut exports: Vec<PlannedExport> = Vec::new();
     for (format, place) in &layout.formats {
-        let mut loads: Vec<(String, String)> = Vec::new();
-        for coding in layout.modules.iter().filter_map(|(_, coding)| *coding) {
-            for (consumer, verdict, _) in consumers(*format, &coding) {
-                let line = (consumer.name.to_owned(), verdict.to_string());
-                if !loads.contains(&line) {
-                    loads.push(line);
-                }
-            }
-        }
         let tensors = tensor_infos(&layout, &folder, *format)?;
         exports.push(PlannedExport {
             format: format.to_string(),
             folder: place.display().to_string(),
             bytes: tensors.iter().map(|t| t.bytes()).sum(),
-            consumers: loads,
+            consumers: consumers::plan_lines(*format, &layout, &candidates),
         });
     }
 
@@ -206,9 +198,10 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
         // one more walk, over the float model
         operations += config.num_hidden_layers as f64 * tokens as f64 * per_token as f64;
         notices.push(
-            "budget: widths are chosen in the run; bits, sizes and consumers above are those of `quant.bits`".to_owned(),
+            "budget: widths are chosen in the run; bits and sizes above are those of `quant.bits`, and consumers are told of as if all that may be chosen were".to_owned(),
         );
     }
+    notices.extend(consumers::plan_warnings(pipeline, &layout, &candidates));
     Ok(Plan {
         model: pipeline.model.source.to_string(),
         model_type: config.row().model_type.to_owned(),
@@ -286,8 +279,8 @@ impl fmt::Display for Plan {
                 mb(export.bytes),
                 mb(self.bytes_before)
             )?;
-            for (consumer, verdict) in &export.consumers {
-                writeln!(f, "  {consumer}: {verdict}")?;
+            for line in &export.consumers {
+                writeln!(f, "  {line}")?;
             }
         }
         if !self.cells.is_empty() {

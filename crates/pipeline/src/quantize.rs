@@ -30,7 +30,7 @@ use crate::scale::{Scaled, Scaling};
 use crate::stage::{Prepared, Solver, Task, Unscaled, factor_rows};
 use crate::usage::{Clock, usage};
 use crate::work::{Opened, Solved, Work};
-use crate::{budget, evaluate, export, record, tune};
+use crate::{budget, consumers, evaluate, export, record, tune};
 
 /// Where a run goes.
 #[derive(Clone, Debug)]
@@ -243,8 +243,15 @@ pub(crate) fn quantize_into(
         }
     };
     if let Some(budget) = &shared_out {
+        let by_quant_bits = layout.modules.clone();
         layout.set_bits(pipeline, budget)?;
         destinations = Destination::all(&layout, decoder.weights().folder(), &options.out)?;
+        for warning in consumers::choice_warnings(&layout, &by_quant_bits) {
+            warn(warning, on_event);
+        }
+    }
+    for warning in consumers::warnings(pipeline, &layout) {
+        warn(warning, on_event);
     }
     let tune_options = tune::options(pipeline, &decoder, windows.tuning.len())?;
     // what the float model gives on the calibration windows is kept for tuning that learns from them
@@ -470,7 +477,7 @@ pub(crate) fn write_reports(out: &Path, pipeline: &Pipeline, record: &RunRecord)
     for export in &record.exports {
         halfbyte_checkpoint::write_file(
             &Path::new(&export.path).join(CARD),
-            halfbyte_report::model_card(record).as_bytes(),
+            halfbyte_report::export_card(record, &export.format).as_bytes(),
         )?;
     }
     if pipeline.report.html {
@@ -668,7 +675,12 @@ impl Layout {
                     && formats.all(|(format, _)| format.usually_takes_negative_scales())
             }
         };
-        wanted && self.schemes.values().any(|(scheme, _)| scheme.sym())
+        wanted && self.is_any_sym()
+    }
+
+    /// Whether any linear is quantized symmetrically.
+    pub(crate) fn is_any_sym(&self) -> bool {
+        self.schemes.values().any(|(scheme, _)| scheme.sym())
     }
 
     /// The scheme a linear is solved by, if it is quantized.

@@ -9,7 +9,7 @@ use halfbyte_report::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::config::{Pipeline, hex};
+use crate::config::{ModelSource, Pipeline, hex};
 use crate::export::Exported;
 use crate::usage::Clock;
 
@@ -92,6 +92,7 @@ pub(crate) fn model(pipeline: &Pipeline, decoder: &Decoder) -> ModelRecord {
     let dtype = folder.config().dtype.clone();
     ModelRecord {
         source: pipeline.model.source.to_string(),
+        hub: matches!(pipeline.model.source, ModelSource::Hub(_)),
         revision: pipeline.model.revision.clone(),
         architecture: folder.config().row().architecture.to_owned(),
         blocks: decoder.n_blocks(),

@@ -198,7 +198,7 @@ fn check_same(model: &Weights, float: &Weights) -> Result<()> {
                     "{name} is not the reference's: channels were scaled or norms tuned together with the linears, so that \
                      no part of this model can stand in the float one"
                 ),
-                "take a model made by `method: gptq` or `rtn` with `tune: false` apart",
+                "take a model made by `method: gptq` or `rtn` with `tune: {epochs: 0}` apart",
             ));
         }
     }

@@ -1,4 +1,6 @@
-use crate::{Codebook, CodebookWeight, NestedScales, QuantizedWeight, Scheme};
+use std::fmt;
+
+use crate::{Codebook, CodebookWeight, GroupSize, NestedScales, QuantizedWeight, Scheme};
 
 /// How a weight is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +38,30 @@ impl Coding {
             Self::Codebook(scheme) => {
                 let elements = out_features * in_features;
                 8.0 * scheme.packed_bytes(elements) as f64 / elements as f64
+            }
+        }
+    }
+}
+
+/// In words: `4-bit group 64 sym`, or `nf4 in blocks of 64, double quantization`.
+impl fmt::Display for Coding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Grid(scheme) => {
+                let sym = if scheme.sym() { "sym" } else { "asym" };
+                match scheme.group_size() {
+                    GroupSize::Tensor => write!(f, "{}-bit, one scale, {sym}", scheme.bits()),
+                    group_size => write!(f, "{}-bit group {group_size} {sym}", scheme.bits()),
+                }
+            }
+            Self::Codebook(scheme) => {
+                let nested = if scheme.double_quant {
+                    ", double quantization"
+                } else {
+                    ""
+                };
+                let (codebook, size) = (scheme.codebook.as_str(), scheme.block_size);
+                write!(f, "{codebook} in blocks of {size}{nested}")
             }
         }
     }
@@ -127,7 +153,7 @@ impl From<CodebookWeight> for CodedWeight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlockScales, GroupSize, dynamic_map};
+    use crate::{BlockScales, dynamic_map};
 
     #[test]
     fn stored_bits_are_those_of_the_bytes() {
@@ -154,5 +180,30 @@ mod tests {
         }
         let scheme = Scheme::new(4, GroupSize::Columns(64), true).unwrap();
         assert_eq!(Coding::from(scheme).bits_per_weight([7, 128]), 4.25);
+    }
+
+    #[test]
+    fn codings_are_told_in_words() {
+        let grid = |bits, group, sym| Coding::from(Scheme::new(bits, group, sym).unwrap());
+        let rows = [
+            (grid(4, GroupSize::Columns(64), true), "4-bit group 64 sym"),
+            (grid(3, GroupSize::Channel, false), "3-bit group -1 asym"),
+            (grid(8, GroupSize::Tensor, true), "8-bit, one scale, sym"),
+        ];
+        for (coding, words) in rows {
+            assert_eq!(coding.to_string(), words);
+        }
+        let nf4 = |double_quant| {
+            Coding::Codebook(CodebookScheme {
+                codebook: Codebook::Nf4,
+                block_size: 64,
+                double_quant,
+            })
+        };
+        assert_eq!(nf4(false).to_string(), "nf4 in blocks of 64");
+        assert_eq!(
+            nf4(true).to_string(),
+            "nf4 in blocks of 64, double quantization"
+        );
     }
 }

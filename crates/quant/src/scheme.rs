@@ -62,7 +62,7 @@ pub struct Scheme {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemeError {
     /// Widths from 2 to 8 exist in the formats we write.
-    #[error("bits: {0} is not a width we write; use 2, 3, 4 or 8")]
+    #[error("bits: {0} is not a width we write; use 2, 3, 4, 5, 6 or 8")]
     Bits(u8),
     /// Groups below 16 cost more in scales than they save.
     #[error("group_size: {0} is not a group; use 16 to 1024, or -1 for one group a row")]

@@ -1,11 +1,21 @@
-use crate::RunRecord;
 use crate::text::{bytes, count, grouped};
+use crate::{ExportRecord, RunRecord};
 
-/// A draft of the README.md that goes with the exported files, for a person to finish: what it is made from, how,
-/// and what was measured. Every figure is from the record.
+/// A draft of a model card for a run, all its exports together, for a person to finish: what it is made from, how, and
+/// what was measured. Every figure is from the record.
 pub fn model_card(run: &RunRecord) -> String {
+    card(run, &run.exports)
+}
+
+/// The card of one export, the README.md of its folder: as [`model_card`], with the tag and the size of this format alone.
+pub fn export_card(run: &RunRecord, format: &str) -> String {
+    let own = run.exports.iter().filter(|export| export.format == format);
+    card(run, &own.cloned().collect::<Vec<_>>())
+}
+
+fn card(run: &RunRecord, exports: &[ExportRecord]) -> String {
     let (model, calibration) = (&run.model, &run.calibration);
-    let mut out = front_matter(run);
+    let mut out = front_matter(run, exports);
     out += &format!(
         "# {}, {:.2} bits a weight\n\n",
         short_name(&model.source),
@@ -23,7 +33,10 @@ pub fn model_card(run: &RunRecord) -> String {
         model.blocks,
         count(model.parameters),
         bytes(run.summary.bytes_before),
-        bytes(run.summary.bytes_after)
+        bytes(match exports {
+            [export] => export.bytes,
+            _ => run.summary.bytes_after,
+        })
     );
     out += "## Schemes\n\n| bits | group_size | sym | method | linears |\n|---|---|---|---|---|\n";
     for (scheme, linears) in schemes(run) {
@@ -79,34 +92,20 @@ pub fn model_card(run: &RunRecord) -> String {
 }
 
 /// The block that model hubs read. The licence is the original's, which only a person can state.
-fn front_matter(run: &RunRecord) -> String {
-    let source = &run.model.source;
-    let base_model = if is_hub_id(source) {
-        format!("base_model: {source}\nbase_model_relation: quantized\n")
+fn front_matter(run: &RunRecord, exports: &[ExportRecord]) -> String {
+    let base_model = if run.model.hub {
+        let id = &run.model.source;
+        format!("base_model: {id}\nbase_model_relation: quantized\n")
     } else {
         String::new()
     };
-    let formats: String = run
-        .exports
+    let formats: String = exports
         .iter()
         .map(|export| format!("- {}\n", export.format))
         .collect();
     format!(
         "---\n{base_model}pipeline_tag: text-generation\ntags:\n- halfbyte\n- quantized\n{formats}---\n"
     )
-}
-
-/// `org/name`, and no path: exactly one slash and nothing that a path would begin with.
-fn is_hub_id(source: &str) -> bool {
-    match source.split_once('/') {
-        Some((org, name)) => {
-            !org.is_empty()
-                && !org.starts_with(['.', '~'])
-                && !name.is_empty()
-                && !name.contains('/')
-        }
-        None => false,
-    }
 }
 
 pub(crate) fn short_name(source: &str) -> &str {
@@ -190,18 +189,28 @@ The figures of every linear are in `halfbyte/linears.csv`, the whole record in `
     }
 
     #[test]
-    fn only_hub_ids_name_a_base_model() {
-        for source in [
-            "embedded:tiny",
-            "/models/x",
-            "./x",
-            "../x",
-            "models/a/b",
-            "~/x",
-            "x",
-        ] {
-            assert!(!is_hub_id(source), "{source}");
-        }
-        assert!(is_hub_id("org/name"));
+    fn only_models_of_a_hub_name_a_base_model() {
+        let mut run = run();
+        let card = model_card(&run);
+        assert!(card.contains("base_model: org/name\n"), "{card}");
+        run.model.hub = false;
+        // a folder that looks like an id
+        run.model.source = "models/x".into();
+        let card = model_card(&run);
+        assert!(!card.contains("base_model"), "{card}");
+    }
+
+    #[test]
+    fn the_card_of_an_export_has_its_own_tag_and_size_alone() {
+        let mut run = run();
+        let mut second = run.exports[0].clone();
+        second.format = "awq".into();
+        second.bytes = 3 << 20;
+        run.exports.push(second);
+        let card = export_card(&run, "awq");
+        assert!(card.contains("- quantized\n- awq\n---"), "{card}");
+        assert!(card.contains("12.0 MiB -> 3.0 MiB"), "{card}");
+        let card = model_card(&run);
+        assert!(card.contains("- compressed-tensors\n- awq\n---"), "{card}");
     }
 }

@@ -26,6 +26,7 @@ pub(crate) fn run() -> RunRecord {
         pipeline: json!({"method": "gptq", "quant": {"bits": 4}}),
         model: ModelRecord {
             source: "org/name".into(),
+            hub: true,
             revision: Some("main".into()),
             architecture: "llama".into(),
             blocks: 2,

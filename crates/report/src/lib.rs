@@ -18,7 +18,7 @@ mod record;
 mod sweep;
 mod text;
 
-pub use card::model_card;
+pub use card::{export_card, model_card};
 pub use compare::{Comparison, is_beaten};
 pub use explain::{ExplainError, explain};
 pub use files::{ReportError, find_run, page_path, read_run, write_page, write_run};

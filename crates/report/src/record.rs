@@ -54,7 +54,10 @@ pub struct CodesRecord {
 pub struct ModelRecord {
     /// Folder, hub id or `embedded:tiny`, as the pipeline spells it.
     pub source: String,
-    /// Hub revision, where it came from a hub.
+    /// Whether `source` is a hub id; not in records of earlier versions.
+    #[serde(default)]
+    pub hub: bool,
+    /// Hub revision, where one was asked for.
     pub revision: Option<String>,
     /// Kind of model, `model_type` of its config.
     pub architecture: String,

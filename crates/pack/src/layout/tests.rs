@@ -73,13 +73,42 @@ fn a_uniform_gptq_config_is_the_plain_object() {
     assert_eq!(
         config,
         json!({
-            "quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false, "sym": true,
-            "checkpoint_format": "gptq", "lm_head": false, "damp_percent": 0.01, "true_sequential": true,
+            "quant_method": "gptq", "method": "gptq", "bits": 4, "group_size": 128, "desc_act": false, "sym": true,
+            "format": "gptq", "checkpoint_format": "gptq", "lm_head": false, "true_sequential": true,
             "static_groups": true, "pack_dtype": "int32", "meta": {"quantizer": ["halfbyte:1.2.3"]},
         })
     );
     let keys: Vec<&String> = config.as_object().unwrap().keys().collect();
     assert_eq!(keys[0], "quant_method");
+}
+
+#[test]
+fn a_gptq_config_tells_the_damping_only_where_one_was_asked_for() {
+    let config = |damp_percent| {
+        let notes = ConfigNotes {
+            damp_percent,
+            ..notes()
+        };
+        let modules = modules(|_| Some(scheme(4, 128, true)));
+        quantization_config(Format::Gptq, &modules, &[], &notes)
+    };
+    assert_eq!(config(Some(0.05))["damp_percent"], json!(0.05));
+    assert_eq!(config(None).get("damp_percent"), None);
+}
+
+#[test]
+fn compressed_tensors_with_zero_points_ask_transformers_to_turn_them_back_at_loading() {
+    let config = |sym: fn(&str) -> bool| {
+        let modules = modules(|name| Some(scheme(4, 64, sym(name))));
+        check_read_back(Format::CompressedTensors, &modules);
+        quantization_config(Format::CompressedTensors, &modules, &[], &notes())
+    };
+    assert_eq!(config(|_| false)["dequantize"], json!(true));
+    assert_eq!(
+        config(|name| name.contains("down"))["dequantize"],
+        json!(true)
+    );
+    assert_eq!(config(|_| true).get("dequantize"), None);
 }
 
 #[test]
@@ -109,6 +138,7 @@ fn gptq_exceptions_are_exact_patterns_and_name_fused_linears_too() {
     // Three modules of each scheme: the first one used is the base.
     assert_eq!(config["bits"], 4);
     assert_eq!(config["checkpoint_format"], "gptq_v2");
+    assert_eq!(config["format"], "gptq_v2");
 }
 
 #[test]
@@ -335,7 +365,7 @@ fn what_cannot_be_read_is_named() {
     );
     assert_eq!(
         error(json!({"quant_method": "gptq", "bits": 7, "group_size": 64})),
-        "quantization_config.bits, group_size: bits: 7 is not a width we write; use 2, 3, 4 or 8"
+        "quantization_config.bits, group_size: bits: 7 is not a width we write; use 2, 3, 4, 5, 6 or 8"
     );
     assert_eq!(
         error(
