@@ -155,6 +155,25 @@ pub enum CheckpointError {
         /// The first few.
         first: Vec<String>,
     },
+    /// Tensors that the architecture has no place for and that change what a model computes.
+    #[error(
+        "{place}: the weights hold {count} tensors that {architecture} does not compute with: {}{}; the result would be of \
+         another model; {hint}",
+        first.join(", "),
+        if *count > first.len() { ", ..." } else { "" }
+    )]
+    AnotherModel {
+        /// Folder or embedded model.
+        place: String,
+        /// The architecture that the folder is read as.
+        architecture: &'static str,
+        /// How many.
+        count: usize,
+        /// The first few.
+        first: Vec<String>,
+        /// What may mend it.
+        hint: &'static str,
+    },
     /// A tensor of another shape than the config says.
     #[error("{place}: {name} has shape {found:?}, wanted {wanted:?} by config.json")]
     Shape {
@@ -169,7 +188,7 @@ pub enum CheckpointError {
     },
     /// A tensor that is not of a floating-point type we read.
     #[error(
-        "{place}: {name} is {found:?}, wanted F32, F16 or BF16; take a checkpoint that is not quantized yet"
+        "{place}: {name} is {found:?}, wanted F64, F32, F16 or BF16; take a checkpoint that is not quantized yet"
     )]
     ElementType {
         /// Folder or embedded model.

@@ -3,13 +3,15 @@
 //! In: a folder, the embedded model or a hub id. Out: a checked [`ModelConfig`], tensors as views of mapped files,
 //! and atomically written files. The decision: one decoder description for every family, filled from a table of plain
 //! data; the rejected alternative, a type per family, repeats the same checks four times. Nothing here computes with
-//! weights beyond turning F32, F16 and BF16 into `f32`.
+//! weights beyond turning F64, F32, F16 and BF16 into `f32`.
 
 mod config;
 mod error;
 mod folder;
+mod foreign;
 #[cfg(feature = "hub")]
 mod hub;
+mod json;
 mod source;
 mod write;
 
@@ -19,6 +21,7 @@ pub use config::{
 };
 pub use error::CheckpointError;
 pub use folder::{FileIdentity, Identity, ModelFolder, TensorView, sha256};
+pub use json::plain_json;
 pub use safetensors::Dtype;
 pub use source::{
     DatasetFiles, HubOptions, Progress, Source, resolve, resolve_dataset, resolve_with_progress,

@@ -24,6 +24,7 @@ mod scale;
 mod sensitivity;
 mod stage;
 mod sweep;
+mod told;
 mod tune;
 mod usage;
 mod work;

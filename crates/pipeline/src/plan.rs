@@ -16,6 +16,7 @@ use crate::open::{open_calibration, open_evaluation, open_model};
 use crate::quantize::{GRADIENT_EVERY, Layout};
 use crate::stage::Solver;
 use crate::sweep::plan_cells;
+use crate::told;
 use crate::tune::{epochs, generated_samples};
 
 /// What a core with AVX-512 did on the way through a 135 M model, solves included (results/README.md).
@@ -97,6 +98,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         &mut |_| (),
     )?;
     let layout = Layout::new(pipeline, &folder)?;
+    let told = told::of_run(pipeline, &folder, pipeline.reads_text())?;
     let config = folder.config();
     let tokenizer = folder.tokenizer()?;
     let windows = open_calibration(pipeline, &tokenizer, &mut |_| ())?;
@@ -187,6 +189,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
     let an_epoch = pipeline.tune.num_samples.unwrap_or(usize::MAX).min(learned);
     operations += 5.0 * a_window * (epochs(pipeline) * an_epoch) as f64;
     let mut notices = pipeline.notices.clone();
+    notices.extend(told);
     notices.extend(windows.report.warnings.iter().cloned());
     if pipeline.budget.is_some() {
         // one more walk, over the float model

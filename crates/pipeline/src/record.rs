@@ -10,6 +10,7 @@ use halfbyte_report::{
 
 use crate::config::Pipeline;
 use crate::export::Exported;
+use crate::told;
 use crate::usage::Clock;
 
 /// What the record of a run is made from.
@@ -93,6 +94,7 @@ pub(crate) fn model(pipeline: &Pipeline, decoder: &Decoder) -> ModelRecord {
         blocks: decoder.n_blocks(),
         parameters: tensors.map(|t| elements(t.shape)).sum(),
         dtype: dtype.unwrap_or_else(|| "float32".to_owned()),
+        tensors_unread: told::unread(folder),
     }
 }
 
