@@ -143,9 +143,13 @@ pub enum CheckpointError {
     /// Tensors that the config requires.
     #[error(
         "{place}: {count} of the tensors that config.json calls for are missing: {}{}; \
-         the folder is incomplete or of another architecture",
+         {}",
         first.join(", "),
-        if *count > first.len() { ", ..." } else { "" }
+        if *count > first.len() { ", ..." } else { "" },
+        match first[..] == ["lm_head.weight"] {
+            true => "where the head is the embedding, config.json must say tie_word_embeddings: true",
+            false => "the folder is incomplete or of another architecture",
+        }
     )]
     TensorsMissing {
         /// Folder or embedded model.

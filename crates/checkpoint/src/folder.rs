@@ -1548,6 +1548,20 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_head_is_told_with_what_ties_it() {
+        let dir = model(json!({}), ONE_FILE);
+        let mut all = llama_tensors();
+        all.pop();
+        write_tensors(&dir.path().join(SINGLE), &all);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(
+            message(&folder.check_tensors().unwrap_err(), dir.path()),
+            "DIR: 1 of the tensors that config.json calls for are missing: lm_head.weight; where the head is the embedding, \
+             config.json must say tie_word_embeddings: true"
+        );
+    }
+
+    #[test]
     fn wrong_shapes_types_and_names_are_told() {
         let mut tensors = llama_tensors();
         tensors[0].0.shape = vec![16, 32];
