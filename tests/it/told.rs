@@ -256,7 +256,7 @@ fn models_that_are_others_than_they_say_are_refused() {
         (
             json!({}),
             vec![("model.layers.0.self_attn.q_norm.weight", &[64][..])],
-            "the weights hold 1 tensors that LlamaForCausalLM does not compute with: model.layers.0.self_attn.q_norm.weight",
+            "the weights hold 1 tensor that LlamaForCausalLM does not compute with: model.layers.0.self_attn.q_norm.weight",
         ),
         (
             json!({}),

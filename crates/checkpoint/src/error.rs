@@ -161,8 +161,9 @@ pub enum CheckpointError {
     },
     /// Tensors that the architecture has no place for and that change what a model computes.
     #[error(
-        "{place}: the weights hold {count} tensors that {architecture} does not compute with: {}{}; the result would be of \
+        "{place}: the weights hold {count} tensor{} that {architecture} does not compute with: {}{}; the result would be of \
          another model; {hint}",
+        if *count == 1 { "" } else { "s" },
         first.join(", "),
         if *count > first.len() { ", ..." } else { "" }
     )]

@@ -1239,7 +1239,7 @@ mod tests {
         };
         assert_eq!(
             refused(json!({}), "model.layers.0.self_attn.q_proj.bias"),
-            "DIR: the weights hold 1 tensors that LlamaForCausalLM does not compute with: \
+            "DIR: the weights hold 1 tensor that LlamaForCausalLM does not compute with: \
              model.layers.0.self_attn.q_proj.bias; the result would be of another model; write attention_bias: true into \
              config.json if the model was made with them on all of q, k, v and o"
         );

@@ -60,6 +60,8 @@ pub struct Plan {
     pub cells: Vec<CellRecord>,
     /// What to know before starting.
     pub notices: Vec<String>,
+    /// What a run would warn of: what reaches nothing, is not honoured or is carried along, and what the texts lack.
+    pub warnings: Vec<String>,
 }
 
 /// Linears of one kind that are treated alike.
@@ -98,7 +100,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
         &mut |_| (),
     )?;
     let layout = Layout::new(pipeline, &folder)?;
-    let told = told::of_run(pipeline, &folder, pipeline.reads_text())?;
+    let mut warnings = told::of_run(pipeline, &folder, pipeline.reads_text())?;
     let config = folder.config();
     let tokenizer = folder.tokenizer()?;
     let windows = open_calibration(pipeline, &tokenizer, &mut |_| ())?;
@@ -189,8 +191,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
     let an_epoch = pipeline.tune.num_samples.unwrap_or(usize::MAX).min(learned);
     operations += 5.0 * a_window * (epochs(pipeline) * an_epoch) as f64;
     let mut notices = pipeline.notices.clone();
-    notices.extend(told);
-    notices.extend(windows.report.warnings.iter().cloned());
+    warnings.extend(windows.report.warnings.iter().cloned());
     if pipeline.budget.is_some() {
         // one more walk, over the float model
         operations += config.num_hidden_layers as f64 * tokens as f64 * per_token as f64;
@@ -219,6 +220,7 @@ pub fn plan(pipeline: &Pipeline) -> Result<Plan> {
             None => Vec::new(),
         },
         notices,
+        warnings,
     })
 }
 
@@ -294,6 +296,9 @@ impl fmt::Display for Plan {
         }
         for notice in &self.notices {
             writeln!(f, "note: {notice}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
         }
         Ok(())
     }
