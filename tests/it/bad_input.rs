@@ -151,6 +151,13 @@ tells! {
             "\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 64, \
              \"desc_act\": false, \"sym\": true}, \"model_type\"",
         );
+        // no weight where one is wanted, as where there are codes
+        let path = bench.path("model/model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        let (name, other) = (b"q_proj.weight", b"q_proj.scales");
+        let at = bytes.windows(name.len()).position(|part| part == name).unwrap();
+        bytes[at..at + name.len()].copy_from_slice(other);
+        fs::write(path, bytes).unwrap();
     }
     a_group_size_that_does_not_divide: |bench| {
         bench.replace("pipeline.yaml", "group_size: 64", "group_size: 96");

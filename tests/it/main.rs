@@ -16,3 +16,4 @@ mod page;
 mod program;
 mod snapshot;
 mod sweep;
+mod told;

@@ -6,8 +6,10 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use crate::foreign;
+use crate::json::parse_json;
 use crate::{CheckpointError, Result};
 
 /// The decoder families that can be read.
@@ -46,7 +48,8 @@ pub enum HeadDimDefault {
 pub enum WindowRule {
     /// None.
     Never,
-    /// Every layer, if `sliding_window` is a number; absent means this number.
+    /// The layers that `layer_types` names, all where that is absent, if `sliding_window` is a number; absent means this
+    /// number.
     EveryLayer(usize),
     /// Only with `use_sliding_window`: the layers that `layer_types` names, else those from `max_window_layers` on.
     Chosen {
@@ -76,6 +79,8 @@ pub struct FamilyRow {
     pub qk_norm: bool,
     /// `head_dim` when absent.
     pub head_dim: HeadDimDefault,
+    /// `num_key_value_heads` when absent; none, and null in the file, mean `num_attention_heads`.
+    pub num_key_value_heads: Option<usize>,
     /// Which layers have a sliding window.
     pub window: WindowRule,
     /// `max_position_embeddings` when absent.
@@ -98,6 +103,7 @@ pub const FAMILIES: &[FamilyRow] = &[
         reads_mlp_bias: true,
         qk_norm: false,
         head_dim: HeadDimDefault::HiddenOverHeads,
+        num_key_value_heads: None,
         window: WindowRule::Never,
         max_position_embeddings: 2048,
     },
@@ -110,6 +116,7 @@ pub const FAMILIES: &[FamilyRow] = &[
         reads_mlp_bias: false,
         qk_norm: false,
         head_dim: HeadDimDefault::HiddenOverHeads,
+        num_key_value_heads: Some(8),
         window: WindowRule::EveryLayer(4096),
         max_position_embeddings: 131_072,
     },
@@ -125,6 +132,7 @@ pub const FAMILIES: &[FamilyRow] = &[
         reads_mlp_bias: false,
         qk_norm: false,
         head_dim: HeadDimDefault::HiddenOverHeads,
+        num_key_value_heads: Some(32),
         window: WindowRule::Chosen {
             window: 4096,
             from_layer: 28,
@@ -140,6 +148,7 @@ pub const FAMILIES: &[FamilyRow] = &[
         reads_mlp_bias: false,
         qk_norm: true,
         head_dim: HeadDimDefault::Fixed(128),
+        num_key_value_heads: Some(32),
         window: WindowRule::Chosen {
             window: 4096,
             from_layer: 28,
@@ -254,21 +263,49 @@ pub struct ModelConfig {
     pub sliding_windows: Vec<Option<usize>>,
     /// The MLP's non-linearity.
     pub hidden_act: Activation,
-    /// `dtype` or `torch_dtype`, as written: "bfloat16", "float16", "float32".
+    /// `dtype` or `torch_dtype` in torch's own spelling: "bfloat16", "float16", "float32".
     pub dtype: Option<String>,
-    /// Token that opens a text.
+    /// Token that opens a text; the first where the file holds a list.
     pub bos_token_id: Option<u32>,
     /// Tokens that close a text; the file may hold one number or a list.
     pub eos_token_id: Vec<u32>,
     /// `quantization_config` as it stands, when the checkpoint is already quantized.
     pub quantization_config: Option<Value>,
+    /// What of the file is not honoured and does not make another model of it, a sentence each.
+    pub notices: Vec<String>,
 }
 
 impl ModelConfig {
     /// Reads the text of a config.json; `path` is for messages only.
+    ///
+    /// # Errors
+    /// Text that is not JSON, a field that cannot be, an architecture that cannot be read, and keys of another architecture
+    /// that change what a model computes: read without them it would be another model.
     pub fn parse(text: &[u8], path: &Path) -> Result<Self> {
         let file: ConfigFile = parse_json(text, path)?;
-        resolve(file, path)
+        let all: Map<String, Value> = parse_json(text, path)?;
+        let mut config = resolve(file, path)?;
+        config.notices = foreign::check(&all, &config, path)?;
+        Ok(config)
+    }
+
+    /// The longest sequence that the model is made for: `max_position_embeddings`, and what the rotary scaling makes of it
+    /// where the file gives the length before scaling.
+    pub fn positions(&self) -> usize {
+        let stretched = match self.rope.scaling {
+            RopeScaling::None | RopeScaling::Llama3 { .. } => 0.0,
+            RopeScaling::Linear { factor } => self.max_position_embeddings as f64 * factor,
+            RopeScaling::Dynamic {
+                factor,
+                original_max_position_embeddings: original,
+            }
+            | RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings: original,
+                ..
+            } => original as f64 * factor,
+        };
+        self.max_position_embeddings.max(stretched as usize)
     }
 
     /// The family's row of [`FAMILIES`].
@@ -340,15 +377,8 @@ fn layer_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     tensors
 }
 
-/// Parses JSON, naming the file and the place in it.
-pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(text: &[u8], path: &Path) -> Result<T> {
-    serde_json::from_slice(text).map_err(|error| CheckpointError::Json {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })
-}
-
-/// config.json as it stands; keys that do not change the arithmetic are left unread.
+/// config.json as it stands; keys that do not change the arithmetic are left unread, and those that would in another
+/// architecture are [`foreign`].
 #[derive(Deserialize)]
 struct ConfigFile {
     model_type: Option<String>,
@@ -356,7 +386,8 @@ struct ConfigFile {
     intermediate_size: Option<usize>,
     num_hidden_layers: Option<usize>,
     num_attention_heads: Option<usize>,
-    num_key_value_heads: Option<usize>,
+    #[serde(default, deserialize_with = "present")]
+    num_key_value_heads: Option<Option<usize>>,
     head_dim: Option<usize>,
     vocab_size: Option<usize>,
     rms_norm_eps: Option<f64>,
@@ -375,16 +406,20 @@ struct ConfigFile {
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
     hidden_act: Option<String>,
-    dtype: Option<String>,
-    torch_dtype: Option<String>,
-    bos_token_id: Option<u32>,
+    dtype: Option<Value>,
+    torch_dtype: Option<Value>,
+    bos_token_id: Option<Value>,
     eos_token_id: Option<Value>,
     quantization_config: Option<Value>,
 }
 
 /// Keeps null apart from absence, which serde's own reading of an `Option` does not.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
+fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
 }
 
 /// The object under `rope_parameters`, or under `rope_scaling` in older files. `type` is the oldest spelling of
@@ -408,10 +443,10 @@ struct RopeFile {
 }
 
 /// Names the place in the file.
-struct Place<'a>(&'a Path);
+pub(crate) struct Place<'a>(pub(crate) &'a Path);
 
 impl Place<'_> {
-    fn error(&self, field: &'static str, problem: impl Into<String>) -> CheckpointError {
+    pub(crate) fn error(&self, field: &'static str, problem: impl Into<String>) -> CheckpointError {
         CheckpointError::ConfigField {
             path: self.0.to_owned(),
             field,
@@ -449,9 +484,13 @@ fn resolve(file: ConfigFile, path: &Path) -> Result<ModelConfig> {
         ));
     }
     let num_attention_heads = place.count("num_attention_heads", file.num_attention_heads)?;
+    let num_key_value_heads = match file.num_key_value_heads {
+        Some(written) => written,
+        None => row.num_key_value_heads,
+    };
     let num_key_value_heads = place.count(
         "num_key_value_heads",
-        file.num_key_value_heads.or(Some(num_attention_heads)),
+        num_key_value_heads.or(Some(num_attention_heads)),
     )?;
     if num_attention_heads % num_key_value_heads != 0 {
         return Err(place.error(
@@ -498,10 +537,13 @@ fn resolve(file: ConfigFile, path: &Path) -> Result<ModelConfig> {
         qk_norm: row.qk_norm,
         sliding_windows: sliding_windows(&file, row.window, num_hidden_layers, &place)?,
         hidden_act: activation(file.hidden_act.as_deref(), &place)?,
-        dtype: file.dtype.or(file.torch_dtype),
-        bos_token_id: file.bos_token_id,
-        eos_token_id: token_ids(file.eos_token_id.as_ref(), &place)?,
+        dtype: dtype(file.dtype.as_ref().or(file.torch_dtype.as_ref())),
+        bos_token_id: token_ids("bos_token_id", file.bos_token_id.as_ref(), &place)?
+            .first()
+            .copied(),
+        eos_token_id: token_ids("eos_token_id", file.eos_token_id.as_ref(), &place)?,
         quantization_config: file.quantization_config,
+        notices: Vec::new(),
     })
 }
 
@@ -521,7 +563,7 @@ fn family_row(model_type: Option<&str>, place: &Place<'_>) -> Result<&'static Fa
         })
 }
 
-fn activation(name: Option<&str>, place: &Place<'_>) -> Result<Activation> {
+pub(crate) fn activation(name: Option<&str>, place: &Place<'_>) -> Result<Activation> {
     match name.unwrap_or("silu") {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu_pytorch_tanh" | "gelu_new" | "gelu_python_tanh" => Ok(Activation::GeluTanh),
@@ -533,24 +575,36 @@ fn activation(name: Option<&str>, place: &Place<'_>) -> Result<Activation> {
     }
 }
 
-/// One number or a list of numbers; null and absence are no token.
-fn token_ids(value: Option<&Value>, place: &Place<'_>) -> Result<Vec<u32>> {
-    let one = |value: &Value| {
-        value
-            .as_u64()
-            .and_then(|id| u32::try_from(id).ok())
-            .ok_or_else(|| {
-                place.error(
-                    "eos_token_id",
-                    format!("{value}, wanted a token number or a list of them"),
-                )
-            })
+/// The type's name as torch has it, whatever other spelling the file has.
+fn dtype(value: Option<&Value>) -> Option<String> {
+    let written = value?.as_str()?;
+    let name = written.strip_prefix("torch.").unwrap_or(written);
+    let name = match name {
+        "bf16" => "bfloat16",
+        "fp16" | "half" => "float16",
+        "fp32" | "float" => "float32",
+        "fp64" | "double" => "float64",
+        other => other,
     };
-    match value {
-        None | Some(Value::Null) => Ok(vec![]),
-        Some(Value::Array(list)) => list.iter().map(one).collect(),
-        Some(value) => Ok(vec![one(value)?]),
-    }
+    Some(name.to_owned())
+}
+
+/// One number or a list of numbers; null, absence and negative numbers are no token.
+fn token_ids(field: &'static str, value: Option<&Value>, place: &Place<'_>) -> Result<Vec<u32>> {
+    let one = |value: &Value| match value.as_i64() {
+        Some(id) if id < 0 => Ok(None),
+        Some(id) if id <= i64::from(u32::MAX) => Ok(Some(id as u32)),
+        _ => Err(place.error(
+            field,
+            format!("{value}, wanted a token number or a list of them"),
+        )),
+    };
+    let listed = match value {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(list)) => list.iter().map(one).collect::<Result<_>>()?,
+        Some(value) => vec![one(value)?],
+    };
+    Ok(listed.into_iter().flatten().collect())
 }
 
 /// One window per layer, as transformers 5.23 decides it.
@@ -574,7 +628,10 @@ fn sliding_windows(
     };
     match rule {
         WindowRule::Never => Ok(vec![None; layers]),
-        WindowRule::EveryLayer(default) => Ok(vec![written(default)?; layers]),
+        WindowRule::EveryLayer(default) => match &file.layer_types {
+            None => Ok(vec![written(default)?; layers]),
+            Some(types) => listed_windows(types, written(default)?, layers, place),
+        },
         WindowRule::Chosen { window, from_layer } => {
             let window = match file.use_sliding_window {
                 Some(true) => written(window)?,
@@ -650,7 +707,8 @@ fn resolve_rope(file: &ConfigFile, max_positions: usize, place: &Place<'_>) -> R
 
     let kind = rope.rope_type.as_deref().or(rope.r#type.as_deref());
     let scaling = match kind.unwrap_or("default") {
-        "default" => RopeScaling::None,
+        // `mrope` has a position for each of a picture's axes, which are one and the same for text.
+        "default" | "mrope" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: factor()? },
         // transformers stretches from max_position_embeddings on, whatever `original_...` says.
         "dynamic" => RopeScaling::Dynamic {
@@ -767,6 +825,7 @@ mod tests {
             bos_token_id: Some(0),
             eos_token_id: vec![0],
             quantization_config: None,
+            notices: vec![],
         };
         assert_eq!(found, wanted);
     }
@@ -886,6 +945,85 @@ mod tests {
     }
 
     #[test]
+    fn mistral_slides_in_the_layers_that_are_named() {
+        let named = |window: Value| {
+            json!({"model_type": "mistral", "sliding_window": window,
+                "layer_types": ["full_attention", "sliding_attention"]})
+        };
+        assert_eq!(windows(named(json!(8))), [None, Some(8)]);
+        assert_eq!(windows(named(json!("ABSENT"))), [None, Some(4096)]);
+        assert!(fails(named(json!(null))).contains("sliding_window is null"));
+        let chunked = json!({"model_type": "mistral", "layer_types": ["full_attention", "chunked_attention"]});
+        assert!(
+            fails(chunked)
+                .contains("'chunked_attention', wanted full_attention or sliding_attention")
+        );
+    }
+
+    #[test]
+    fn key_value_heads_are_the_class_default_where_absent_and_the_query_heads_where_null() {
+        let heads = |model_type: &str, written: Value| {
+            let found = config(
+                json!({"model_type": model_type, "num_key_value_heads": written,
+                "num_attention_heads": 64}),
+            );
+            found.unwrap().num_key_value_heads
+        };
+        for (model_type, default) in [("llama", 64), ("mistral", 8), ("qwen2", 32), ("qwen3", 32)] {
+            assert_eq!(heads(model_type, json!("ABSENT")), default, "{model_type}");
+            assert_eq!(heads(model_type, json!(null)), 64, "{model_type}");
+            assert_eq!(heads(model_type, json!(16)), 16, "{model_type}");
+        }
+    }
+
+    #[test]
+    fn positions_are_those_after_scaling() {
+        let positions = |scaling: Value| {
+            config(json!({"rope_scaling": scaling}))
+                .unwrap()
+                .positions()
+        };
+        assert_eq!(positions(json!(null)), 64);
+        for (kind, wanted) in [("linear", 256), ("dynamic", 256), ("yarn", 256)] {
+            assert_eq!(
+                positions(json!({"rope_type": kind, "factor": 4.0})),
+                wanted,
+                "{kind}"
+            );
+        }
+        // max_position_embeddings is the length after scaling here
+        let yarn =
+            json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16});
+        assert_eq!(positions(yarn), 64);
+        let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8});
+        assert_eq!(positions(llama3), 64);
+        assert_eq!(
+            positions(json!({"type": "mrope", "mrope_section": [1, 1]})),
+            64
+        );
+    }
+
+    #[test]
+    fn types_are_read_in_every_spelling() {
+        for (written, wanted) in [
+            ("torch.bfloat16", "bfloat16"),
+            ("bf16", "bfloat16"),
+            ("half", "float16"),
+            ("fp32", "float32"),
+            ("float32", "float32"),
+        ] {
+            let found = config(json!({"torch_dtype": written})).unwrap().dtype;
+            assert_eq!(found.as_deref(), Some(wanted), "{written}");
+        }
+        assert_eq!(config(json!({"torch_dtype": null})).unwrap().dtype, None);
+        assert_eq!(
+            config(json!({"torch_dtype": {"": "bf16"}})).unwrap().dtype,
+            None
+        );
+    }
+
+    #[test]
     fn qwen_slides_only_where_it_is_told() {
         let qwen = |mut changes: Value| {
             changes["model_type"] = json!("qwen2");
@@ -944,6 +1082,14 @@ mod tests {
         assert_eq!(eos(json!(2)), [2]);
         assert_eq!(eos(json!([2, 5])), [2, 5]);
         assert!(eos(json!(null)).is_empty());
+        assert!(eos(json!(-1)).is_empty());
+        assert_eq!(eos(json!([-1, 5])), [5]);
+        let bos = |value: Value| config(json!({"bos_token_id": value})).unwrap().bos_token_id;
+        assert_eq!(bos(json!(1)), Some(1));
+        assert_eq!(bos(json!([3, 4])), Some(3));
+        assert_eq!(bos(json!([])), None);
+        assert_eq!(bos(json!(-1)), None);
+        assert_eq!(bos(json!(null)), None);
         assert_eq!(
             fails(json!({"eos_token_id": "end"})),
             "config.json: eos_token_id: \"end\", wanted a token number or a list of them"

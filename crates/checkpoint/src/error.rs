@@ -158,9 +158,13 @@ pub enum CheckpointError {
     /// Tensors that the config requires.
     #[error(
         "{place}: {count} of the tensors that config.json calls for are missing: {}{}; \
-         the folder is incomplete or of another architecture",
+         {}",
         first.join(", "),
-        if *count > first.len() { ", ..." } else { "" }
+        if *count > first.len() { ", ..." } else { "" },
+        match first[..] == ["lm_head.weight"] {
+            true => "where the head is the embedding, config.json must say tie_word_embeddings: true",
+            false => "the folder is incomplete or of another architecture",
+        }
     )]
     TensorsMissing {
         /// Folder or embedded model.
@@ -169,6 +173,26 @@ pub enum CheckpointError {
         count: usize,
         /// The first few.
         first: Vec<String>,
+    },
+    /// Tensors that the architecture has no place for and that change what a model computes.
+    #[error(
+        "{place}: the weights hold {count} tensor{} that {architecture} does not compute with: {}{}; the result would be of \
+         another model; {hint}",
+        if *count == 1 { "" } else { "s" },
+        first.join(", "),
+        if *count > first.len() { ", ..." } else { "" }
+    )]
+    AnotherModel {
+        /// Folder or embedded model.
+        place: String,
+        /// The architecture that the folder is read as.
+        architecture: &'static str,
+        /// How many.
+        count: usize,
+        /// The first few.
+        first: Vec<String>,
+        /// What may mend it.
+        hint: &'static str,
     },
     /// A tensor of another shape than the config says.
     #[error("{place}: {name} has shape {found:?}, wanted {wanted:?} by config.json")]
@@ -184,7 +208,7 @@ pub enum CheckpointError {
     },
     /// A tensor that is not of a floating-point type we read.
     #[error(
-        "{place}: {name} is {found:?}, wanted F32, F16 or BF16; take a checkpoint that is not quantized yet"
+        "{place}: {name} is {found:?}, wanted F64, F32, F16 or BF16; take a checkpoint that is not quantized yet"
     )]
     ElementType {
         /// Folder or embedded model.

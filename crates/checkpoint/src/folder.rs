@@ -1,7 +1,7 @@
 //! A model folder opened for reading: config, tensor index over one or many mapped safetensors files, tokenizer.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -16,7 +16,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
-use crate::config::{expected_tensors, parse_json};
+use crate::config::expected_tensors;
+use crate::json::{parse_json, parse_value, without_mark};
 use crate::{CheckpointError, ModelConfig, Result, copy_file, write_file};
 
 /// A tensor as it lies in the file: row-major, little endian, not necessarily aligned.
@@ -62,6 +63,7 @@ pub struct ModelFolder {
     raw_config: Value,
     weights: Vec<WeightFile>,
     tensors: BTreeMap<String, Entry>,
+    notices: Vec<String>,
 }
 
 /// Where the files are.
@@ -172,8 +174,13 @@ impl ModelFolder {
             return Err(CheckpointError::NoConfig(home.path("")));
         }
         let text = home.read("config.json")?;
-        let raw_config = parse_json(&text, &config_path)?;
+        let (raw_config, no_numbers) = parse_value(&text, &config_path)?;
         let config = ModelConfig::parse(&text, &config_path)?;
+        let mut notices = config.notices.clone();
+        let no_numbers = no_numbers.into_iter();
+        notices.extend(no_numbers.map(|key| {
+            format!("config.json: {key}, which JSON does not have; written on as null")
+        }));
 
         let mut weights = Vec::new();
         let mut tensors = BTreeMap::new();
@@ -182,13 +189,70 @@ impl ModelFolder {
             index_tensors(file.bytes(), &home.path(&name), weights.len(), &mut tensors)?;
             weights.push(file);
         }
-        Ok(Self {
+        let mut folder = Self {
             home,
             config,
             raw_config,
             weights,
             tensors,
-        })
+            notices,
+        };
+        folder.pass_over_stale_quantization();
+        folder.untie_differing_head();
+        Ok(folder)
+    }
+
+    /// Takes a model for what its weights are where a quantization_config stands beside float ones, as merging an adapter
+    /// that was trained on a quantized model leaves it.
+    fn pass_over_stale_quantization(&mut self) {
+        if self.config.quantization_config.is_none() || !self.is_float() {
+            return;
+        }
+        self.config.quantization_config = None;
+        if let Value::Object(keys) = &mut self.raw_config {
+            keys.shift_remove("quantization_config");
+        }
+        self.notices.push(
+            "config.json: quantization_config is passed over, since all weights are float ones; what is written has none of it"
+                .to_owned(),
+        );
+    }
+
+    /// Whether every linear has a weight of floats in the shape it should have, and nothing that goes with codes.
+    fn is_float(&self) -> bool {
+        let expected = expected_tensors(&self.config);
+        let is_whole = |(name, shape): &(String, Vec<usize>)| {
+            let entry = self.tensors.get(name);
+            entry.is_some_and(|entry| is_float(entry.dtype) && &entry.shape == shape)
+        };
+        let linears = linears(&expected);
+        expected.iter().all(is_whole) && !self.names().any(|name| part_of_codes(name, &linears))
+    }
+
+    /// Has the file's own head stand where config.json ties the head to the embedding and the file holds another one, as
+    /// transformers 5 does. What is written says so too, so that no reader takes the embedding.
+    fn untie_differing_head(&mut self) {
+        const NAMES: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
+        let [Some(embedding), Some(head)] = NAMES.map(|name| self.tensors.get(name)) else {
+            return;
+        };
+        let bytes = |entry: &Entry| &self.weights[entry.weight_file].bytes()[entry.range.clone()];
+        let same = embedding.dtype == head.dtype
+            && embedding.shape == head.shape
+            && bytes(embedding) == bytes(head);
+        if !self.config.tie_word_embeddings || same {
+            return;
+        }
+        self.release(NAMES);
+        self.config.tie_word_embeddings = false;
+        if let Value::Object(keys) = &mut self.raw_config {
+            keys.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+        }
+        self.notices.push(
+            "config.json: tie_word_embeddings is true, but the weights hold an lm_head.weight that is not the embedding: it is \
+             taken as the head, as transformers 5 does, and what is written says tie_word_embeddings: false"
+                .to_owned(),
+        );
     }
 
     /// The folder's path, or `embedded:NAME`: for messages and records.
@@ -201,7 +265,13 @@ impl ModelFolder {
         &self.config
     }
 
-    /// config.json as it stands, key order kept: what is written back with additions.
+    /// What a reader should know before the model is used: keys that are not honoured, what was mended in reading. A
+    /// sentence each.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// config.json with its key order kept, valid JSON and true of the weights: what is written back with additions.
     pub fn raw_config(&self) -> &Value {
         &self.raw_config
     }
@@ -232,7 +302,7 @@ impl ModelFolder {
         })
     }
 
-    /// A tensor as `f32`, converted exactly from F32, F16 or BF16. Fails on another shape or type, and on the first
+    /// A tensor as `f32`, converted exactly from F32, F16 or BF16 and rounded from F64. Fails on another shape or type, and on the first
     /// value that is NaN or infinite.
     pub fn f32(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
         let tensor = self.tensor(name)?;
@@ -310,7 +380,95 @@ impl ModelFolder {
         }
     }
 
-    /// Checks that every tensor the config requires exists with its shape, in F32, F16 or BF16.
+    /// Tensors that no part of the model reads and that change nothing of what it computes, sorted: layers beyond
+    /// `num_hidden_layers`, towers for pictures and sound, heads for other tasks. Buffers that every reader makes anew, a
+    /// copy of a tied head and biases of zeros are left out.
+    ///
+    /// # Errors
+    /// Tensors that the architecture has no place for and that would change what it computes: biases, norms or adapters in
+    /// a block, and whatever stands at the embedding, the last norm or the head. Read without them it is another model.
+    pub fn unread_tensors(&self) -> Result<Vec<String>> {
+        let expected = expected_tensors(&self.config);
+        let linears = linears(&expected);
+        let known: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let is_quantized = self.config.quantization_config.is_some();
+        let (mut harmless, mut harmful) = (Vec::new(), Vec::new());
+        for name in self.names() {
+            let is_read = known.contains(name)
+                || (name == "lm_head.weight" && self.config.tie_word_embeddings)
+                || (is_quantized && part_of_codes(name, &linears))
+                || is_buffer(name)
+                || (name.ends_with(".bias") && self.is_zero(name));
+            if is_read {
+                continue;
+            }
+            match self.changes_the_model(name) {
+                true => harmful.push(name.to_owned()),
+                false => harmless.push(name.to_owned()),
+            }
+        }
+        match harmful.is_empty() {
+            true => Ok(harmless),
+            false => Err(self.another_model(harmful)),
+        }
+    }
+
+    /// Whether a tensor that is not read stands where the model computes.
+    fn changes_the_model(&self, name: &str) -> bool {
+        // scales of a cache in 8 bits, which is not what the weights are
+        let of_cache = [".k_scale", ".v_scale", ".q_scale", ".kv_scale"];
+        match block_of(name) {
+            Some(block) => {
+                block < self.config.num_hidden_layers
+                    && !of_cache.iter().any(|end| name.ends_with(end))
+            }
+            None => [
+                "lm_head.",
+                "model.embed",
+                "model.norm",
+                "model.final",
+                "embed_",
+                "base_model.",
+            ]
+            .iter()
+            .any(|start| name.starts_with(start)),
+        }
+    }
+
+    fn another_model(&self, names: Vec<String>) -> CheckpointError {
+        let row = self.config.row();
+        let bias = |part: &str| {
+            names
+                .iter()
+                .all(|name| name.ends_with(".bias") && name.contains(part))
+        };
+        let hint = if names.iter().any(|name| name.contains("lora_")) {
+            "merge the adapter into the weights first"
+        } else if row.reads_attention_bias && bias(".self_attn.") {
+            "write attention_bias: true into config.json if the model was made with them on all of q, k, v and o"
+        } else if row.reads_mlp_bias && bias(".mlp.") {
+            "write mlp_bias: true into config.json if the model was made with them"
+        } else {
+            "give the model_type that the model was made as, or leave these tensors out if it is known to do without"
+        };
+        CheckpointError::AnotherModel {
+            place: self.place(),
+            architecture: row.architecture,
+            count: names.len(),
+            first: names.into_iter().take(NAMED_MISSING).collect(),
+            hint,
+        }
+    }
+
+    /// Whether all elements are 0 or -0.
+    fn is_zero(&self, name: &str) -> bool {
+        let Ok(tensor) = self.tensor(name) else {
+            return false;
+        };
+        to_f32(tensor.dtype, tensor.bytes).is_some_and(|values| values.iter().all(|&x| x == 0.0))
+    }
+
+    /// Checks that every tensor the config requires exists with its shape, in F64, F32, F16 or BF16.
     pub fn check_tensors(&self) -> Result<()> {
         let expected = expected_tensors(&self.config);
         let missing: Vec<_> = expected
@@ -328,7 +486,7 @@ impl ModelFolder {
         for (name, shape) in &expected {
             let tensor = self.tensor(name)?;
             self.check_shape(name, tensor.shape, shape)?;
-            if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            if !is_float(tensor.dtype) {
                 return Err(self.element_type(name, tensor.dtype));
             }
         }
@@ -347,10 +505,15 @@ impl ModelFolder {
         self.home.read(name)
     }
 
-    /// Copies [`Self::other_files`] into the existing folder `out`, each atomically; returns their names.
+    /// Copies [`Self::other_files`] into the existing folder `out`, each atomically; returns their names. JSON is written
+    /// without a byte order mark, which most readers of it refuse.
     pub fn copy_other_files(&self, out: &Path) -> Result<Vec<String>> {
         let names = self.other_files()?;
         for name in &names {
+            if name.ends_with(".json") {
+                write_file(&out.join(name), without_mark(&self.read_file(name)?))?;
+                continue;
+            }
             match &self.home {
                 Home::Disk(folder) => copy_file(&folder.join(name), &out.join(name))?,
                 Home::Embedded(_) => write_file(&out.join(name), &self.read_file(name)?)?,
@@ -373,7 +536,8 @@ impl ModelFolder {
             ));
         }
         let text = self.home.read("tokenizer.json")?;
-        Tokenizer::from_bytes(&text).map_err(|error| fail(format!("cannot be read: {error}")))
+        Tokenizer::from_bytes(without_mark(&text))
+            .map_err(|error| fail(format!("cannot be read: {error}")))
     }
 
     /// A fingerprint for resuming and provenance. Every file is read once, several at a time, at some gigabyte a second and
@@ -771,7 +935,44 @@ fn header_error(error: safetensors::SafeTensorError, bytes: &[u8], path: &Path) 
     }
 }
 
-/// Little-endian elements as `f32`, exactly; `None` for other types.
+/// Whether a tensor of this type is read as it stands.
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// The modules of tensors of two dimensions but the embedding: the linears.
+fn linears(expected: &[(String, Vec<usize>)]) -> HashSet<&str> {
+    let weights = expected.iter().filter(|(_, shape)| shape.len() == 2);
+    let modules = weights.filter_map(|(name, _)| name.strip_suffix(".weight"));
+    modules.filter(|module| module.contains("_proj")).collect()
+}
+
+/// Whether a tensor is one that a linear's codes are made of, or that goes with them.
+fn part_of_codes(tensor: &str, linears: &HashSet<&str>) -> bool {
+    let mut modules = tensor.match_indices('.').map(|(at, _)| tensor.split_at(at));
+    modules.any(|(module, part)| linears.contains(module) && part != ".weight" && part != ".bias")
+}
+
+/// Whether a tensor is a table that every reader makes anew, as old versions of transformers saved them.
+fn is_buffer(name: &str) -> bool {
+    [
+        "rotary_emb.inv_freq",
+        "rotary_emb.cos_cached",
+        "rotary_emb.sin_cached",
+        ".masked_bias",
+        ".position_ids",
+    ]
+    .iter()
+    .any(|end| name.ends_with(end))
+}
+
+/// The block that a tensor is of.
+fn block_of(name: &str) -> Option<usize> {
+    let rest = name.strip_prefix("model.layers.")?;
+    rest.split('.').next()?.parse().ok()
+}
+
+/// Little-endian elements as `f32`, exactly but for F64, which is rounded; `None` for other types.
 fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     let pairs = bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
     match dtype {
@@ -781,6 +982,15 @@ fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
                 .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                 .collect(),
         ),
+        Dtype::F64 => {
+            let (elements, _) = bytes.as_chunks::<8>();
+            Some(
+                elements
+                    .iter()
+                    .map(|b| f64::from_le_bytes(*b) as f32)
+                    .collect(),
+            )
+        }
         Dtype::F16 => Some(pairs.map(|b| f16::from_le_bytes(b).to_f32()).collect()),
         Dtype::BF16 => Some(pairs.map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
         _ => None,
@@ -976,6 +1186,226 @@ mod tests {
         assert!(folder.has("lm_head.weight"));
     }
 
+    /// A tensor of so many elements of BF16, all of one value.
+    fn tensor(name: &str, shape: &[usize], value: f32) -> (TensorInfo, Vec<u8>) {
+        let elements = shape.iter().product();
+        let info = TensorInfo {
+            name: name.to_owned(),
+            dtype: Dtype::BF16,
+            shape: shape.to_vec(),
+        };
+        (info, bf16::from_f32(value).to_le_bytes().repeat(elements))
+    }
+
+    /// A folder with the config's tensors and more.
+    fn with_more(changes: Value, more: &[(TensorInfo, Vec<u8>)]) -> TempDir {
+        let dir = model(changes.clone(), ONE_FILE);
+        let mut all = tensors(&config(changes).unwrap());
+        all.extend_from_slice(more);
+        write_tensors(&dir.path().join(SINGLE), &all);
+        dir
+    }
+
+    #[test]
+    fn a_head_that_differs_from_the_embedding_it_is_tied_to_unties_it() {
+        let tied = json!({"tie_word_embeddings": true});
+        let copy = {
+            let mut copy = tensors(&config(tied.clone()).unwrap())[0].clone();
+            copy.0.name = "lm_head.weight".to_owned();
+            copy
+        };
+        let dir = with_more(tied.clone(), &[copy]);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert!(folder.config().tie_word_embeddings && folder.notices().is_empty());
+        assert_eq!(folder.unread_tensors().unwrap(), [""; 0]);
+
+        let dir = with_more(tied, &[tensor("lm_head.weight", &[32, 16], 0.5)]);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        folder.check_tensors().unwrap();
+        assert!(!folder.config().tie_word_embeddings);
+        assert_eq!(folder.raw_config()["tie_word_embeddings"], false);
+        assert_eq!(folder.notices().len(), 1);
+        assert!(folder.notices()[0].contains("lm_head.weight that is not the embedding"));
+        assert_eq!(folder.unread_tensors().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn tensors_that_no_part_reads_are_listed_and_those_without_meaning_are_not() {
+        let more = [
+            tensor("model.layers.2.mlp.up_proj.weight", &[24, 16], 1.0),
+            tensor("model.vision_tower.patch.weight", &[4, 4], 1.0),
+            tensor("mtp.fc.weight", &[16, 32], 1.0),
+            tensor("score.weight", &[2, 16], 1.0),
+            tensor("model.layers.0.self_attn.k_scale", &[1], 1.0),
+            tensor("model.layers.0.self_attn.rotary_emb.inv_freq", &[2], 1.0),
+            tensor("model.rotary_emb.inv_freq", &[2], 1.0),
+            tensor("model.layers.1.mlp.down_proj.bias", &[16], 0.0),
+            tensor("lm_head.bias", &[32], -0.0),
+        ];
+        let dir = with_more(json!({}), &more);
+        assert_eq!(
+            ModelFolder::open(dir.path())
+                .unwrap()
+                .unread_tensors()
+                .unwrap(),
+            [
+                "model.layers.0.self_attn.k_scale",
+                "model.layers.2.mlp.up_proj.weight",
+                "model.vision_tower.patch.weight",
+                "mtp.fc.weight",
+                "score.weight",
+            ]
+        );
+        let embedded = ModelFolder::embedded("tiny").unwrap();
+        assert_eq!(embedded.unread_tensors().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn tensors_that_would_change_the_model_are_refused() {
+        let refused = |changes: Value, name: &str| {
+            let dir = with_more(changes, &[tensor(name, &[4], 0.5)]);
+            let folder = ModelFolder::open(dir.path()).unwrap();
+            folder.check_tensors().unwrap();
+            message(&folder.unread_tensors().unwrap_err(), dir.path())
+        };
+        assert_eq!(
+            refused(json!({}), "model.layers.0.self_attn.q_proj.bias"),
+            "DIR: the weights hold 1 tensor that LlamaForCausalLM does not compute with: \
+             model.layers.0.self_attn.q_proj.bias; the result would be of another model; write attention_bias: true into \
+             config.json if the model was made with them on all of q, k, v and o"
+        );
+        for (name, hint) in [
+            ("model.layers.1.mlp.gate_proj.bias", "write mlp_bias: true"),
+            (
+                "model.layers.0.self_attn.q_norm.weight",
+                "give the model_type",
+            ),
+            (
+                "model.layers.1.pre_feedforward_layernorm.weight",
+                "give the model_type",
+            ),
+            ("model.layers.0.input_layernorm.bias", "give the model_type"),
+            ("model.layers.0.self_attn.sinks", "give the model_type"),
+            (
+                "model.layers.0.self_attn.q_proj.lora_A.weight",
+                "merge the adapter",
+            ),
+            (
+                "model.layers.0.mlp.down_proj.weight_scale",
+                "give the model_type",
+            ),
+            ("model.norm.bias", "give the model_type"),
+            ("model.embed_positions.weight", "give the model_type"),
+            ("lm_head.bias", "give the model_type"),
+        ] {
+            let found = refused(json!({}), name);
+            assert!(found.contains(name) && found.contains(hint), "{found}");
+        }
+        let qwen = json!({"model_type": "qwen2", "num_key_value_heads": 2});
+        let found = refused(qwen, "model.layers.0.self_attn.o_proj.bias");
+        assert!(found.contains("give the model_type"), "{found}");
+    }
+
+    #[test]
+    fn a_quantization_config_beside_float_weights_is_passed_over() {
+        let changes = || json!({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true}});
+        let dir = with_more(changes(), &[]);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(folder.config().quantization_config, None);
+        assert!(folder.raw_config().get("quantization_config").is_none());
+        assert!(folder.notices()[0].contains("quantization_config is passed over"));
+        // codes, or what goes with them, are believed
+        for part in [
+            "absmax",
+            "weight.absmax",
+            "qweight",
+            "weight_scale",
+            "weight_scale_inv",
+        ] {
+            let name = format!("model.layers.1.mlp.up_proj.{part}");
+            let dir = with_more(changes(), &[tensor(&name, &[4], 0.5)]);
+            let folder = ModelFolder::open(dir.path()).unwrap();
+            assert!(folder.config().quantization_config.is_some(), "{part}");
+            assert_eq!(folder.unread_tensors().unwrap(), [""; 0], "{part}");
+        }
+        let mut codes = llama_tensors();
+        let up = codes
+            .iter_mut()
+            .find(|(info, _)| info.name.ends_with("1.mlp.up_proj.weight"));
+        let (info, bytes) = up.unwrap();
+        (info.dtype, info.shape) = (Dtype::U8, vec![24 * 16 / 2, 1]);
+        bytes.truncate(24 * 16 / 2);
+        let dir = with_more(changes(), &[]);
+        write_tensors(&dir.path().join(SINGLE), &codes);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert!(folder.config().quantization_config.is_some());
+    }
+
+    #[test]
+    fn files_with_a_byte_order_mark_are_read_and_written_without() {
+        let dir = model(json!({}), 2000);
+        for name in ["config.json", INDEX, "tokenizer.json"] {
+            let path = dir.path().join(name);
+            let text = fs::read(&path).unwrap();
+            fs::write(&path, [b"\xef\xbb\xbf", text.as_slice()].concat()).unwrap();
+        }
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        folder.check_tensors().unwrap();
+        folder.tokenizer().unwrap();
+        let out = tempfile::tempdir().unwrap();
+        folder.copy_other_files(out.path()).unwrap();
+        assert!(
+            fs::read(out.path().join("tokenizer.json"))
+                .unwrap()
+                .starts_with(b"{")
+        );
+    }
+
+    #[test]
+    fn numbers_that_json_lacks_are_told_and_written_as_null() {
+        let dir = model(json!({}), ONE_FILE);
+        let path = dir.path().join("config.json");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(
+            &path,
+            text.replacen('{', "{\"time_step_limit\": [0.0, Infinity],", 1),
+        )
+        .unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(folder.raw_config()["time_step_limit"], json!([0.0, null]));
+        assert_eq!(
+            folder.notices(),
+            [
+                "config.json: time_step_limit.1 is Infinity, which JSON does not have; written on as null"
+            ]
+        );
+        fs::write(&path, text.replacen("10000.0", "NaN", 1)).unwrap();
+        let refused = open_message(&dir);
+        assert!(refused.contains("\"NaN\", expected f64"), "{refused}");
+    }
+
+    #[test]
+    fn doubles_are_read_rounded() {
+        let mut tensors = llama_tensors();
+        let values: Vec<f64> = (0..16).map(|i| f64::from(i) / 3.0).collect();
+        tensors[1].0.dtype = Dtype::F64;
+        tensors[1].1 = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let dir = with_tensors(&tensors);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        folder.check_tensors().unwrap();
+        let found = folder.f32(&tensors[1].0.name, &[16]).unwrap();
+        assert!(
+            found
+                .iter()
+                .zip(&values)
+                .all(|(found, value)| *found == *value as f32)
+        );
+        assert_eq!(
+            crate::encode_f32(&[0.1], Dtype::F64).unwrap(),
+            f64::from(0.1f32).to_le_bytes()
+        );
+    }
+
     #[test]
     fn a_path_that_is_no_model_folder_is_told() {
         let dir = tempfile::tempdir().unwrap();
@@ -1149,6 +1579,20 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_head_is_told_with_what_ties_it() {
+        let dir = model(json!({}), ONE_FILE);
+        let mut all = llama_tensors();
+        all.pop();
+        write_tensors(&dir.path().join(SINGLE), &all);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(
+            message(&folder.check_tensors().unwrap_err(), dir.path()),
+            "DIR: 1 of the tensors that config.json calls for are missing: lm_head.weight; where the head is the embedding, \
+             config.json must say tie_word_embeddings: true"
+        );
+    }
+
+    #[test]
     fn wrong_shapes_types_and_names_are_told() {
         let mut tensors = llama_tensors();
         tensors[0].0.shape = vec![16, 32];
@@ -1173,7 +1617,7 @@ mod tests {
         let folder = ModelFolder::open(dir.path()).unwrap();
         assert_eq!(
             message(&folder.check_tensors().unwrap_err(), dir.path()),
-            "DIR: model.layers.0.input_layernorm.weight is I16, wanted F32, F16 or BF16; take a checkpoint that is \
+            "DIR: model.layers.0.input_layernorm.weight is I16, wanted F64, F32, F16 or BF16; take a checkpoint that is \
              not quantized yet"
         );
     }

@@ -3,13 +3,15 @@
 //! In: a folder, the embedded model or a hub id. Out: a checked [`ModelConfig`], tensors as views of mapped files,
 //! and atomically written files. The decision: one decoder description for every family, filled from a table of plain
 //! data; the rejected alternative, a type per family, repeats the same checks four times. Nothing here computes with
-//! weights beyond turning F32, F16 and BF16 into `f32`.
+//! weights beyond turning F64, F32, F16 and BF16 into `f32`.
 
 mod config;
 mod error;
 mod folder;
+mod foreign;
 #[cfg(feature = "hub")]
 mod hub;
+mod json;
 mod lock;
 mod place;
 mod source;
@@ -21,6 +23,7 @@ pub use config::{
 };
 pub use error::CheckpointError;
 pub use folder::{FileIdentity, Identity, ModelFolder, TensorView, goes_with_model, sha256};
+pub use json::plain_json;
 pub use lock::FolderLock;
 pub use place::{free_bytes, is_within, real_place};
 pub use safetensors::Dtype;

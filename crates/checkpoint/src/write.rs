@@ -325,10 +325,11 @@ fn sync_parent(path: &Path) {
 }
 
 /// The bytes of `values` as `dtype`, little-endian, to nearest with ties to even; none for types that are not floats of
-/// 16 or 32 bits.
+/// 16, 32 or 64 bits.
 pub fn encode_f32(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
     let each = values.iter();
     match dtype {
+        Dtype::F64 => Some(each.flat_map(|x| f64::from(*x).to_le_bytes()).collect()),
         Dtype::F32 => Some(each.flat_map(|x| x.to_le_bytes()).collect()),
         Dtype::F16 => Some(
             each.flat_map(|x| half::f16::from_f32(*x).to_le_bytes())

@@ -60,7 +60,7 @@ impl Weights {
         let stored = self.folder.tensor(&format!("{module}.weight"));
         let is_float = matches!(
             stored.map(|view| view.dtype),
-            Ok(Dtype::F32 | Dtype::F16 | Dtype::BF16)
+            Ok(Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
         );
         self.layout.is_some() && !is_float
     }

@@ -16,6 +16,7 @@ use crate::event::{Event, phase};
 use crate::generate::{Engine, Prompts, Sampling, kept_dense_warning, plain_tokenizer};
 use crate::open::{open_weights, window_choice};
 use crate::quantize::device_choice;
+use crate::told;
 
 /// What to score, on what.
 #[derive(Clone, Debug)]
@@ -59,6 +60,14 @@ pub fn evaluate(request: &EvalRequest, on_event: &mut dyn FnMut(Event)) -> Resul
         model = model.with_execution(Execution::Packed);
     }
     let reference = request.reference.as_deref().map(&mut open).transpose()?;
+    let length = told::of_length(
+        model.weights().config(),
+        "--sequence-length",
+        request.sequence_length,
+    );
+    if let Some(warning) = length {
+        on_event(Event::Warning(warning));
+    }
     let tokenizer = model.weights().folder().tokenizer()?;
     let choice: WindowChoice = window_choice(&request.windows);
     let text: EvaluationText =

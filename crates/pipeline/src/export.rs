@@ -17,6 +17,7 @@ use crate::config::{Damp, Method, Pipeline, Propagation};
 use crate::event::{Event, phase};
 use crate::output::{Destination, clear_stage};
 use crate::quantize::Layout;
+use crate::told;
 use crate::work::{Solved, Work};
 
 /// Shards no larger than this, as the field's own writer has it.
@@ -72,6 +73,7 @@ fn export_one(
     let mut blocks = Blocks {
         work,
         tuned: work.tuned()?,
+        n_blocks: decoder.n_blocks(),
         loaded: None,
     };
     for shard in &plan.shards {
@@ -108,11 +110,12 @@ fn export_one(
     if let Some(index) = &plan.index {
         write_json(&folder.join("model.safetensors.index.json"), index)?;
     }
-    let ignored: Vec<String> = if source.config().tie_word_embeddings {
+    let mut ignored: Vec<String> = if source.config().tie_word_embeddings {
         vec!["lm_head".to_owned()]
     } else {
         Vec::new()
     };
+    ignored.extend(told::carried_linears(source)?);
     let quantization =
         quantization_config(format, &layout.modules, &ignored, &notes(pipeline, layout));
     let mut config = source.raw_config().clone();
@@ -200,6 +203,8 @@ struct Blocks<'a> {
     work: &'a Work,
     /// Tensors beside the quantized ones that tuning changed.
     tuned: HashMap<String, Vec<f32>>,
+    /// The model's blocks; tensors of layers beyond them are carried along.
+    n_blocks: usize,
     loaded: Option<Loaded>,
 }
 
@@ -237,7 +242,7 @@ impl Blocks<'_> {
         if self.tuned.contains_key(tensor) {
             return Ok(self.tuned.get(tensor));
         }
-        match block_of(tensor) {
+        match block_of(tensor).filter(|&block| block < self.n_blocks) {
             Some(block) => Ok(self.load(block)?.replaced.get(tensor)),
             None => Ok(None),
         }

@@ -28,6 +28,7 @@ mod scale;
 mod sensitivity;
 mod stage;
 mod sweep;
+mod told;
 mod tune;
 mod usage;
 mod work;

@@ -19,6 +19,7 @@ use crate::config::{self, Calibration, Evaluate, Packing, Pipeline, Windows};
 use crate::event::Event;
 use crate::generate::{writing_bytes, written_windows};
 use crate::memory::MemoryLimit;
+use crate::told;
 use crate::usage::Clock;
 
 /// The project's own calibration text, so that a run needs no network.
@@ -105,9 +106,12 @@ pub(crate) fn open_model(
     Ok(folder)
 }
 
-/// The weights of a model, as the commands that take one by its name open it.
+/// The weights of a model, as the commands that take one by its name open it; tells what is to be told of it.
 pub(crate) fn open_weights(source: &str, on_event: &mut dyn FnMut(Event)) -> Result<Weights> {
     let folder = open_model(source, None, on_event)?;
+    for notice in told::of_model(&folder)? {
+        on_event(Event::Warning(format!("{source}: {notice}")));
+    }
     Weights::new(folder).with_context(|| source.to_owned())
 }
 
@@ -217,19 +221,22 @@ pub(crate) struct Inputs {
 }
 
 impl Reading<'_> {
-    /// Reads all texts, early, so that a wrong path is told before the work and not after it, and lets the model write.
+    /// Reads all texts, early, so that a wrong path is told before the work and not after it, and lets the model write. What
+    /// is to be told of model and pipeline stands first among the windows' warnings.
     pub(crate) fn inputs(
         &self,
         folder: ModelFolder,
         clock: &mut Clock,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Inputs> {
+        let told = told::of_run(self.pipeline, &folder, self.reads_text)?;
         let tokenizer = folder.tokenizer()?;
         let calibration = &self.pipeline.calibration;
         let mut windows = clock.time("tokenize", || match self.reads_text {
             true => read_calibration(calibration, &tokenizer, on_event),
             false => Ok(no_text(calibration)),
         })?;
+        windows.report.warnings.splice(0..0, told);
         let evaluation = match &self.pipeline.evaluate {
             Some(evaluate) => Some(open_evaluation(evaluate, &tokenizer)?),
             None => None,

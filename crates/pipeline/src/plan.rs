@@ -19,6 +19,7 @@ use crate::output::{Destination, check_places, check_room};
 use crate::quantize::{GRADIENT_EVERY, Layout, work_bytes};
 use crate::stage::Solver;
 use crate::sweep::plan_cells;
+use crate::told;
 use crate::tune::{epochs, generated_samples};
 
 /// What a core with AVX-512 did on the way through a 135 M model, solves included (results/README.md).
@@ -67,6 +68,8 @@ pub struct Plan {
     pub cells: Vec<CellRecord>,
     /// What to know before starting.
     pub notices: Vec<String>,
+    /// What a run would warn of: what reaches nothing, is not honoured or is carried along, and what the texts lack.
+    pub warnings: Vec<String>,
 }
 
 /// Linears of one kind that are treated alike.
@@ -107,6 +110,7 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
     let layout = Layout::new(pipeline, &folder)?;
     let destinations = Destination::all(&layout, &folder, out)?;
     check_places(pipeline, &folder, out, &destinations)?;
+    let mut warnings = told::of_run(pipeline, &folder, pipeline.reads_text())?;
     let config = folder.config();
     let tokenizer = folder.tokenizer()?;
     let windows = open_calibration(pipeline, &tokenizer, &mut |_| ())?;
@@ -192,8 +196,8 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
     let memory = MemoryLimit::of(&pipeline.resources);
     let mut notices = pipeline.notices.clone();
     notices.extend(memory.notice());
-    notices.extend(too_large_to_write(&folder, [written, for_tuning], memory)?);
-    notices.extend(windows.report.warnings.iter().cloned());
+    warnings.extend(too_large_to_write(&folder, [written, for_tuning], memory)?);
+    warnings.extend(windows.report.warnings.iter().cloned());
     if pipeline.budget.is_some() {
         // one more walk, over the float model
         operations += config.num_hidden_layers as f64 * tokens as f64 * per_token as f64;
@@ -225,6 +229,7 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
             None => Vec::new(),
         },
         notices,
+        warnings,
     })
 }
 
@@ -301,6 +306,9 @@ impl fmt::Display for Plan {
         }
         for notice in &self.notices {
             writeln!(f, "note: {notice}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::{ModelSource, Pipeline, hex};
 use crate::export::Exported;
+use crate::told;
 use crate::usage::Clock;
 
 /// What the record of a run is made from.
@@ -98,6 +99,7 @@ pub(crate) fn model(pipeline: &Pipeline, decoder: &Decoder) -> ModelRecord {
         blocks: decoder.n_blocks(),
         parameters: tensors.map(|t| elements(t.shape)).sum(),
         dtype: dtype.unwrap_or_else(|| "float32".to_owned()),
+        tensors_unread: told::unread(folder),
     }
 }
 

@@ -23,6 +23,7 @@ use crate::event::{Event, phase};
 use crate::judge::Judge;
 use crate::open::{open_weights, window_choice};
 use crate::quantize::{MIXED_WINDOWS, device_choice};
+use crate::told;
 
 /// What to take apart, and how.
 #[derive(Clone, Debug)]
@@ -123,6 +124,10 @@ pub fn sensitivity(
     let model = open_weights(&request.model, on_event)?;
     let float = open_weights(&request.reference, on_event)?;
     check_same(&model, &float)?;
+    let length = told::of_length(float.config(), "--sequence-length", request.sequence_length);
+    if let Some(warning) = length {
+        on_event(Event::Warning(warning));
+    }
     let tokenizer = float.folder().tokenizer()?;
     let choice = window_choice(&request.windows);
     let text = evaluation_windows(&text, &tokenizer, request.sequence_length, &choice)?;

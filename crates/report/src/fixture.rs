@@ -32,6 +32,7 @@ pub(crate) fn run() -> RunRecord {
             blocks: 2,
             parameters: 6_300_000,
             dtype: "BF16".into(),
+            tensors_unread: None,
         },
         calibration: CalibrationRecord {
             sources: vec!["calibration_data/".into()],

@@ -26,7 +26,7 @@ pub use page::{comparison_page, run_page, sweep_page};
 pub use record::{
     BudgetRecord, CalibrationRecord, CodesRecord, CurvePointRecord, EvaluationRecord, ExportRecord,
     HessianKind, LinearRecord, ModelRecord, PhaseRecord, RunRecord, SCHEMA_VERSION,
-    SensitivityRecord, SummaryRecord, TokenRecord, TuneRecord, UniformRecord,
+    SensitivityRecord, SummaryRecord, TokenRecord, TuneRecord, UniformRecord, UnreadRecord,
 };
 pub use sweep::{
     CellRecord, SweepRecord, SweepSummaryRecord, WinnerRecord, geometric_means, rank_correlation,

@@ -67,6 +67,18 @@ pub struct ModelRecord {
     pub parameters: u64,
     /// Type of the weights, in the spelling of safetensors.
     pub dtype: String,
+    /// Tensors that no part of the model reads, if there are any; they are written on as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensors_unread: Option<UnreadRecord>,
+}
+
+/// Tensors that no part of the model reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadRecord {
+    /// How many.
+    pub count: u64,
+    /// Names of the first few.
+    pub first: Vec<String>,
 }
 
 /// The calibration text and what became of it. Counts are of tokens unless they say otherwise.

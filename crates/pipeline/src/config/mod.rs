@@ -35,6 +35,7 @@ use file::{
 
 pub use error::ConfigError;
 pub use pattern::{Pattern, PatternError};
+pub(crate) use schema::nearest;
 pub use sweep::{Cell, Sweep, Winner};
 pub use words::{
     AwqLoss, Damp, Device, Format, Measure, Method, Packing, Propagation, Recipe, SignedScales,
@@ -328,7 +329,23 @@ impl Pipeline {
         })?;
         let mut pipeline = check::check(file, base_dir).map_err(|fault| document.error(fault))?;
         pipeline.notices = document.notices();
+        pipeline.place_patterns(&|path| document.whole_place(path));
         Ok(pipeline)
+    }
+
+    /// Lets every pattern know where it stands.
+    fn place_patterns(&mut self, place: &dyn Fn(&[&str]) -> String) {
+        let number = |index: usize| index.to_string();
+        for (index, pattern) in self.ignore.iter_mut().enumerate() {
+            pattern.place = place(&["ignore", &number(index)]);
+        }
+        for (index, rule) in self.rules.iter_mut().enumerate() {
+            rule.pattern.place = place(&["rules", &number(index), "match"]);
+        }
+        let floors = self.budget.iter_mut().flat_map(|budget| &mut budget.floors);
+        for (index, (pattern, _)) in floors.enumerate() {
+            pattern.place = place(&["budget", "floors", &number(index), "match"]);
+        }
     }
 
     /// The JSON Schema of the pipeline file.

@@ -11,6 +11,8 @@ use regex::Regex;
 pub struct Pattern {
     written: String,
     regex: Regex,
+    /// Where it stands, for messages; empty where that is not known.
+    pub(super) place: String,
 }
 
 /// A regular expression that does not parse.
@@ -42,7 +44,13 @@ impl Pattern {
         Ok(Self {
             written: written.to_owned(),
             regex,
+            place: String::new(),
         })
+    }
+
+    /// Where it stands in the pipeline file, such as `p.yaml:12: rules.0.match`; empty where it came from none.
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     /// Whether it picks the module of this name.

@@ -76,13 +76,24 @@ impl<'a> Document<'a> {
             .chain(respelled)
             .map(|renamed| {
                 format!(
-                    "{}: `{}` is read as `{}`",
+                    "{}: `{}` is read as `{}`{}",
                     self.place(&renamed.ours),
                     renamed.written.join("."),
-                    renamed.ours.join(".")
+                    renamed.ours.join("."),
+                    renamed.note
                 )
             })
             .collect()
+    }
+
+    /// Where a key stands and how the user spelled it, as errors have it: `p.yaml:12: rules.0.match`.
+    pub(super) fn whole_place(&self, path: &[&str]) -> String {
+        let path: Vec<String> = path.iter().map(ToString::to_string).collect();
+        let (place, key) = (self.place(&path), self.as_written(&path).join("."));
+        match place.ends_with(&format!(" {key}")) {
+            true => place,
+            false => format!("{place}: {key}"),
+        }
     }
 
     /// `file:line` of a key, or of the nearest section around it; `--set` for what an override set.
@@ -137,14 +148,19 @@ impl<'a> Document<'a> {
         let inner = rename(&mut nested).map_err(|fault| wrong(fault.problem))?;
         for (index, (ours, value)) in leaves(nested, written.len()).into_iter().enumerate() {
             set(&mut self.value, &ours, value).map_err(&wrong)?;
+            let renamed = match index {
+                0 => inner.first(),
+                // A synonym that stands for two keys.
+                _ => inner.last(),
+            };
             let written = match index {
                 0 => &written,
-                // A synonym that stands for two keys.
-                _ => inner.last().map_or(&written, |renamed| &renamed.written),
+                _ => renamed.map_or(&written, |renamed| &renamed.written),
             };
             self.overridden.push(Renamed {
                 ours,
                 written: written.clone(),
+                note: renamed.map_or_else(String::new, |renamed| renamed.note.clone()),
             });
         }
         Ok(())

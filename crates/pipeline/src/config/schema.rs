@@ -297,7 +297,7 @@ fn bare(value: &Value) -> String {
 }
 
 /// The word meant, when one is near enough: two slips, or a third of the letters of a short word.
-fn nearest<'a>(found: &str, words: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(found: &str, words: &[&'a str]) -> Option<&'a str> {
     let found = found.to_lowercase().replace('-', "_");
     let distance =
         |word: &str| strsim::damerau_levenshtein(&found, &word.to_lowercase().replace('-', "_"));

@@ -19,6 +19,8 @@ enum Meaning {
     Inverse,
     /// llm-compressor's words beside true and false.
     Order,
+    /// A list of names of which each may be any part of a module's name.
+    Parts,
 }
 
 /// Something of ours that is planned: never ignored, answered by name.
@@ -54,6 +56,15 @@ const fn order(theirs: &'static str) -> Synonym {
         theirs,
         ours: "desc_act",
         meaning: Meaning::Order,
+    }
+}
+
+const fn parts(theirs: &'static str) -> Synonym {
+    Synonym {
+        section: "",
+        theirs,
+        ours: "ignore",
+        meaning: Meaning::Parts,
     }
 }
 
@@ -97,8 +108,8 @@ pub(super) const SYNONYMS: &[Synonym] = &[
     same("evaluate", "seq_len", "sequence_length"),
     same("gate", "max_kld", "max_kl"),
     same("", "quant_method", "method"),
-    same("", "ignore_layers", "ignore"),
-    same("", "modules_to_not_convert", "ignore"),
+    parts("ignore_layers"),
+    parts("modules_to_not_convert"),
     same("sweep", "w_bit", "bits"),
     same("sweep", "wbits", "bits"),
     same("sweep", "num_bits", "bits"),
@@ -122,6 +133,8 @@ const LATER: &[Later] = &[
 pub(super) struct Renamed {
     pub(super) ours: Vec<String>,
     pub(super) written: Vec<String>,
+    /// What else became of it, as the end of a sentence; empty for nothing.
+    pub(super) note: String,
 }
 
 /// Puts our spelling in place of other tools', all through `value`.
@@ -202,7 +215,7 @@ fn rename_section(
                 hint: Some(format!("keep `{}`", synonym.ours)),
             });
         }
-        let mut also = None;
+        let (mut also, mut note) = (None, String::new());
         let value = match (&synonym.meaning, value) {
             (Meaning::Inverse, Value::Bool(flag)) => Value::Bool(!flag),
             (Meaning::Order, Value::String(word)) => match word.as_str() {
@@ -214,6 +227,13 @@ fn rename_section(
                 "none" => Value::Bool(false),
                 _ => value.clone(),
             },
+            (Meaning::Parts, Value::Array(names)) => {
+                let (patterns, changed) = any_part(names);
+                if !changed.is_empty() {
+                    note = format!(", each name matching any part of a module's: {changed}");
+                }
+                Value::Array(patterns)
+            }
             _ => value.clone(),
         };
         // shift_remove and not remove: with ordered maps the latter would shuffle the rest.
@@ -222,6 +242,7 @@ fn rename_section(
         renamed.push(Renamed {
             ours: join(path, synonym.ours),
             written: written.clone(),
+            note,
         });
         if let Some((key, flag)) = also
             && !section.contains_key(key)
@@ -230,10 +251,28 @@ fn rename_section(
             renamed.push(Renamed {
                 ours: join(path, key),
                 written,
+                note: String::new(),
             });
         }
     }
     Ok(())
+}
+
+/// Names as patterns that find them anywhere, and in words which of them were changed. The head's is a whole name as it
+/// stands, and patterns of ours stay what they are.
+fn any_part(names: &[Value]) -> (Vec<Value>, String) {
+    let mut changed = Vec::new();
+    let patterns = names.iter().map(|name| match name.as_str() {
+        Some(word)
+            if word != "lm_head" && !word.starts_with("re:") && !word.contains(['*', '?']) =>
+        {
+            let pattern = format!("re:.*{}", regex::escape(word));
+            changed.push(format!("`{word}` as `{pattern}`"));
+            Value::String(pattern)
+        }
+        _ => name.clone(),
+    });
+    (patterns.collect(), changed.join(", "))
 }
 
 fn join(path: &[String], key: &str) -> Vec<String> {
@@ -298,6 +337,27 @@ mod tests {
             json!({"quant": {"act_order": false}}),
             json!({"quant": {"desc_act": false}}),
         );
+    }
+
+    #[test]
+    fn names_of_modules_left_alone_may_be_parts_of_names() {
+        for theirs in ["modules_to_not_convert", "ignore_layers"] {
+            let mut value =
+                json!({theirs: ["lm_head", "down_proj", "layers.1.", "re:.*q_proj", "*.k_proj"]});
+            let renamed = rename(&mut value).unwrap();
+            let ours = json!([
+                "lm_head",
+                "re:.*down_proj",
+                r"re:.*layers\.1\.",
+                "re:.*q_proj",
+                "*.k_proj"
+            ]);
+            assert_eq!(value, json!({"ignore": ours}));
+            assert_eq!(
+                renamed[0].note,
+                r", each name matching any part of a module's: `down_proj` as `re:.*down_proj`, `layers.1.` as `re:.*layers\.1\.`"
+            );
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod windows;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use halfbyte_evaluate::KeptDense;
 use halfbyte_model::{Execution, LoadedModel, Weights, open_device};
 use serde::Serialize;
@@ -22,7 +22,7 @@ use tokenizers::Tokenizer;
 use crate::config::Device;
 use crate::error::user_error;
 use crate::event::{Event, phase};
-use crate::open::open_model;
+use crate::open::open_weights;
 use crate::quantize::device_choice;
 use crate::usage::usage;
 
@@ -167,8 +167,7 @@ impl Generator {
                     .to_owned(),
             ));
         }
-        let folder = open_model(&request.model, None, on_event)?;
-        let weights = Weights::new(folder).with_context(|| request.model.clone())?;
+        let weights = open_weights(&request.model, on_event)?;
         let tokenizer = plain_tokenizer(weights.folder())?;
         let template = match request.raw {
             true => None,

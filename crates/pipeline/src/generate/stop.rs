@@ -1,5 +1,5 @@
 use anyhow::Result;
-use halfbyte_checkpoint::ModelFolder;
+use halfbyte_checkpoint::{ModelFolder, plain_json};
 use serde_json::Value;
 
 use crate::error::user_error;
@@ -15,14 +15,18 @@ pub(super) fn end_tokens(folder: &ModelFolder) -> Result<Vec<u32>> {
     Ok(all)
 }
 
-/// One number, a list of them, or none.
+/// One number, a list of them, or none; a negative number is none.
 fn token_ids(value: &Value, folder: &ModelFolder) -> Result<Vec<u32>> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let found = match value {
+    let id = |value: &Value| match value.as_i64() {
+        Some(id) if id < 0 => Some(None),
+        id => Some(Some(u32::try_from(id?).ok()?)),
+    };
+    let found: Option<Vec<Option<u32>>> = match value {
         Value::Null => Some(Vec::new()),
         Value::Array(list) => list.iter().map(id).collect(),
         one => id(one).map(|id| vec![id]),
     };
+    let found = found.map(|ids| ids.into_iter().flatten().collect());
     found.ok_or_else(|| {
         user_error(
             format!(
@@ -40,12 +44,14 @@ pub(super) fn json_file(folder: &ModelFolder, name: &str) -> Result<Option<Value
         return Ok(None);
     }
     let text = folder.read_file(name)?;
-    serde_json::from_slice(&text).map(Some).map_err(|error| {
-        user_error(
-            format!("{}: {name}: not valid JSON: {error}", folder.place()),
-            "download the file again, or remove it",
-        )
-    })
+    serde_json::from_slice(&plain_json(&text))
+        .map(Some)
+        .map_err(|error| {
+            user_error(
+                format!("{}: {name}: not valid JSON: {error}", folder.place()),
+                "download the file again, or remove it",
+            )
+        })
 }
 
 #[cfg(test)]
@@ -59,7 +65,8 @@ mod tests {
         assert_eq!(check("2").unwrap(), [2]);
         assert_eq!(check("[1, 128009]").unwrap(), [1, 128_009]);
         assert_eq!(check("null").unwrap(), [0; 0]);
-        for wrong in ["-1", "\"</s>\"", "[1, null]", "1.5"] {
+        assert_eq!(check("-1").unwrap(), [0; 0]);
+        for wrong in ["5000000000", "\"</s>\"", "[1, null]", "1.5"] {
             let message = check(wrong).unwrap_err().to_string();
             assert!(message.contains("eos_token_id: found"), "{message}");
         }
