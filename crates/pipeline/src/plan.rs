@@ -12,7 +12,6 @@ use serde::Serialize;
 use crate::config::Pipeline;
 use crate::consumers::{self, ConsumerLine};
 use crate::export::tensor_infos;
-use crate::inspect::describe;
 use crate::memory::MemoryLimit;
 use crate::open::{open_calibration, open_evaluation, open_model, too_large_to_write};
 use crate::output::{Destination, check_places, check_room};
@@ -205,7 +204,7 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
             "budget: widths are chosen in the run; bits and sizes above are those of `quant.bits`, and consumers are told of as if all that may be chosen were".to_owned(),
         );
     }
-    notices.extend(consumers::plan_warnings(pipeline, &layout, &candidates));
+    warnings.extend(consumers::plan_warnings(pipeline, &layout, &candidates));
     Ok(Plan {
         model: pipeline.model.source.to_string(),
         model_type: config.row().model_type.to_owned(),

@@ -103,7 +103,7 @@ impl Bench {
         let place = format!("{}, {what}", self.name);
         println!("{place}");
         let pipeline = self.pipeline(settings);
-        let planned = plan(&pipeline).unwrap_or_else(|e| panic!("{place}: {e:#}"));
+        let planned = plan(&pipeline, &self.folder.path().join(what)).unwrap_or_else(|e| panic!("{place}: {e:#}"));
         let options = RunOptions {
             out: self.folder.path().join(what),
             fresh: false,
@@ -214,7 +214,6 @@ impl Bench {
         let options = SweepOptions {
             out: self.folder.path().join("sweep"),
             fresh: false,
-            replaces: false,
             shard: Shard::ALONE,
         };
         let swept = sweep(&pipeline, &options, &mut |_| ())
