@@ -118,7 +118,12 @@ impl Bench {
             assert!(are_losses, "{place}: {} {losses:?}", linear.linear);
         }
         let kl = record.evaluation.as_ref().unwrap().kl_mean;
-        assert!(kl > 0.0 && kl < 1.5, "{place}: KL {kl}");
+        // random weights leave little at 2 bits; guessing would be at the logarithm of the vocabulary, 8.3
+        let most = match pipeline.quant.scheme.bits() {
+            2 => 4.0,
+            _ => 1.5,
+        };
+        assert!(kl > 0.0 && kl < most, "{place}: KL {kl}");
         if pipeline.budget.is_none() {
             let bits = record.summary.bits_per_weight;
             assert!(
