@@ -4,7 +4,7 @@
 usage: geometries.py [--halfbyte target/release/halfbyte] [--threads 1] [--only WORD] > geometries.md
 
 A model keeps its heads, kv heads, biases, norms, type of weights and whether its head is tied; its head is as wide as
-`small_head_dim` says, and hidden_size and intermediate_size go with it, the latter to the nearest multiple of 16. Two blocks,
+`small_head_dim` says, and hidden_size and intermediate_size go with it, the latter to the nearest multiple of 16. One block,
 the embedded model's tokenizer and 4099 ids. No packages are needed.
 """
 
@@ -22,7 +22,7 @@ from array import array
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VOCABULARY, GROUP, BLOCKS, SLIDING_WINDOW = 4099, 16, 2, 24
+VOCABULARY, GROUP, BLOCKS, SLIDING_WINDOW = 4099, 16, 1, 24
 
 PIPELINE = """model: {source: model}
 calibration: {sources: [{path: text.txt}], num_samples: 18, sequence_length: 64}
@@ -201,7 +201,7 @@ class Bench:
             parts = json.loads(told)["parts"]
             foretold = sum(part["predicted_kl"] for part in parts)
             cells.append(f"{figure(foretold)} / {figure(sum(part['kl_mean'] for part in parts))}")
-        code, told = self.call("generate", model, "The cooks of the harbour", "--raw", "--max-new-tokens", "12", "--json")
+        code, told = self.call("generate", model, "--prompt", "The cooks of the harbour", "--raw", "--max-new-tokens", "12", "--json")
         cells.append(f"exit {code}" if code else str(len(json.loads(told)["tokens"])))
         return cells
 
@@ -246,7 +246,7 @@ def main():
     tries = len(rows) * (len(SETTINGS) + 5)
     print(f"""# Published shapes, every method
 
-Made by [geometries.py](geometries.py): the shapes of {len(rows)} published models, narrowed to what stands in brackets, two blocks
+Made by [geometries.py](geometries.py): the shapes of {len(rows)} published models, narrowed to what stands in brackets, one block
 each, random weights. {tries - failed} of {tries} tries ended with exit code 0. Random weights are harder to round than trained
 ones, and methods differ less on them: the figures say that each is sound, not which is best.
 
