@@ -965,7 +965,7 @@ mod tests {
         let heads = |model_type: &str, written: Value| {
             let found = config(
                 json!({"model_type": model_type, "num_key_value_heads": written,
-                "num_attention_heads": 64}),
+                "hidden_size": 256, "num_attention_heads": 64}),
             );
             found.unwrap().num_key_value_heads
         };

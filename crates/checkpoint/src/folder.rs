@@ -940,11 +940,11 @@ fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
-/// The modules of tensors of two dimensions but the embedding: the linears.
+/// The modules of tensors of two dimensions: the linears, the embedding and a head of its own.
 fn linears(expected: &[(String, Vec<usize>)]) -> HashSet<&str> {
     let weights = expected.iter().filter(|(_, shape)| shape.len() == 2);
     let modules = weights.filter_map(|(name, _)| name.strip_suffix(".weight"));
-    modules.filter(|module| module.contains("_proj")).collect()
+    modules.collect()
 }
 
 /// Whether a tensor is one that a linear's codes are made of, or that goes with them.
