@@ -13,3 +13,4 @@ mod page;
 mod program;
 mod snapshot;
 mod sweep;
+mod terminal;
