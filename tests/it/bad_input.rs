@@ -236,7 +236,10 @@ fn a_full_disk() {
         done.is_ok_and(|output| output.status.success())
     };
     if !mount("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs"]) {
-        println!("skipped: no small file system could be mounted, which needs root");
+        halfbyte_testing::skip(
+            halfbyte_testing::Lacking::Mount,
+            "no small file system could be mounted, which needs root",
+        );
         return;
     }
     let output = bench.run().output().unwrap();

@@ -99,7 +99,7 @@ fn greedy_tokens_are_the_same_packed_on_both_devices_and_dense_without_a_cache()
     }
 
     if let Err(error) = open_device(DeviceChoice::Vulkan) {
-        println!("skipped: no Vulkan driver ({error})");
+        halfbyte_testing::skip(halfbyte_testing::Lacking::Vulkan, error);
         return;
     }
     let on_wgpu = generated(&model, &["--device", "vulkan"]);
@@ -222,6 +222,35 @@ fn a_text_ends_with_the_tokens_that_either_config_names() {
             .iter()
             .take_while(|t| **t != tokens[3]);
         assert_eq!(found["tokens"], kept.cloned().collect::<Value>(), "{file}");
+    }
+}
+
+#[test]
+fn a_model_that_samples_is_sampled_from_unless_something_else_is_asked_for() {
+    let model = copy();
+    let greedy = generated(model.path(), &[]);
+    assert_eq!(greedy["sampling"]["temperature"], 0.0);
+    let file = "generation_config.json";
+    edit(model.path(), file, "do_sample", json!(true));
+    edit(model.path(), file, "temperature", json!(1.5));
+    edit(model.path(), file, "top_k", json!(40));
+    let sampled = generated(model.path(), &[]);
+    let wanted = json!({"temperature": 1.5, "top_p": 1.0, "top_k": 40, "seed": 0});
+    assert_eq!(sampled["sampling"], wanted);
+    assert_ne!(sampled["tokens"], greedy["tokens"]);
+    let stderr = succeed(&mut generate(model.path(), &[])).stderr;
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(
+        stderr.contains(
+            "sampling with the model's own temperature 1.5, top_k 40 (generation_config.json)"
+        ),
+        "{stderr}"
+    );
+    let flags = ["--temperature", "1.5", "--top-k", "40"];
+    let asked = generated(copy().path(), &flags);
+    assert_eq!(asked["tokens"], sampled["tokens"]);
+    for more in [&["--temperature", "0"][..], &["--top-k", "1"]] {
+        assert_eq!(generated(model.path(), more)["tokens"], greedy["tokens"]);
     }
 }
 

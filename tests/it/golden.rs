@@ -76,9 +76,7 @@ fn logits_match_transformers_on_the_cpu() {
 #[test]
 fn logits_match_transformers_on_wgpu() {
     if let Err(error) = open_device(DeviceChoice::Vulkan) {
-        println!(
-            "skipped: no Vulkan driver ({error}); Debian's mesa-vulkan-drivers has one in software"
-        );
+        halfbyte_testing::skip(halfbyte_testing::Lacking::Vulkan, error);
         return;
     }
     assert!(check(DeviceChoice::Vulkan) >= 20);

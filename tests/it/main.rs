@@ -16,4 +16,5 @@ mod page;
 mod program;
 mod snapshot;
 mod sweep;
+mod terminal;
 mod told;

@@ -331,7 +331,10 @@ mod tests {
     fn forms() -> Vec<(bool, Rounding)> {
         let mut forms: Vec<(bool, Rounding)> = vec![(false, |x| x), (true, stored)];
         if !bf16::is_at_hand() {
-            println!("skipped: sums of bf16 numbers; this processor has no AVX-512 BF16");
+            halfbyte_testing::skip(
+                halfbyte_testing::Lacking::Instructions,
+                "AVX-512 BF16, for sums of bf16 numbers",
+            );
             forms.pop();
         }
         forms

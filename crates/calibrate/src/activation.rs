@@ -314,7 +314,7 @@ mod tests {
         let device = match open_device(DeviceChoice::Vulkan) {
             Ok(device) => device,
             Err(error) => {
-                println!("skipped: {error}");
+                halfbyte_testing::skip(halfbyte_testing::Lacking::Vulkan, error);
                 return;
             }
         };
@@ -397,9 +397,12 @@ mod tests {
 
     #[test]
     fn a_row_that_is_not_finite_is_named_on_a_device_too() {
-        let Ok(device) = open_device(DeviceChoice::Vulkan) else {
-            println!("skipped: no Vulkan device");
-            return;
+        let device = match open_device(DeviceChoice::Vulkan) {
+            Ok(device) => device,
+            Err(error) => {
+                halfbyte_testing::skip(halfbyte_testing::Lacking::Vulkan, error);
+                return;
+            }
         };
         let mut x = rows(5 * 20, 1);
         x[3 * 20 + 7] = f32::INFINITY;

@@ -250,7 +250,11 @@ pub enum CheckpointError {
     )]
     HubDisabled(String),
     /// The hub answered with an error status.
-    #[error("{repo}: {file}: the hub answered {status}; {}", status_hint(*status))]
+    #[error(
+        "{repo}: {file}: the hub answered {status}{}; {}",
+        match words { Some(words) => format!(", \"{words}\""), None => String::new() },
+        status_hint(*status)
+    )]
     HubStatus {
         /// `org/name@revision`.
         repo: String,
@@ -258,6 +262,8 @@ pub enum CheckpointError {
         file: String,
         /// HTTP status.
         status: u16,
+        /// What the hub says beside it, where it refuses.
+        words: Option<String>,
     },
     /// The hub could not be reached, or the connection broke.
     #[error(
@@ -325,6 +331,23 @@ impl CheckpointError {
             source,
         }
     }
+
+    /// What happened, without the remedy, where something will be tried first.
+    #[cfg(feature = "hub")]
+    pub(crate) fn brief(&self) -> String {
+        match self {
+            Self::HubTransport {
+                repo,
+                file,
+                endpoint,
+                reason,
+            } => format!("{repo}: {file}: download from {endpoint} failed: {reason}"),
+            Self::HubStatus {
+                repo, file, status, ..
+            } => format!("{repo}: {file}: the hub answered {status}"),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// How to mend what the system refuses.
@@ -352,7 +375,8 @@ fn io_hint(kind: ErrorKind) -> &'static str {
 fn status_hint(status: u16) -> &'static str {
     match status {
         401 | 403 => {
-            "set HF_TOKEN to a token that may read it (and accept the model's terms on its page), or check the id"
+            "a private or gated repository wants HF_TOKEN, the token of an account that may read it, and a gated one that \
+             its licence was accepted on its page; or check the id"
         }
         404 => "check the id, the revision and the file, or name a folder that exists",
         429 => "too many requests, wait a little and run again",

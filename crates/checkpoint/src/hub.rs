@@ -23,6 +23,8 @@ const ENDPOINT: &str = "https://huggingface.co";
 const RETRIES: u32 = 3;
 /// Waited before the first retry, doubled for each further one.
 const WAIT: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 200 });
+/// What is asked for before any file.
+const FILE_LIST: &str = "file list";
 const DATASET_ENDINGS: &[&str] = &[".txt", ".jsonl", ".json", ".parquet"];
 
 /// Finds a model in the cache, or downloads it.
@@ -231,7 +233,7 @@ impl<'a> Hub<'a> {
 
     /// Files and commit of the revision.
     fn list(&self) -> Result<RepoInfo> {
-        const WHAT: &str = "file list";
+        const WHAT: &str = FILE_LIST;
         let repo = self.api()?.repo(self.repo(&self.id.revision));
         let listing = retry(|| repo.info().map_err(|error| self.classify(WHAT, error)))
             .map_err(|failure| self.give_up(WHAT, failure))?;
@@ -321,6 +323,10 @@ impl<'a> Hub<'a> {
                     repo: self.id.to_string(),
                     file: file.to_owned(),
                     status,
+                    words: match status {
+                        401 | 403 => self.words(file),
+                        _ => None,
+                    },
                 };
                 match status >= 500 {
                     true => Failure::Again(said),
@@ -338,8 +344,34 @@ impl<'a> Hub<'a> {
                 repo: self.id.to_string(),
                 file: file.to_owned(),
                 status: 416,
+                words: None,
             },
         }
+    }
+
+    /// Why the hub refuses, in its own words, which hf-hub leaves out: the same is asked once more for them alone.
+    fn words(&self, file: &str) -> Option<String> {
+        let repo = self.api().ok()?.repo(self.repo(&self.id.revision));
+        let mut request = repo.info_request();
+        if file != FILE_LIST {
+            request = request.uri(repo.url(file));
+        }
+        let request = request.config().http_status_as_error(false).build();
+        let mut answer = request.call().ok()?;
+        let header = answer.headers().get("x-error-message");
+        let header = header.and_then(|words| Some(words.to_str().ok()?.to_owned()));
+        let words = header.or_else(|| {
+            let body = answer.body_mut().with_config().limit(1 << 16);
+            let body = body.read_to_string().ok()?;
+            match serde_json::from_str::<serde_json::Value>(&body) {
+                Ok(json) => Some(json.get("error")?.as_str()?.to_owned()),
+                // A page for a browser is no message.
+                Err(_) => Some(body).filter(|body| !body.contains('<')),
+            }
+        })?;
+        let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
+        let line = line.trim_end_matches('.').chars().take(400).collect();
+        Some(line).filter(|line: &String| !line.is_empty())
     }
 }
 
@@ -487,10 +519,16 @@ impl hf_hub::api::Progress for Report<'_> {
 }
 
 fn retry<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let mut told = String::new();
     for n in 0..RETRIES {
         match attempt() {
             Err(Failure::Again(error)) => {
-                tracing::warn!("{error}; trying again");
+                let text = error.brief();
+                // Without a network every try fails alike.
+                if text != told {
+                    tracing::warn!("{text}; trying again");
+                }
+                told = text;
                 std::thread::sleep(WAIT * 2u32.pow(n));
             }
             result => return result,

@@ -6,41 +6,47 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use halfbyte_pipeline::Shard;
-use halfbyte_pipeline::config::{Device, Windows, parse_bytes};
+use halfbyte_pipeline::config::{Device, EMBEDDED_EVALUATION, Windows, parse_bytes};
 
-/// From Hugging Face safetensors to a calibrated low-bit checkpoint: one pipeline file, one program, no Python.
-///
-/// MODEL is a folder, a hub id `org/name[@revision]`, or `embedded:tiny`.
-/// Results go to stdout, progress and logs to stderr; RUST_LOG chooses the logs.
-/// Exit codes: 0 done; 2 the input is at fault; 3 a gate failed; 1 a fault of the program.
+/// Quantize language models: from Hugging Face safetensors to a calibrated low-bit checkpoint.
 #[derive(Debug, Parser)]
-#[command(name = "halfbyte", version, verbatim_doc_comment)]
+#[command(name = "halfbyte", version, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
+/// What holds for all commands.
+const AFTER_HELP: &str = "\
+MODEL is a folder with a checkpoint, the output folder of a run, a hub id `org/name[@revision]`, or `embedded:tiny`, a small \
+model inside the program.
+
+Results go to stdout, progress and logs to stderr; RUST_LOG chooses the logs.
+
+Exit codes: 0 done; 2 something is wrong with the input, and the message says how to mend it; 3 a quality gate was not met; \
+1 a bug in the program; 130 interrupted.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Quantize as the pipeline file says; a run that was cut off is taken up where it stood
+    /// Quantize a model as a pipeline file says; an interrupted run goes on where it stopped
     Run(Run),
-    /// Solve every combination of the settings under `sweep` from one pass, and report which is worth its size
+    /// Try every combination of the settings under `sweep` and report which is worth its size
     Sweep(Sweep),
-    /// Say what would be done, in seconds, reading no weights: sizes, memory, problems found
+    /// Show what a run would do, in seconds and without reading weights: sizes, memory, problems
     Plan(Plan),
-    /// Score a model on a text: perplexity, and divergence from a reference model
+    /// Measure a model on a text: perplexity, and KL divergence from a reference model
     Eval(Eval),
-    /// Measure what each part of a quantized model costs by itself, beside what its losses predict
+    /// Measure how much KL divergence each part of a quantized model causes by itself
     Sensitivity(Sensitivity),
-    /// Go on from a prompt; the text comes on stdout as it grows, speed and memory on stderr at the end
+    /// Generate text from a prompt
     Generate(Generate),
-    /// Say what a model holds, tensor by tensor
+    /// List what a checkpoint holds: format, bits, which programs load it, every tensor
     Inspect(Inspect),
-    /// Say why a linear of a run loses what it does, what rule would mend it, and what that costs
+    /// Say why one linear layer of a run loses what it does, and which rule would mend it at what size
     Explain(Explain),
-    /// Draw the page of a run or a sweep again and print its summary, or compare several runs
+    /// Print the summary of a run or a sweep and draw its page again, or compare several runs
     Report(Report),
-    /// List the adapters that wgpu finds, what they can do, and whether they compute what the CPU does
+    /// List the GPUs found, what they can do, and whether they compute what the CPU does
     Devices(Devices),
     /// Print the JSON Schema of the pipeline file, for editors
     Schema,
@@ -51,17 +57,17 @@ pub(crate) struct Run {
     /// The pipeline file
     #[arg(value_name = "PIPELINE.yaml")]
     pub(crate) pipeline: PathBuf,
-    /// Folder to write; the name of the pipeline file under `out/` where not given
+    /// Output folder [default: out/ and the name of the pipeline file]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) machine: Machine,
-    /// What the run may hold before it spills to files, such as 8GiB
+    /// Memory to use before activations go to files, such as 8GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_memory: Option<String>,
     #[command(flatten)]
     pub(crate) overrides: Overrides,
-    /// Start anew whatever an earlier run left in DIR
+    /// Start over instead of going on with what an earlier run left in DIR
     #[arg(long)]
     pub(crate) fresh: bool,
 }
@@ -70,8 +76,8 @@ pub(crate) struct Run {
 pub(crate) struct Sweep {
     #[command(flatten)]
     pub(crate) run: Run,
-    /// Do this share of the work, such as 2/4; all N processes are given the same DIR. Once for the blocks, once more,
-    /// when all have done theirs, for the scores; the last one reports
+    /// Share of the work to do, such as 2/4, where N processes are given the same DIR. Start each twice: for the blocks,
+    /// and for the scores once all have done theirs; the last one reports
     #[arg(long, value_name = "I/N", value_parser = shard, default_value = "1/1")]
     pub(crate) shard: Shard,
 }
@@ -84,7 +90,7 @@ pub(crate) struct Plan {
     /// Folder that the run would write, as `run` takes it
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// One JSON document on stdout
+    /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -93,31 +99,32 @@ pub(crate) struct Plan {
 
 #[derive(Debug, Args)]
 pub(crate) struct Eval {
-    /// Folder, hub id or `embedded:tiny`
+    /// Checkpoint folder, output folder of a run, hub id or `embedded:tiny`
     pub(crate) model: String,
-    /// The model to hold it against, the float one as a rule
+    /// The model to compare with, usually the unquantized one
     #[arg(long, value_name = "MODEL")]
     pub(crate) reference: Option<String>,
-    /// A plain text file
-    #[arg(long, value_name = "FILE")]
+    /// Plain text file to measure on; the default is a short text inside the program
+    #[arg(long, value_name = "FILE", default_value = EMBEDDED_EVALUATION)]
     pub(crate) text: PathBuf,
-    /// Tokens a window
+    /// Tokens per sequence
     #[arg(long, value_name = "N", default_value = "1024")]
     pub(crate) sequence_length: NonZeroUsize,
-    /// A count (evenly spaced), indices from 0 with commas such as 0,7,9 (one alone: `7,`), or all
-    #[arg(long, value_name = "N|LIST|all", default_value = "32", value_parser = windows)]
-    pub(crate) windows: Windows,
-    /// Multiply the model's codes as they are, rather than the dense weights they stand for: the same scores but for
-    /// rounding, slower on long windows
+    /// Sequences of the text to use: a count (evenly spaced), indices from 0 such as 0,7,9 (one alone: `7,`), or all
+    /// [default: 32, and all of the text inside the program]
+    #[arg(long, value_name = "N|LIST|all", value_parser = windows)]
+    pub(crate) windows: Option<Windows>,
+    /// Compute with the quantized codes as they are stored, as `generate` does, instead of unpacked weights: the same scores
+    /// up to rounding, slower on long sequences
     #[arg(long)]
     pub(crate) packed: bool,
-    /// Prompts that both models go on from, one a line; the first 32 tokens of up to 8 windows where not given
+    /// File of prompts, one per line, from which both models generate [default: the first 32 tokens of up to 8 sequences]
     #[arg(long, value_name = "FILE", requires = "reference")]
     pub(crate) prompts: Option<PathBuf>,
-    /// Tokens that both models give for each prompt, the likeliest always; 0 leaves that comparison out
+    /// Tokens that both models generate greedily from each prompt; 0 leaves that comparison out
     #[arg(long, value_name = "N", default_value = "64")]
     pub(crate) max_new_tokens: usize,
-    /// One JSON document on stdout
+    /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -126,27 +133,27 @@ pub(crate) struct Eval {
 
 #[derive(Debug, Args)]
 pub(crate) struct Sensitivity {
-    /// The quantized model: a folder or a hub id
+    /// The quantized model: checkpoint folder, output folder of a run, or hub id
     pub(crate) model: String,
-    /// The float model it was made from
+    /// The unquantized model it was made from
     #[arg(long, value_name = "MODEL")]
     pub(crate) reference: String,
-    /// A plain text file
-    #[arg(long, value_name = "FILE")]
+    /// Plain text file to measure on; the default is a short text inside the program
+    #[arg(long, value_name = "FILE", default_value = EMBEDDED_EVALUATION)]
     pub(crate) text: PathBuf,
-    /// What makes a part: the linears of a name, those of a block, or each by itself
+    /// What a part is: all linear layers of one name, those of one block, or each by itself
     #[arg(long, value_enum, default_value = "kind")]
     pub(crate) by: By,
-    /// Tokens a window
+    /// Tokens per sequence
     #[arg(long, value_name = "N", default_value = "1024")]
     pub(crate) sequence_length: NonZeroUsize,
-    /// A count (evenly spaced), indices from 0 with commas such as 0,7,9 (one alone: `7,`), or all
+    /// Sequences of the text to use: a count (evenly spaced), indices from 0 such as 0,7,9 (one alone: `7,`), or all
     #[arg(long, value_name = "N|LIST|all", default_value = "8", value_parser = windows)]
     pub(crate) windows: Windows,
-    /// One JSON document on stdout
+    /// Print one JSON document
     #[arg(long, conflicts_with = "csv")]
     pub(crate) json: bool,
-    /// Comma-separated values on stdout
+    /// Print comma-separated values
     #[arg(long)]
     pub(crate) csv: bool,
     #[command(flatten)]
@@ -163,38 +170,30 @@ pub(crate) enum By {
 
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
-    /// Folder, hub id or `embedded:tiny`
+    /// Checkpoint folder, output folder of a run, hub id or `embedded:tiny`
     pub(crate) model: String,
-    /// What the text begins with. A model that has a chat template is given it as the user's message in a conversation,
-    /// as mlx-lm does; --raw turns that off
+    /// Text to start from; a model with a chat template is given it as the user's message
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: String,
-    /// The prompt as it stands, without the model's chat template
+    /// Take the prompt as it is, without the model's chat template
     #[arg(long)]
     pub(crate) raw: bool,
-    /// Tokens after which to stop, where the model does not end the text before
+    /// Most tokens to generate
     #[arg(long, value_name = "N", default_value = "256", alias = "max-tokens")]
     pub(crate) max_new_tokens: NonZeroUsize,
-    /// What logits are divided by; 0 takes the likeliest token always
-    #[arg(
-        long,
-        value_name = "T",
-        default_value = "0",
-        allow_negative_numbers = true
-    )]
-    pub(crate) temperature: f64,
-    /// Draw from the likeliest tokens that have this share of the probability together
-    #[arg(
-        long,
-        value_name = "P",
-        default_value = "1",
-        allow_negative_numbers = true
-    )]
-    pub(crate) top_p: f64,
-    /// Where the random numbers start
+    /// Sampling temperature; 0 = greedy [default: the model's generation_config.json, else 0]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub(crate) temperature: Option<f64>,
+    /// Sample from the most likely tokens whose probabilities add up to P [default: likewise, else 1: from all]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) top_p: Option<f64>,
+    /// Sample from the K most likely tokens [default: likewise, else 0: from all]
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Seed of the random numbers
     #[arg(long, value_name = "N", default_value = "0")]
     pub(crate) seed: u64,
-    /// One JSON document on stdout at the end, in place of the text as it grows
+    /// Print one JSON document at the end instead of the text as it grows
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -203,52 +202,52 @@ pub(crate) struct Generate {
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// Folder, hub id or `embedded:tiny`
+    /// Checkpoint folder, output folder of a run, hub id or `embedded:tiny`
     pub(crate) model: String,
-    /// One JSON document on stdout
+    /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Report {
-    /// Folders that runs, or a sweep, have written
+    /// Output folders of runs, or of one sweep
     #[arg(value_name = "RUN", required = true)]
     pub(crate) runs: Vec<PathBuf>,
-    /// The page to write, or the table in markdown where the name ends in .md (one run's model card); where not given, one
-    /// run's page goes to halfbyte/report.html in its folder, and several get none
+    /// Page to write, or for a name that ends in .md the table in markdown (of one run its model card) [default: for one run
+    /// halfbyte/report.html in its folder, for several none]
     #[arg(long, value_name = "FILE.html|FILE.md")]
     pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// Folder that a run has written
+    /// Output folder of a run
     pub(crate) run: PathBuf,
-    /// A linear's name as in linears.csv, or the end of it that no other has, such as `3.mlp.down_proj`
+    /// Name of a linear layer as in linears.csv, or an end of it that no other has, such as `3.mlp.down_proj`
     pub(crate) linear: String,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Devices {
-    /// One JSON document on stdout
+    /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Machine {
-    /// Where tensors live
+    /// Device to compute on [default: auto, the best there is]
     #[arg(long, value_parser = PossibleValuesParser::new(Device::ALL.map(Device::as_str)).map(|word| device(&word)))]
     pub(crate) device: Option<Device>,
-    /// Threads; all cores where not given
+    /// Threads to use [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Overrides {
-    /// Set a key of the pipeline file, such as --set quant.bits=3; may be repeated
+    /// Set a key of the pipeline file, such as quant.bits=3; may be given several times
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub(crate) set: Vec<String>,
 }
@@ -410,12 +409,12 @@ mod tests {
             "halfbyte run p.yaml --threads 0",
             "halfbyte run p.yaml --max-memory much",
             "halfbyte sweep p.yaml --shard 3/2",
-            "halfbyte eval m",
             "halfbyte eval m --text t --windows 0",
             "halfbyte report",
             "halfbyte generate m",
             "halfbyte generate m --prompt p --max-new-tokens 0",
             "halfbyte generate m --prompt p --temperature warm",
+            "halfbyte generate m --prompt p --top-k -1",
             "halfbyte eval m --text t --prompts p",
             "halfbyte frob",
         ] {

@@ -4,11 +4,11 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
-use halfbyte_pipeline::{GenerateRequest, Generator, Sampling};
+use halfbyte_pipeline::{GenerateRequest, Generator, SamplingRequest};
 
 use crate::args::Generate;
 use crate::progress::Progress;
-use crate::{json, print, print_error, results, use_threads};
+use crate::{json, print_error, print_exactly, results, use_threads};
 
 pub(crate) fn generate(args: Generate, progress: &mut Progress) -> Result<()> {
     use_threads(args.machine.threads.map(usize::from))?;
@@ -17,9 +17,10 @@ pub(crate) fn generate(args: Generate, progress: &mut Progress) -> Result<()> {
         prompt: args.prompt,
         raw: args.raw,
         max_new_tokens: args.max_new_tokens.get(),
-        sampling: Sampling {
+        sampling: SamplingRequest {
             temperature: args.temperature,
             top_p: args.top_p,
+            top_k: args.top_k,
             seed: args.seed,
         },
         device: args.machine.device.unwrap_or_default(),
@@ -45,9 +46,9 @@ pub(crate) fn generate(args: Generate, progress: &mut Progress) -> Result<()> {
         written => written.context("writing to stdout")?,
     }
     if args.json {
-        print(&json(&generation)?)?;
+        print_exactly(&json(&generation)?)?;
     } else {
-        print("")?;
+        print_exactly("")?;
     }
     print_error(&results::generation(&generation));
     Ok(())

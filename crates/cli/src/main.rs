@@ -7,19 +7,23 @@ mod args;
 mod devices;
 mod failure;
 mod generate;
+mod interrupt;
 mod progress;
 mod reports;
 mod results;
+mod wrap;
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use halfbyte_pipeline::config::Pipeline;
+use halfbyte_pipeline::config::{Pipeline, Windows};
 use halfbyte_pipeline::{
     EvalRequest, Inspection, Parts, Plan, RunOptions, SensitivityRequest, SweepOptions, exit_code,
 };
+use terminal_size::{Height, Width, terminal_size_of};
 use tracing_subscriber::EnvFilter;
 
 use args::{By, Cli, Command};
@@ -29,9 +33,11 @@ use progress::Progress;
 fn main() -> ExitCode {
     halfbyte_pipeline::keep_freed_memory();
     halfbyte_pipeline::tell_of_file_limits();
+    quiet_vulkan();
     failure::set_panic_hook();
     let cli = Cli::parse();
     let (mut progress, logs) = progress::start();
+    interrupt::watch(progress.screen());
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")),
@@ -65,6 +71,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
                 fresh: args.fresh,
                 replaces: false,
             };
+            progress.keeps_blocks_in(options.out.join("halfbyte/work"));
             let run = halfbyte_pipeline::quantize(&pipeline, &options, &mut |event| {
                 progress.event(&event);
             });
@@ -81,6 +88,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
                 fresh: args.run.fresh,
                 shard: args.shard,
             };
+            progress.keeps_blocks_in(options.out.join("halfbyte"));
             let swept = halfbyte_pipeline::sweep(&pipeline, &options, &mut |event| {
                 progress.event(&event);
             });
@@ -100,9 +108,11 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             let request = EvalRequest {
                 model: args.model,
                 reference: args.reference,
-                text: args.text,
                 sequence_length: args.sequence_length.get(),
-                windows: args.windows,
+                windows: args
+                    .windows
+                    .unwrap_or_else(|| Windows::default_for(&args.text)),
+                text: args.text,
                 packed: args.packed,
                 prompts: args.prompts,
                 max_new_tokens: args.max_new_tokens,
@@ -136,19 +146,40 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             progress.finish();
             let found = found?;
             match args.csv {
-                true => print(&results::sensitivity_csv(&found)),
+                true => print_exactly(&results::sensitivity_csv(&found)),
                 false => print_result(&found, results::sensitivity, args.json),
             }
         }
         Command::Generate(args) => generate::generate(args, progress),
         Command::Inspect(args) => {
-            let inspection = halfbyte_pipeline::inspect(&args.model)?;
+            let inspection = halfbyte_pipeline::inspect(&args.model, &mut |event| {
+                progress.event(&event);
+            });
+            progress.finish();
+            let inspection = inspection?;
             print_result(&inspection, Inspection::to_string, args.json)
         }
         Command::Explain(args) => print(&reports::explain(&args.run, &args.linear)?),
         Command::Report(args) => print(&reports::report(&args.runs, args.out.as_deref())?),
         Command::Devices(args) => print_result(&devices::find(), Devices::to_string, args.json),
-        Command::Schema => print(&json(&Pipeline::schema())?),
+        Command::Schema => print_exactly(&json(&Pipeline::schema())?),
+    }
+}
+
+/// Keeps Mesa's layer that chooses between adapters away where there is no desktop for it to ask: it complains to stderr
+/// each time adapters are listed, and the program chooses by itself.
+fn quiet_vulkan() {
+    let is_set = |name: &str| std::env::var_os(name).is_some();
+    if ![
+        "NODEVICE_SELECT",
+        "MESA_VK_DEVICE_SELECT",
+        "XDG_RUNTIME_DIR",
+    ]
+    .into_iter()
+    .any(is_set)
+    {
+        // SAFETY: called before there are other threads.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
 
@@ -169,7 +200,7 @@ fn print_result<T: serde::Serialize>(
     as_json: bool,
 ) -> Result<()> {
     if as_json {
-        print(&json(result)?)
+        print_exactly(&json(result)?)
     } else {
         print(&in_words(result))
     }
@@ -179,8 +210,21 @@ fn json<T: serde::Serialize>(value: &T) -> Result<String> {
     serde_json::to_string_pretty(value).context("writing the result as JSON")
 }
 
-/// Writes a result to stdout, with one line end behind it.
+/// Writes a result to stdout, with one line end behind it; on a terminal long lines are broken at its width.
 fn print(text: &str) -> Result<()> {
+    print_exactly(&for_terminal(terminal_size_of(io::stdout()), text))
+}
+
+/// The text with long lines broken where it goes to a terminal of this size.
+fn for_terminal(size: Option<(Width, Height)>, text: &str) -> Cow<'_, str> {
+    match size {
+        Some((width, _)) => wrap::wrap(text, usize::from(width.0)),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// The same for what a program or another file takes: no line is broken.
+fn print_exactly(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush());
     match written {
@@ -192,5 +236,9 @@ fn print(text: &str) -> Result<()> {
 
 /// Writes to stderr; where that fails there is nobody left to tell.
 fn print_error(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(
+        io::stderr(),
+        "{}",
+        for_terminal(terminal_size_of(io::stderr()), text)
+    );
 }

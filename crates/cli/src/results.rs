@@ -6,14 +6,30 @@ use halfbyte_pipeline::{
     Evaluation, Generation, GenerationCost, PartSensitivity, Run, Sensitivity, Swept, report,
 };
 
-/// The table of linears, then the summary, so that the summary stands last on the screen.
+/// The table of linears, then the summary, so that the summary stands last on the screen, and where to go from there.
 pub(crate) fn run(run: &Run) -> String {
     let record = &run.record;
-    format!(
+    let mut text = format!(
         "{}\n{}",
         report::linears_table(record),
         report::summary_text(record)
-    )
+    );
+    let page = report::page_path(&run.out);
+    if page.is_file() {
+        text += &format!("{:<15} {}\n", "page", page.display());
+    }
+    let out = quoted(&run.out.display().to_string());
+    text += &format!("{:<15} halfbyte generate {out} --prompt Hello\n", "try it");
+    text
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=~".contains(c);
+    match path.chars().all(is_plain) {
+        true => path.to_owned(),
+        false => format!("'{}'", path.replace('\'', "'\\''")),
+    }
 }
 
 /// The winner's run first, then the table of cells; or what the other shards have still to do.
@@ -93,10 +109,10 @@ pub(crate) fn evaluation(evaluation: &Evaluation) -> String {
 
 fn cost(cost: &GenerationCost) -> String {
     format!(
-        "{:.1} tokens/s with {} MiB of weights and {} MiB of keys and values",
+        "{:.1} tokens/s with {} of weights and {} of keys and values",
         cost.tokens_per_second,
-        mebibytes(cost.weight_bytes),
-        mebibytes(cost.cache_bytes)
+        report::bytes(cost.weight_bytes),
+        report::bytes(cost.cache_bytes)
     )
 }
 
@@ -110,7 +126,7 @@ pub(crate) fn sensitivity(found: &Sensitivity) -> String {
     let name = found.parts.iter().map(|part| part.part.len()).max();
     let name = name.unwrap_or(0).max("sum of parts".len());
     let mut text = format!(
-        "{:<name$}  linears  bits/weight  KL predicted  share  KL measured alone  share\n",
+        "{:<name$}  linears   bits  KL predicted  share  KL measured alone  share\n",
         "part"
     );
     let share = |of: f64, all: f64| if all > 0.0 { 100.0 * of / all } else { 0.0 };
@@ -119,7 +135,7 @@ pub(crate) fn sensitivity(found: &Sensitivity) -> String {
         // Writing into a String cannot fail.
         let _ = writeln!(
             text,
-            "{:<name$}  {:>7}  {:>11.3}  {:>12.3e}  {:>3.0} %  {measured:>17}  {:>3.0} %",
+            "{:<name$}  {:>7}  {:>5.3}  {:>12.3e}  {:>3.0} %  {measured:>17}  {:>3.0} %",
             part.part, part.linears, part.bits_per_weight, part.predicted_kl, shares[0], shares[1],
         );
     };
@@ -164,24 +180,26 @@ pub(crate) fn generation(generation: &Generation) -> String {
     let (cost, tokens) = (&generation.cost, generation.tokens.len());
     format!(
         "{} tokens of prompt, {:.1} tokens/s; {tokens} new, {:.1} tokens/s\n\
-         {} MiB of weights, {} MiB of keys and values, {} MiB at the peak",
+         {} of weights, {} of keys and values, {} at the peak",
         generation.prompt_tokens,
         cost.prompt_tokens_per_second,
         cost.tokens_per_second,
-        mebibytes(cost.weight_bytes),
-        mebibytes(cost.cache_bytes),
-        mebibytes(cost.memory_bytes_peak),
+        report::bytes(cost.weight_bytes),
+        report::bytes(cost.cache_bytes),
+        report::bytes(cost.memory_bytes_peak),
     )
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1}", bytes as f64 / f64::from(1 << 20))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use halfbyte_pipeline::{Against, Agreement};
+
+    #[test]
+    fn a_path_is_quoted_where_a_shell_would_take_it_apart() {
+        assert_eq!(quoted("out/Qwen3-0.6B_w4"), "out/Qwen3-0.6B_w4");
+        assert_eq!(quoted("my models/it's"), "'my models/it'\\''s'");
+    }
 
     #[test]
     fn an_evaluation_tells_the_distance_only_where_there_is_a_reference() {

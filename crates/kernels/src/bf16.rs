@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn products_are_those_of_the_rounded_numbers() {
         if !is_at_hand() {
-            println!("skipped: this processor has no AVX-512 BF16");
+            halfbyte_testing::skip(halfbyte_testing::Lacking::Instructions, "AVX-512 BF16");
             return;
         }
         let shapes = [
@@ -380,7 +380,7 @@ mod tests {
     #[test]
     fn squares_are_right_on_and_above_the_diagonal() {
         if !is_at_hand() {
-            println!("skipped: this processor has no AVX-512 BF16");
+            halfbyte_testing::skip(halfbyte_testing::Lacking::Instructions, "AVX-512 BF16");
             return;
         }
         for (depth, rows) in [(1, 1), (2, 64), (7, 65), (256, 70), (31, 193)] {

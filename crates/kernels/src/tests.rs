@@ -6,6 +6,7 @@ use burn::tensor::wgpu::WgpuBackend;
 use burn::tensor::{DType, Device, DeviceKind, Tensor, TensorData};
 use half::{bf16, f16};
 use halfbyte_quant::{GroupSize, QuantizedWeight, Scheme};
+use halfbyte_testing::{Lacking, skip};
 
 use crate::self_test::judge;
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     devices, reference, self_test,
 };
 
-/// The adapter to test on; a test prints that it is skipped where there is none.
+/// The adapter to test on; a test says that it is skipped where there is none.
 fn device() -> Option<Device> {
     static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
     let found = DEVICE.get_or_init(|| {
@@ -23,7 +24,10 @@ fn device() -> Option<Device> {
             .ok()
     });
     if found.is_none() {
-        println!("skipped: no Vulkan adapter; mesa-vulkan-drivers has one that runs on the CPU");
+        skip(
+            Lacking::Vulkan,
+            "no adapter; mesa-vulkan-drivers has one that runs on the CPU",
+        );
     }
     found.clone()
 }
@@ -293,7 +297,7 @@ fn dequantizes_to_half_where_the_device_has_it() {
         }
         Err(e) => {
             assert!(!on_device.capabilities().f16);
-            println!("skipped: {e}");
+            skip(Lacking::GpuFeature, e);
         }
     }
 }
@@ -348,7 +352,7 @@ fn multiplies_many_tokens() {
 fn multiplies_halves_where_the_device_has_them() {
     let Some(device) = device() else { return };
     if !Capabilities::of(&device).unwrap().f16 {
-        println!("skipped: the device has no f16");
+        skip(Lacking::GpuFeature, "the device has no f16");
         return;
     }
     for (shape, tokens) in [([40, 128], 1), ([19, 90], 4), ([70, 128], 20)] {

@@ -301,7 +301,7 @@ mod tests {
     fn rounded_linears_multiply_rounded_numbers() {
         use halfbyte_kernels::bf16;
         if !bf16::is_at_hand() {
-            println!("skipped: this processor has no AVX-512 BF16");
+            halfbyte_testing::skip(halfbyte_testing::Lacking::Instructions, "AVX-512 BF16");
             return;
         }
         let (tokens, out, input) = (7, 67, 35);

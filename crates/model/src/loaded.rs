@@ -155,6 +155,7 @@ mod tests {
     use std::path::Path;
 
     use halfbyte_checkpoint::ModelFolder;
+    use halfbyte_testing::{Lacking, skip};
 
     use super::*;
     use crate::{DeviceChoice, open_device};
@@ -165,7 +166,7 @@ mod tests {
         let device = match open_device(choice) {
             Ok(device) => device,
             Err(error) => {
-                println!("skipped: {error}");
+                skip(Lacking::Vulkan, error);
                 return;
             }
         };
@@ -232,7 +233,7 @@ mod tests {
             let device = match open_device(choice) {
                 Ok(device) => device,
                 Err(error) => {
-                    println!("skipped: {error}");
+                    skip(Lacking::Vulkan, error);
                     continue;
                 }
             };

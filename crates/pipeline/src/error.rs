@@ -26,7 +26,9 @@ pub struct UserError {
 
 /// The result is written but scores below what the pipeline demands.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("gate.{name}: {found:.4} is above {limit}; the files are written all the same")]
+#[error(
+    "quality gate not met (`gate.{name}`): found {found:.4}, allowed is {limit}; the files are written all the same"
+)]
 pub struct GateFailed {
     /// The gate's key, such as `max_kl`.
     pub name: &'static str,

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use halfbyte_calibrate::text::{EvaluationText, WindowChoice, evaluation_windows, read_text};
+use halfbyte_calibrate::text::{EvaluationText, WindowChoice, evaluation_windows};
 use halfbyte_evaluate::{
     Agreement, Continuation, Evaluation, GenerationCost, agreement, evaluate as score,
 };
@@ -14,7 +14,7 @@ use tokenizers::Tokenizer;
 use crate::config::{Device, Windows};
 use crate::event::{Event, phase};
 use crate::generate::{Engine, Prompts, Sampling, kept_dense_warning, plain_tokenizer};
-use crate::open::{open_weights, window_choice};
+use crate::open::{open_weights, read_scored_text, window_choice};
 use crate::quantize::device_choice;
 use crate::told;
 
@@ -25,7 +25,7 @@ pub struct EvalRequest {
     pub model: String,
     /// The float model to measure the distance from.
     pub reference: Option<String>,
-    /// The text.
+    /// The text: a file, or [`crate::config::EMBEDDED_EVALUATION`].
     pub text: PathBuf,
     /// Tokens a window.
     pub sequence_length: usize,
@@ -47,7 +47,7 @@ const PROMPT_TOKENS: usize = 32;
 
 /// Scores a model as asked.
 pub fn evaluate(request: &EvalRequest, on_event: &mut dyn FnMut(Event)) -> Result<Evaluation> {
-    let text = read_text(&request.text)?;
+    let text = read_scored_text(&request.text)?;
     let device = open_device(device_choice(request.device))?;
     let mut open = |source: &str| -> Result<Decoder> {
         Ok(Decoder::new(

@@ -6,9 +6,11 @@ use std::fmt;
 use anyhow::Result;
 use halfbyte_model::{LinearKind, Weights, linear_shape};
 use halfbyte_quant::Coding;
+use halfbyte_report::bytes;
 use serde::Serialize;
 
 use crate::consumers::{self, ConsumerLine};
+use crate::event::Event;
 use crate::export::module_of;
 use crate::open::open_model;
 
@@ -47,8 +49,8 @@ pub struct TensorLine {
 }
 
 /// Lists a model folder, a hub id or `embedded:tiny`.
-pub fn inspect(model: &str) -> Result<Inspection> {
-    let weights = Weights::new(open_model(model, None, &mut |_| ())?)?;
+pub fn inspect(model: &str, on_event: &mut dyn FnMut(Event)) -> Result<Inspection> {
+    let weights = Weights::new(open_model(model, None, on_event)?)?;
     let (folder, config) = (weights.folder(), weights.config());
     let mut inspection = Inspection {
         model: folder.place(),
@@ -107,8 +109,11 @@ impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{}: {}, {} parameters, {} bytes",
-            self.model, self.model_type, self.parameters, self.bytes
+            "{}: {}, {} parameters, {}",
+            self.model,
+            self.model_type,
+            self.parameters,
+            bytes(self.bytes)
         )?;
         if let Some(format) = &self.format {
             let schemes: Vec<String> = self

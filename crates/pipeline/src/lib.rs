@@ -37,7 +37,9 @@ pub use consumers::ConsumerLine;
 pub use error::{GateFailed, UserError, exit_code, hint, user_error};
 pub use evaluate::{EvalRequest, evaluate};
 pub use event::Event;
-pub use generate::{Cost, GenerateRequest, Generation, Generator, Sampling, StoppedBy};
+pub use generate::{
+    Cost, GenerateRequest, Generation, Generator, Sampling, SamplingRequest, StoppedBy,
+};
 pub use halfbyte_evaluate::{Against, Agreement, Evaluation, GenerationCost, KeptDense};
 pub use halfbyte_report as report;
 pub use inspect::{Inspection, TensorLine, inspect};

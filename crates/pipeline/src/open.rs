@@ -1,6 +1,7 @@
 //! From what the pipeline file names to what is read: model, calibration text, evaluation text.
 
-use std::path::Path;
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{
@@ -12,10 +13,12 @@ use halfbyte_checkpoint::{
     resolve_with_progress, write_file,
 };
 use halfbyte_model::Weights;
+use halfbyte_report::{export_places, read_run};
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 use crate::config::{self, Calibration, Evaluate, Packing, Pipeline, Windows};
+use crate::error::user_error;
 use crate::event::Event;
 use crate::generate::{writing_bytes, written_windows};
 use crate::memory::MemoryLimit;
@@ -92,12 +95,18 @@ const EMBEDDED_TEXTS: [(&str, &str); 18] = [
     ),
 ];
 
-/// Opens a model: a folder, a hub id, or `embedded:tiny`.
+/// The project's own text to score on, no part of the calibration text.
+const EVALUATION_TEXT: &str = include_str!("../../../tests/data/evaluation.txt");
+
+/// Opens a model: a folder, a hub id, or `embedded:tiny`. The folder of a run stands for its first export.
 pub(crate) fn open_model(
     source: &str,
     revision: Option<String>,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<ModelFolder> {
+    if let Some(folder) = export_of_run(Path::new(source), on_event)? {
+        return Ok(ModelFolder::open(&folder)?);
+    }
     let options = HubOptions {
         revision,
         ..HubOptions::from_env()
@@ -106,9 +115,57 @@ pub(crate) fn open_model(
     Ok(folder)
 }
 
+/// The first checkpoint of the run in a folder that holds none itself, and a note of which one where there are several;
+/// none where the folder is no such run's.
+fn export_of_run(folder: &Path, on_event: &mut dyn FnMut(Event)) -> Result<Option<PathBuf>> {
+    let place = folder.display();
+    if folder.join("config.json").exists() || !folder.join("halfbyte").is_dir() {
+        return Ok(None);
+    }
+    if !folder.join("halfbyte/run.json").is_file() {
+        return Err(user_error(
+            format!(
+                "{place} holds no checkpoint, only a run or a sweep that has not finished or exported nothing"
+            ),
+            "repeat the command that wrote it, it goes on where it stopped; or name another folder",
+        ));
+    }
+    let record = read_run(folder)?;
+    let found = export_places(folder, &record);
+    let Some((first, path)) = found.first() else {
+        let gone: Vec<&str> = record.exports.iter().map(|e| e.path.as_str()).collect();
+        return Err(user_error(
+            format!(
+                "{place} is the folder of a run, but the checkpoints it wrote are gone: {}",
+                gone.join(", ")
+            ),
+            "name the folder where the checkpoint is now",
+        ));
+    };
+    if found.len() > 1 {
+        let formats: Vec<&str> = found.iter().map(|(format, _)| format.as_str()).collect();
+        on_event(Event::Note(format!(
+            "{place} holds {} checkpoints ({}); taking {first}, {}",
+            found.len(),
+            formats.join(", "),
+            path.display()
+        )));
+    }
+    Ok(Some(path.clone()))
+}
+
 /// The weights of a model, as the commands that take one by its name open it; tells what is to be told of it.
 pub(crate) fn open_weights(source: &str, on_event: &mut dyn FnMut(Event)) -> Result<Weights> {
     let folder = open_model(source, None, on_event)?;
+    told_weights(folder, source, on_event)
+}
+
+/// The weights of an opened model; tells what is to be told of it.
+pub(crate) fn told_weights(
+    folder: ModelFolder,
+    source: &str,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<Weights> {
     for notice in told::of_model(&folder)? {
         on_event(Event::Warning(format!("{source}: {notice}")));
     }
@@ -380,12 +437,20 @@ fn packing(packing: Packing) -> text::Packing {
     }
 }
 
+/// Text to score on: a file's, or the one inside the program.
+pub(crate) fn read_scored_text(path: &Path) -> Result<Cow<'static, str>> {
+    match path == Path::new(config::EMBEDDED_EVALUATION) {
+        true => Ok(Cow::Borrowed(EVALUATION_TEXT)),
+        false => Ok(Cow::Owned(text::read_text(path)?)),
+    }
+}
+
 /// Token windows of the pipeline's evaluation text.
 pub(crate) fn open_evaluation(
     evaluate: &Evaluate,
     tokenizer: &Tokenizer,
 ) -> Result<EvaluationText> {
-    let text = text::read_text(&evaluate.text.path)?;
+    let text = read_scored_text(&evaluate.text.path)?;
     let choice = window_choice(&evaluate.windows);
     Ok(evaluation_windows(
         &text,

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use halfbyte_model::{LinearKind, linear_shape};
 use halfbyte_quant::Coding;
-use halfbyte_report::CellRecord;
+use halfbyte_report::{CellRecord, bytes};
 use serde::Serialize;
 
 use crate::config::Pipeline;
@@ -234,7 +234,6 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mb = |bytes: u64| bytes as f64 / 1e6;
         writeln!(
             f,
             "{}: {}, {} blocks, {}",
@@ -267,21 +266,24 @@ impl fmt::Display for Plan {
         }
         writeln!(
             f,
-            "memory: {:.0} MB of activations, about {:.0} MB for a block; work: {:.1} TFLOP, about {:.0} s of processor time",
-            mb(self.activation_bytes),
-            mb(self.block_bytes),
+            "memory: {} of activations, about {} for a block; work: {:.1} TFLOP, about {:.0} s of processor time",
+            bytes(self.activation_bytes),
+            bytes(self.block_bytes),
             self.operations / 1e12,
             self.cpu_seconds
         )?;
         writeln!(f, "memory limit: {}", self.max_memory)?;
         for export in &self.exports {
+            let place = match export.folder.as_str() {
+                "" => "the output folder itself".to_owned(),
+                folder => format!("its folder {folder}/"),
+            };
             writeln!(
                 f,
-                "export {} in {:?}: {:.1} MB, before {:.1} MB",
+                "export {} into {place}: {} of tensors, {} before",
                 export.format,
-                export.folder,
-                mb(export.bytes),
-                mb(self.bytes_before)
+                bytes(export.bytes),
+                bytes(self.bytes_before)
             )?;
             for line in &export.consumers {
                 writeln!(f, "  {line}")?;
@@ -294,11 +296,11 @@ impl fmt::Display for Plan {
             let size = cell.bytes.zip(cell.bits_per_weight);
             match (&cell.refused, size) {
                 (Some(reason), _) => writeln!(f, "  {}: refused: {reason}", cell.cell)?,
-                (None, Some((bytes, bits))) => writeln!(
+                (None, Some((size, bits))) => writeln!(
                     f,
-                    "  {}: {bits:.3} bits per weight, {:.1} MB",
+                    "  {}: {bits:.3} bits per weight, {}",
                     cell.cell,
-                    mb(bytes)
+                    bytes(size)
                 )?,
                 (None, None) => writeln!(f, "  {}", cell.cell)?,
             }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use halfbyte_calibrate::text::{Window, Windows, evaluation_windows, read_text};
+use halfbyte_calibrate::text::{Window, Windows, evaluation_windows};
 use halfbyte_calibrate::{Walk, WalkOptions};
 use halfbyte_evaluate::{
     EvaluateError, Evaluation, Judged, Walked, evaluate_against, own_blocks, walk,
@@ -21,7 +21,7 @@ use crate::config::{self, Device};
 use crate::error::user_error;
 use crate::event::{Event, phase};
 use crate::judge::Judge;
-use crate::open::{open_weights, window_choice};
+use crate::open::{open_weights, read_scored_text, window_choice};
 use crate::quantize::{MIXED_WINDOWS, device_choice};
 use crate::told;
 
@@ -119,7 +119,7 @@ pub fn sensitivity(
     request: &SensitivityRequest,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Sensitivity> {
-    let text = read_text(&request.text)?;
+    let text = read_scored_text(&request.text)?;
     let device = open_device(device_choice(request.device))?;
     let model = open_weights(&request.model, on_event)?;
     let float = open_weights(&request.reference, on_event)?;

@@ -1,5 +1,6 @@
 //! Loss against calibration text: means over the linears that were solved from less of it too, and what follows.
 
+use crate::enough::error_of_mean;
 use crate::text::kind;
 use crate::{LinearRecord, RunRecord};
 
@@ -10,6 +11,18 @@ pub(crate) struct Curve {
     pub(crate) kinds: Vec<String>,
     /// Blocks that it is of.
     pub(crate) blocks: Vec<usize>,
+    /// Of every linear the last fall of the held-out loss's logarithm, for a doubling of the text.
+    last_falls: Vec<f64>,
+}
+
+/// What twice the text may take from the held-out loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Doubling {
+    /// A share of it; 0 where the loss did not fall.
+    pub(crate) share: f64,
+    /// Standard error over the linears; none of a single one. They share their held-out text, so what another text would
+    /// say is not in it.
+    pub(crate) error: Option<f64>,
 }
 
 /// Geometric means over the linears at one size of the text.
@@ -60,10 +73,21 @@ impl Curve {
             let losses = [p.relative_loss, p.relative_loss_heldout];
             losses.iter().all(|loss| loss.is_finite() && *loss > 0.0)
         };
-        (points.len() > 1 && points.iter().all(usable)).then_some(Self {
+        if points.len() < 2 || !points.iter().all(usable) {
+            return None;
+        }
+        let last_fall = |linear: &&LinearRecord| {
+            let [.., half, whole] = &linear.calibration_curve[..] else {
+                return f64::NAN;
+            };
+            let doublings = (whole.tokens as f64 / half.tokens as f64).log2();
+            (half.relative_loss_heldout / whole.relative_loss_heldout).ln() / doublings
+        };
+        Some(Self {
             points,
             kinds,
             blocks,
+            last_falls: linears.iter().map(last_fall).collect(),
         })
     }
 
@@ -79,27 +103,27 @@ impl Curve {
         half.relative_loss_heldout / whole.relative_loss_heldout - 1.0
     }
 
-    /// By what share twice the text may lower the held-out loss: its logarithm falls from doubling to doubling in the
-    /// proportion of the last two, and never faster than in the last. 0 where it did not fall.
-    pub(crate) fn doubling(&self) -> f64 {
+    /// What twice the text may lower the held-out loss by: its logarithm falls from doubling to doubling in the proportion of
+    /// the last two, but never faster than in the last, nor less than half as fast. What a loss has above its floor goes as
+    /// one over the tokens, whose falls halve; a proportion below that is chance.
+    pub(crate) fn doubling(&self) -> Doubling {
         let fall = |pair: &[Means]| {
             let doublings = (pair[1].tokens as f64 / pair[0].tokens as f64).log2();
             (pair[0].relative_loss_heldout / pair[1].relative_loss_heldout).ln() / doublings
         };
         let falls: Vec<f64> = self.points.windows(2).map(fall).collect();
-        let (last, before) = match falls[..] {
-            [.., before, last] => (last, Some(before)),
-            [last] => (last, None),
-            [] => return 0.0,
+        let (last, proportion) = match falls[..] {
+            [.., before, last] if before > 0.0 => (last, (last / before).clamp(0.5, 1.0)),
+            // A fall after a rise, or the only one, says nothing of the proportion.
+            [.., last] => (last, 1.0),
+            [] => (0.0, 1.0),
         };
-        let share = before.map_or(1.0, |before| (last / before).clamp(0.0, 1.0));
-        // A fall after a rise says nothing of the proportion.
-        let share = if before.is_some_and(|before| before <= 0.0) {
-            1.0
-        } else {
-            share
-        };
-        1.0 - (-last.max(0.0) * share).exp()
+        let left = (-last.max(0.0) * proportion).exp();
+        Doubling {
+            share: 1.0 - left,
+            error: error_of_mean(self.last_falls.iter().copied())
+                .map(|error| left * proportion * error),
+        }
     }
 }
 
@@ -133,7 +157,7 @@ pub(crate) mod tests {
     }
 
     fn doubling(heldout: &[f64]) -> f64 {
-        Curve::of(&run_with(heldout)).unwrap().doubling()
+        Curve::of(&run_with(heldout)).unwrap().doubling().share
     }
 
     #[test]
@@ -159,11 +183,30 @@ pub(crate) mod tests {
         let near = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-12, "{found}");
         // Falls of ln 4 and ln 2: the next is half as large.
         near(doubling(&[8.0, 2.0, 1.0]), 1.0 - 0.5f64.sqrt());
+        // No less than half: what is above a floor goes as one over the tokens.
+        near(doubling(&[16.0, 1.1, 1.0]), 1.0 - (1.0f64 / 1.1).sqrt());
         // Falls that grow are not trusted to grow on.
         near(doubling(&[2.2, 2.0, 1.0]), 0.5);
         near(doubling(&[1.9, 2.0, 1.0]), 0.5);
         near(doubling(&[2.0, 1.0]), 0.5);
         near(doubling(&[3.0, 1.0, 1.1]), 0.0);
+    }
+
+    #[test]
+    fn the_error_of_what_twice_the_text_gains_is_that_of_the_last_fall_over_the_linears() {
+        let mut run = run_with(&[4.0, 2.0, 1.0]);
+        // logarithms of the last falls: 2 ln 2 and 0 in turn, ln 2 in the mean
+        for (i, linear) in run.linears.iter_mut().enumerate() {
+            let point = &mut linear.calibration_curve[1];
+            point.relative_loss_heldout *= if i % 2 == 0 { 2.0 } else { 0.5 };
+        }
+        let Doubling { share, error } = Curve::of(&run).unwrap().doubling();
+        assert!((share - 0.5).abs() < 1e-12);
+        // four values, each ln 2 away from their mean: 4 ln² 2 / 3 / 4, and half of the loss is left
+        let wanted = 0.5 * 2.0f64.ln() / 3.0f64.sqrt();
+        assert!((error.unwrap() - wanted).abs() < 1e-12);
+        run.linears.truncate(1);
+        assert_eq!(Curve::of(&run).unwrap().doubling().error, None);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use halfbyte_quant::{GroupSize, Scheme};
 
+use crate::curve::Curve;
+use crate::enough::{Answer, NEARLY, Verdict, is_the_text_enough};
 use crate::markup::{counted, short};
-use crate::page::NEARLY;
 use crate::text::{bytes, grouped, kind};
 use crate::{HessianKind, LinearRecord, RunRecord};
 
@@ -68,7 +69,7 @@ pub fn explain(run: &RunRecord, asked: &str) -> Result<String, ExplainError> {
         out += &format!("{name:<18} {value}\n");
     }
     out += "\nWhy\n";
-    let mut reasons = reasons(linear);
+    let mut reasons = reasons(run, linear);
     if reasons.is_empty() {
         reasons.push("nothing stands out: what is lost is the rounding itself".to_owned());
     }
@@ -178,7 +179,7 @@ fn facts(run: &RunRecord, linear: &LinearRecord) -> Vec<(&'static str, String)> 
     facts
 }
 
-fn reasons(linear: &LinearRecord) -> Vec<String> {
+fn reasons(run: &RunRecord, linear: &LinearRecord) -> Vec<String> {
     let mut reasons = Vec::new();
     let columns = linear.in_features as f64;
     if let Some(channels) = linear.outlier_channels.as_ref().filter(|c| !c.is_empty()) {
@@ -212,8 +213,14 @@ fn reasons(linear: &LinearRecord) -> Vec<String> {
     if let Some(held) = linear.relative_loss_heldout
         && held > NEARLY * linear.relative_loss
     {
+        let Verdict { answer, .. } = is_the_text_enough(run, Curve::of(run).as_ref());
+        let remedy = match answer {
+            // Of all linears together: more text would not mend this one either.
+            Answer::Yes => "the text is enough for the model as a whole, so raise damp_percent",
+            _ => "raise calibration.num_samples, or damp_percent",
+        };
         reasons.push(format!(
-            "{} x the loss on held-out text: {} tokens are few for {} columns; raise num_samples, or damp_percent",
+            "{} x the loss on held-out text: {} tokens are few for {} columns; {remedy}",
             short(held / linear.relative_loss),
             grouped(linear.tokens),
             grouped(linear.in_features as u64)
@@ -340,7 +347,7 @@ Why
 and the others pay
 - the input's energy lies in about 12.5 of 1 024 directions; what is rounded in the others is hardly felt on this text, \
 and may be on another
-- 2.00 x the loss on held-out text: 1 000 tokens are few for 1 024 columns; raise num_samples, or damp_percent
+- 2.00 x the loss on held-out text: 1 000 tokens are few for 1 024 columns; raise calibration.num_samples, or damp_percent
 
 Rules that would mend it, as expected from ranges and Hessian
 - {match: model.layers.0.self_attn.q_proj, group_size: 32}: loss x 0.800, 4.500 bits a weight, + 16.0 KiB
@@ -374,7 +381,7 @@ Rules that would mend it, as expected from ranges and Hessian
     #[test]
     fn every_reason_is_given_where_it_holds() {
         let mut run = named();
-        let linear = &mut run.linears[1];
+        let mut linear = run.linears[1].clone();
         linear.outlier_channels = Some(Vec::new());
         linear.effective_rank = Some(linear.in_features as f64 / 2.0);
         linear.relative_loss_heldout = Some(linear.relative_loss);
@@ -382,14 +389,14 @@ Rules that would mend it, as expected from ranges and Hessian
         (linear.clipped_share, linear.dead_columns) = (0.0, 0);
         linear.damp_asked = Some(linear.damp_used);
         linear.relative_loss_rtn = 4.0 * linear.relative_loss;
-        assert_eq!(reasons(linear), Vec::<String>::new());
+        assert_eq!(reasons(&run, &linear), Vec::<String>::new());
         linear.outlier_channels = Some(vec![9, 1, 2, 3, 4, 5, 6]);
         linear.effective_rank = Some(linear.in_features as f64 / 51.0);
         linear.relative_loss_heldout = Some(1.6 * linear.relative_loss);
         (linear.clipped_share, linear.dead_columns) = (0.02, 1);
         linear.damp_asked = Some(linear.damp_used / 4.0);
         linear.relative_loss_rtn = 1.1 * linear.relative_loss;
-        let told = reasons(linear);
+        let told = reasons(&run, &linear);
         let starts = [
             "7 input channels are more than ten times as large as the median one (9, 1, 2, 3, 4, 5 ...)",
             "the input's energy lies in about ",
@@ -403,6 +410,17 @@ Rules that would mend it, as expected from ranges and Hessian
         for (told, start) in told.iter().zip(starts) {
             assert!(told.starts_with(start), "{told}");
         }
+        // What the page says of the whole model is not contradicted.
+        assert!(told[2].ends_with("raise calibration.num_samples, or damp_percent"));
+        for other in &mut run.linears {
+            other.relative_loss_heldout = Some(other.relative_loss);
+        }
+        let told = reasons(&run, &linear);
+        assert!(
+            told[2].ends_with("enough for the model as a whole, so raise damp_percent"),
+            "{}",
+            told[2]
+        );
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::{LinearRecord, RunRecord, SCHEMA_VERSION};
+use crate::page::export_folder;
+use crate::{ExportRecord, LinearRecord, RunRecord, SCHEMA_VERSION};
 
 /// Why a record was not written or read.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +102,22 @@ pub fn find_run(path: &Path) -> PathBuf {
         // A name without a folder in it, such as `.`.
         _ => folder.join(".."),
     }
+}
+
+/// The checkpoints of the run in `dir` that are still there: format and folder, in the pipeline's order. A run that was moved
+/// as a whole is found as it lies now.
+pub fn export_places(dir: &Path, run: &RunRecord) -> Vec<(String, PathBuf)> {
+    let place = |(index, export): (usize, &ExportRecord)| {
+        let here = match export_folder(run, index).trim_end_matches('/') {
+            "" => dir.to_path_buf(),
+            folder => dir.join(folder),
+        };
+        [here, PathBuf::from(&export.path)]
+            .into_iter()
+            .find(|folder| folder.join("config.json").is_file())
+            .map(|folder| (export.format.clone(), folder))
+    };
+    run.exports.iter().enumerate().filter_map(place).collect()
 }
 
 /// Reads the run record that [`write_run`] left in `dir`.

@@ -10,6 +10,7 @@ mod card;
 mod chart;
 mod compare;
 mod curve;
+mod enough;
 mod explain;
 mod files;
 mod markup;
@@ -21,7 +22,7 @@ mod text;
 pub use card::{export_card, model_card};
 pub use compare::{Comparison, is_beaten};
 pub use explain::{ExplainError, explain};
-pub use files::{ReportError, find_run, page_path, read_run, write_page, write_run};
+pub use files::{ReportError, export_places, find_run, page_path, read_run, write_page, write_run};
 pub use page::{comparison_page, run_page, sweep_page};
 pub use record::{
     BudgetRecord, CalibrationRecord, CodesRecord, CurvePointRecord, EvaluationRecord, ExportRecord,

@@ -1,4 +1,4 @@
-use crate::curve::Curve;
+use crate::enough;
 use crate::{CalibrationRecord, ExportRecord, LinearRecord, RunRecord};
 
 /// Phases in the summary; run.json has all of them.
@@ -44,8 +44,8 @@ pub fn summary_text(run: &RunRecord) -> String {
             },
         ),
     ];
-    if let Some(curve) = Curve::of(run) {
-        rows.push(("", halved_and_doubled(&curve)));
+    if let Some(line) = enough::in_a_line(run) {
+        rows.push(("", line));
     }
     rows.push((
         "time",
@@ -136,22 +136,6 @@ pub fn summary_text(run: &RunRecord) -> String {
         .collect()
 }
 
-/// What less calibration text costs, and what more of it may gain.
-pub(crate) fn halved_and_doubled(curve: &Curve) -> String {
-    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-    let [half, whole] = curve.ends();
-    let halved = match curve.halving() {
-        more if more > 0.0 => format!("{} more", percent(more)),
-        _ => "no more".to_owned(),
-    };
-    format!(
-        "linears solved from {} tokens in place of {} lose {halved} on held-out text; from twice as many they may lose {} less",
-        grouped(half.tokens),
-        grouped(whole.tokens),
-        percent(curve.doubling())
-    )
-}
-
 /// What LLM.int8() would keep in 16 bits and come to, over the linears where that is known.
 fn llm_int8(linears: &[LinearRecord]) -> Option<String> {
     let known: Vec<(&LinearRecord, &Vec<usize>, f64)> = linears
@@ -195,7 +179,7 @@ pub fn linears_table(run: &RunRecord) -> String {
         .take(5)
         .map(|linear| {
             vec![
-                format!("block {} {}", linear.block, linear.linear),
+                format!("block {} {}", linear.block, in_block(linear)),
                 loss(Some(linear.relative_loss)),
                 loss(linear.relative_loss_heldout),
                 loss(Some(linear.relative_loss_rtn)),
@@ -216,7 +200,7 @@ pub fn linears_table(run: &RunRecord) -> String {
         out += &format!(
             "warning: block {} {}: {}\n",
             linear.block,
-            linear.linear,
+            in_block(linear),
             linear.warnings.join("; ")
         );
     }
@@ -293,6 +277,13 @@ fn by_kind(linears: &[LinearRecord]) -> Vec<Vec<String>> {
         ]
     };
     kind_figures(linears).into_iter().map(cells).collect()
+}
+
+/// `self_attn.q_proj` of `model.layers.3.self_attn.q_proj` in block 3.
+fn in_block(linear: &LinearRecord) -> &str {
+    let block = format!(".{}.", linear.block);
+    let inside = linear.linear.split_once(&block);
+    inside.map_or(&linear.linear, |(_, name)| name)
 }
 
 /// `q_proj` of `self_attn.q_proj`.
@@ -505,6 +496,17 @@ block 0 self_attn.q_proj  1.00e-3   2.00e-3   4.00e-3  3.00 x
 warning: block 1 mlp.down_proj: damping raised, Cholesky failed twice; 3 dead columns
 "
         );
+    }
+
+    #[test]
+    fn beside_its_block_a_linear_goes_without_what_names_the_block() {
+        let mut run = run();
+        for linear in &mut run.linears {
+            linear.linear = format!("model.layers.{}.{}", linear.block, linear.linear);
+        }
+        let table = linears_table(&run);
+        assert!(table.contains("\nblock 1 mlp.down_proj  "), "{table}");
+        assert!(!table.contains("model.layers"), "{table}");
     }
 
     #[test]

@@ -113,7 +113,8 @@ impl Bench {
         let place = format!("{}, {what}", self.name);
         println!("{place}");
         let pipeline = self.pipeline(settings);
-        let planned = plan(&pipeline, &self.folder.path().join(what)).unwrap_or_else(|e| panic!("{place}: {e:#}"));
+        let planned = plan(&pipeline, &self.folder.path().join(what))
+            .unwrap_or_else(|e| panic!("{place}: {e:#}"));
         let options = RunOptions {
             out: self.folder.path().join(what),
             fresh: false,

@@ -34,6 +34,10 @@ pub(super) struct Content {
     pub(super) files: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     /// Needed to see anything.
     pub(super) token: Option<String>,
+    /// What a refusal says: its header, and its body.
+    pub(super) refusal: [String; 2],
+    /// Whether files are refused to everyone, though their list is not.
+    pub(super) is_gated: bool,
     /// By file name.
     pub(super) faults: BTreeMap<String, Fault>,
 }
@@ -148,7 +152,8 @@ fn answer(mut stream: TcpStream, content: &Mutex<Content>, requests: &Mutex<Vec<
         .as_ref()
         .is_none_or(|token| request.authorization == Some(format!("Bearer {token}")));
     let reply = match allowed {
-        false => status(401),
+        false => refusal(401, &content),
+        true if content.is_gated && request.path.contains("/resolve/") => refusal(403, &content),
         true => route(&request, &mut content),
     };
     let _ = stream.write_all(&reply);
@@ -156,6 +161,19 @@ fn answer(mut stream: TcpStream, content: &Mutex<Content>, requests: &Mutex<Vec<
 
 fn status(code: u16) -> Vec<u8> {
     format!("HTTP/1.1 {code} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").into_bytes()
+}
+
+fn refusal(code: u16, content: &Content) -> Vec<u8> {
+    let [header, body] = &content.refusal;
+    let header = match header.as_str() {
+        "" => String::new(),
+        words => format!("X-Error-Message: {words}\r\n"),
+    };
+    format!(
+        "HTTP/1.1 {code} X\r\n{header}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
 }
 
 fn route(request: &Request, content: &mut Content) -> Vec<u8> {

@@ -185,8 +185,7 @@ fn the_token_is_sent_and_without_it_the_refusal_says_what_to_do() {
     server.content.lock().unwrap().token = Some("secret".to_owned());
     assert_eq!(
         text(&fails("org/model", &options), &options),
-        "org/model@main: file list: the hub answered 401; set HF_TOKEN to a token that may read it (and accept the \
-         model's terms on its page), or check the id"
+        format!("org/model@main: file list: the hub answered 401; {REFUSED}")
     );
     let with_token = HubOptions {
         token: Some("secret".to_owned()),
@@ -201,6 +200,40 @@ fn the_token_is_sent_and_without_it_the_refusal_says_what_to_do() {
             .iter()
             .all(|r| r.authorization.as_deref() == Some("Bearer secret"))
     );
+}
+
+const REFUSED: &str = "a private or gated repository wants HF_TOKEN, the token of an account that may read it, and a \
+                       gated one that its licence was accepted on its page; or check the id";
+
+#[test]
+fn a_refusal_is_told_in_the_hubs_own_words() {
+    let (server, _cache, options) = hub();
+    let refuse = |header: &str, body: &str| {
+        let mut content = server.content.lock().unwrap();
+        content.refusal = [header.to_owned(), body.to_owned()];
+        drop(content);
+        text(&fails("org/model", &options), &options)
+    };
+    server.content.lock().unwrap().is_gated = true;
+    let gated = refuse(
+        "Access to org/model is restricted.  Ask for it on its page.",
+        "",
+    );
+    assert!(
+        gated.ends_with(&format!(
+            ": the hub answered 403, \"Access to org/model is restricted. Ask for it on its page\"; {REFUSED}"
+        )),
+        "{gated}"
+    );
+    server.content.lock().unwrap().token = Some("secret".to_owned());
+    assert_eq!(
+        refuse("", "{\"error\": \"Invalid username or password.\"}"),
+        format!(
+            "org/model@main: file list: the hub answered 401, \"Invalid username or password\"; {REFUSED}"
+        )
+    );
+    let page = refuse("", "<html>no</html>");
+    assert!(page.contains("the hub answered 401; a private"), "{page}");
 }
 
 #[test]

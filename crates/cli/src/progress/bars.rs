@@ -1,5 +1,6 @@
 //! Progress where someone watches: a bar for all blocks, one for what is being done, one for a download.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use halfbyte_pipeline::Event;
@@ -58,8 +59,9 @@ impl Bars {
                 ..
             } => {
                 if let Some(phase) = &self.phase {
+                    let name = linear.rsplit('.').next().unwrap_or(linear);
                     phase.bar.set_message(format!(
-                        "{linear}: loss {relative_loss:.2e}, rounding {relative_loss_rtn:.2e}"
+                        "{name} {relative_loss:.1e}, rounded {relative_loss_rtn:.1e}"
                     ));
                 }
             }
@@ -161,14 +163,18 @@ impl Bars {
     }
 
     fn add(&self, name: &str, total: u64) -> ProgressBar {
-        let bar = ProgressBar::new(total).with_style(style());
+        // Added before anything is set: a bar that stands alone draws itself on the terminal for every change, and nobody
+        // takes such lines away.
+        let bar = self.all.add(ProgressBar::new(total));
+        bar.set_style(style());
         bar.set_prefix(name.to_owned());
-        self.all.add(bar)
+        bar
     }
 
     fn print(&self, text: &str) {
         // Nobody reads stderr any more: that is no reason to stop the work.
-        let _ = self.all.println(text);
+        let size = terminal_size::terminal_size_of(io::stderr());
+        let _ = self.all.println(crate::for_terminal(size, text));
     }
 }
 
@@ -180,15 +186,16 @@ fn told(pace: &PhasePace, rate: f64, unit: &str, now: Instant) -> String {
     text
 }
 
+/// One line whatever the terminal's width: the message is cut to what is left, and at 80 columns that is enough for a rate
+/// and the time left.
 fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{prefix:<14.14} {bar:30} {human_pos}/{human_len} {wide_msg}")
+    ProgressStyle::with_template("{prefix:<14.14} {bar:16} {human_pos}/{human_len} {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
     use std::sync::{Arc, Mutex};
 
     use indicatif::{ProgressDrawTarget, TermLike};

@@ -227,8 +227,8 @@ mod tests {
                 (1, download(5_000_000)),
                 (2, download(20_000_000)),
             ],
-            "download model.safetensors: 0 B of 20.0 MB\n\
-             download model.safetensors: 20.0 MB of 20.0 MB\n",
+            "download model.safetensors: 0 B of 19.1 MiB\n\
+             download model.safetensors: 19.1 MiB of 19.1 MiB\n",
         );
     }
 }

@@ -93,8 +93,11 @@ pub(super) fn spoken(time: Duration) -> String {
     }
 }
 
-/// A count of units: `480 tokens`, `12.5k tokens`, `1.2 GB`.
+/// A count of units: `480 tokens`, `12.5k tokens`, `1.20 GiB`.
 pub(super) fn amount(count: f64, unit: &str) -> String {
+    if unit == "bytes" {
+        return halfbyte_pipeline::report::bytes(count as u64);
+    }
     let (value, letter) = match count {
         c if c >= 1e9 => (c / 1e9, "G"),
         c if c >= 1e6 => (c / 1e6, "M"),
@@ -107,7 +110,6 @@ pub(super) fn amount(count: f64, unit: &str) -> String {
         1
     };
     match unit {
-        "bytes" => format!("{value:.digits$} {letter}B"),
         "" => format!("{value:.digits$}{letter}"),
         unit => format!("{value:.digits$}{letter} {unit}"),
     }
@@ -158,6 +160,6 @@ mod tests {
         assert_eq!(amount(480.0, "tokens"), "480 tokens");
         assert_eq!(amount(3.25, "windows"), "3.2 windows");
         assert_eq!(amount(12_500.0, "tokens"), "12.5k tokens");
-        assert_eq!(amount(1.25e9, "bytes"), "1.2 GB");
+        assert_eq!(amount(1.25e9, "bytes"), "1.16 GiB");
     }
 }

@@ -10,9 +10,10 @@ use super::file::{
     RuleFile, SourceFile,
 };
 use super::{
-    Awq, Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, Evaluate, Export, Format, Gate,
-    Located, Method, Model, ModelSource, Pattern, Pipeline, Propagation, Quant, Recipe, Report,
-    Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune, sweep,
+    Awq, Budget, BudgetLimit, Calibration, EMBEDDED_CALIBRATION, EMBEDDED_EVALUATION, Evaluate,
+    Export, Format, Gate, Located, Method, Model, ModelSource, Pattern, Pipeline, Propagation,
+    Quant, Recipe, Report, Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune,
+    Windows, sweep,
 };
 
 /// Of so many windows of text there is one that the float model writes, where Hessians are solved and unless the file says
@@ -576,6 +577,16 @@ fn evaluate(switch: &EvaluateSwitch, base_dir: &Path) -> Result<Option<Evaluate>
         sequence_length,
         windows,
     } = file;
+    if text == EMBEDDED_EVALUATION {
+        return Ok(Some(Evaluate {
+            text: Located {
+                written: text.clone(),
+                path: PathBuf::from(text),
+            },
+            sequence_length: *sequence_length,
+            windows: (windows.clone()).unwrap_or_else(|| Windows::default_for(Path::new(text))),
+        }));
+    }
     let at = ["evaluate", "text"];
     let path = find(text, base_dir).ok_or_else(|| {
         Fault::new(
@@ -597,7 +608,7 @@ fn evaluate(switch: &EvaluateSwitch, base_dir: &Path) -> Result<Option<Evaluate>
             path,
         },
         sequence_length: *sequence_length,
-        windows: windows.clone(),
+        windows: windows.clone().unwrap_or_default(),
     }))
 }
 

@@ -321,16 +321,17 @@ pub(super) enum EvaluateSwitch {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EvaluateFile {
-    /// A text file.
+    /// A text file; left out, a short text inside the program that calibration does not read.
+    #[serde(default = "default_evaluate_text")]
     pub(super) text: String,
     /// Tokens a window.
     #[serde(default = "default_evaluate_length")]
     #[schemars(range(min = 2, max = 1_048_576))]
     pub(super) sequence_length: usize,
-    /// A count (evenly spaced), a list of indices from 0, or all.
-    #[serde(default, with = "windows")]
+    /// A count (evenly spaced), a list of indices from 0, or all; left out, 32, and all of the text inside the program.
+    #[serde(default, with = "windows", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "windows_schema")]
-    pub(super) windows: Windows,
+    pub(super) windows: Option<Windows>,
 }
 
 /// What the score must reach.
@@ -441,6 +442,10 @@ fn default_export() -> Vec<ExportFile> {
         format: Format::CompressedTensors,
         out: None,
     }]
+}
+
+fn default_evaluate_text() -> String {
+    super::EMBEDDED_EVALUATION.to_owned()
 }
 
 fn default_evaluate_length() -> usize {
@@ -611,23 +616,27 @@ mod windows {
     use super::*;
 
     pub(super) fn serialize<S: Serializer>(
-        windows: &Windows,
+        windows: &Option<Windows>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         match windows {
-            Windows::All => json!("all"),
-            Windows::Count(count) => json!(count),
-            Windows::List(list) => json!(list),
+            None => Value::Null,
+            Some(Windows::All) => json!("all"),
+            Some(Windows::Count(count)) => json!(count),
+            Some(Windows::List(list)) => json!(list),
         }
         .serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Windows, D::Error> {
-        match Value::deserialize(d)? {
-            word if word == "all" => Ok(Windows::All),
-            list @ Value::Array(_) => from_json(list).map(Windows::List),
-            number => from_json(number).map(Windows::Count),
-        }
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<Windows>, D::Error> {
+        let windows = match Value::deserialize(d)? {
+            word if word == "all" => Windows::All,
+            list @ Value::Array(_) => Windows::List(from_json(list)?),
+            number => Windows::Count(from_json(number)?),
+        };
+        Ok(Some(windows))
     }
 }
 

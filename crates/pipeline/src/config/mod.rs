@@ -48,6 +48,9 @@ pub const DEFAULT_YAML: &str = include_str!("default.yaml");
 /// The name of the calibration text inside the program.
 pub const EMBEDDED_CALIBRATION: &str = "embedded:calibration";
 
+/// The name of the text to score on inside the program, none of which is in the calibration text.
+pub const EMBEDDED_EVALUATION: &str = "embedded:evaluation";
+
 /// A pipeline file after all checks that need no model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pipeline {
@@ -251,7 +254,7 @@ pub struct Export {
 /// How the result is scored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evaluate {
-    /// The text.
+    /// The text; its place is [`EMBEDDED_EVALUATION`] for the one inside the program.
     pub text: Located,
     /// Tokens a window.
     pub sequence_length: usize,
@@ -591,7 +594,7 @@ impl From<&Pipeline> for PipelineFile {
                 EvaluateSwitch::On(EvaluateFile {
                     text: e.text.written.clone(),
                     sequence_length: e.sequence_length,
-                    windows: e.windows.clone(),
+                    windows: Some(e.windows.clone()),
                 })
             }),
             gate: GateFile {

@@ -973,11 +973,25 @@ fn methods_without_statistics_read_no_text() {
 }
 
 #[test]
-fn evaluation_needs_its_text_and_a_gate_its_evaluation() {
-    check_error(
-        "model: {source: embedded:tiny}\nevaluate: {windows: 4}\n",
-        "p.yaml:2: evaluate.text: missing\nhint: `text`: a text file",
-    );
+fn evaluation_takes_the_text_inside_the_program_where_none_is_named() {
+    let of = |section: &str| {
+        let text = format!("model: {{source: embedded:tiny}}\nevaluate: {section}\n");
+        let pipeline = Pipeline::parse(&text, "p.yaml", Path::new(".")).unwrap();
+        // as it is written into run.json, it is read again
+        let again = pipeline.to_value().to_string();
+        let again = Pipeline::parse(&again, "p.yaml", Path::new(".")).unwrap();
+        assert_eq!(again.evaluate, pipeline.evaluate);
+        let evaluate = pipeline.evaluate.unwrap();
+        assert_eq!(evaluate.text.written, EMBEDDED_EVALUATION);
+        evaluate.windows
+    };
+    assert_eq!(of("{}"), Windows::All);
+    assert_eq!(of("{windows: 4}"), Windows::Count(4));
+    assert_eq!(of("{text: embedded:evaluation}"), Windows::All);
+}
+
+#[test]
+fn evaluation_needs_a_file_and_a_gate_its_evaluation() {
     check_error(
         "model: {source: embedded:tiny}\nevaluate: {text: src}\n",
         "p.yaml:2: evaluate.text: `src` is a folder, wanted a text file\nhint: give one plain text file",

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::path::Path;
 
 use halfbyte_quant::Codebook;
 use schemars::JsonSchema;
@@ -183,6 +184,16 @@ pub enum Windows {
 impl Default for Windows {
     fn default() -> Self {
         Self::Count(32)
+    }
+}
+
+impl Windows {
+    /// What is scored of a text where nothing is said: 32 windows of a file, all of the short text inside the program.
+    pub fn default_for(text: &Path) -> Self {
+        match text == Path::new(super::EMBEDDED_EVALUATION) {
+            true => Self::All,
+            false => Self::default(),
+        }
     }
 }
 

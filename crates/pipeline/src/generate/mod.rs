@@ -4,6 +4,7 @@
 //! logits alone; the rejected alternative, a generator in `model`, would have it know tokenizers and templates.
 
 mod chat;
+mod defaults;
 mod prompts;
 mod sampling;
 mod stop;
@@ -22,7 +23,7 @@ use tokenizers::Tokenizer;
 use crate::config::Device;
 use crate::error::user_error;
 use crate::event::{Event, phase};
-use crate::open::open_weights;
+use crate::open::{open_model, told_weights};
 use crate::quantize::device_choice;
 use crate::usage::usage;
 
@@ -32,13 +33,29 @@ use sampling::Sampler;
 use text::TextStream;
 pub(crate) use windows::{writing_bytes, written_windows};
 
+/// How the next token is to be chosen; what is none is left to the model's generation_config.json, and without one it is
+/// the likeliest token always.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SamplingRequest {
+    /// What logits are divided by; 0 takes the likeliest token always.
+    pub temperature: Option<f64>,
+    /// The share of probability that the likeliest tokens, and no others, must have to be drawn from; 1 allows all.
+    pub top_p: Option<f64>,
+    /// How many of the likeliest tokens are drawn from; 0 allows all.
+    pub top_k: Option<usize>,
+    /// Where the random numbers start.
+    pub seed: u64,
+}
+
 /// How the next token is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Sampling {
     /// What logits are divided by; 0 takes the likeliest token always.
     pub temperature: f64,
     /// The share of probability that the likeliest tokens, and no others, must have to be drawn from; 1 allows all.
     pub top_p: f64,
+    /// How many of the likeliest tokens are drawn from; 0 allows all.
+    pub top_k: usize,
     /// Where the random numbers start.
     pub seed: u64,
 }
@@ -48,6 +65,7 @@ impl Sampling {
     pub const GREEDY: Self = Self {
         temperature: 0.0,
         top_p: 1.0,
+        top_k: 0,
         seed: 0,
     };
 
@@ -80,7 +98,7 @@ pub struct GenerateRequest {
     /// Tokens after which to stop.
     pub max_new_tokens: usize,
     /// How tokens are chosen.
-    pub sampling: Sampling,
+    pub sampling: SamplingRequest,
     /// Where to compute.
     pub device: Device,
 }
@@ -96,6 +114,8 @@ pub struct Generation {
     pub prompt_tokens: usize,
     /// Whether the prompt went through the model's chat template.
     pub chat_template: bool,
+    /// How tokens were chosen.
+    pub sampling: Sampling,
     /// Why there is no more.
     pub stopped_by: StoppedBy,
     /// Speed and memory.
@@ -154,20 +174,35 @@ impl Generator {
     /// The user's: sampling out of range, an empty prompt or one that the model's positions cannot hold, a model, tokenizer
     /// or chat template that cannot be read, a device that is not there or fails its test.
     pub fn load(request: &GenerateRequest, on_event: &mut dyn FnMut(Event)) -> Result<Self> {
-        request.sampling.check()?;
+        // as far as it is known before the model is
+        let asked = request.sampling;
+        Sampling {
+            temperature: asked.temperature.unwrap_or(0.0),
+            top_p: asked.top_p.unwrap_or(1.0),
+            ..Sampling::GREEDY
+        }
+        .check()?;
         if request.prompt.is_empty() {
             return Err(user_error(
                 "prompt: empty",
                 "give some text after --prompt, such as --prompt \"Once upon a time\"",
             ));
         }
-        if request.sampling.temperature == 0.0 && request.sampling.top_p < 1.0 {
-            on_event(Event::Warning(
-                "top_p changes nothing at temperature 0, which takes the likeliest token always"
-                    .to_owned(),
-            ));
+        let folder = open_model(&request.model, None, on_event)?;
+        let sampling = defaults::sampling(&asked, &folder, on_event)?;
+        if sampling.temperature == 0.0 {
+            for (name, is_asked) in [
+                ("top_p", asked.top_p.is_some_and(|p| p < 1.0)),
+                ("top_k", asked.top_k.is_some_and(|k| k > 0)),
+            ] {
+                if is_asked {
+                    on_event(Event::Warning(format!(
+                        "{name} changes nothing at temperature 0, which takes the likeliest token always"
+                    )));
+                }
+            }
         }
-        let weights = open_weights(&request.model, on_event)?;
+        let weights = told_weights(folder, &request.model, on_event)?;
         let tokenizer = plain_tokenizer(weights.folder())?;
         let template = match request.raw {
             true => None,
@@ -194,7 +229,7 @@ impl Generator {
             prompt,
             chat_template: template.is_some(),
             max_new_tokens,
-            sampling: request.sampling,
+            sampling,
         })
     }
 
@@ -230,6 +265,7 @@ impl Generator {
             tokens: completion.tokens,
             prompt_tokens: self.prompt.len(),
             chat_template: self.chat_template,
+            sampling: self.sampling,
             stopped_by: completion.stopped_by,
             cost: completion.cost,
             linears_packed: self.engine.linears_packed(),

@@ -31,16 +31,20 @@ impl Sampler {
             ));
         }
         let Sampling {
-            temperature, top_p, ..
+            temperature,
+            top_p,
+            top_k,
+            ..
         } = self.sampling;
         let token = if temperature == 0.0 {
             likeliest(logits)
         } else {
             set_probabilities(&mut self.probabilities, logits, temperature);
             let place = self.random.unit();
-            match top_p < 1.0 {
-                true => draw(nucleus(&self.probabilities, top_p).into_iter(), place),
-                false => draw(numbered(&self.probabilities), place),
+            match (top_k, top_p < 1.0) {
+                (0, true) => draw(nucleus(&self.probabilities, top_p).into_iter(), place),
+                (0, false) => draw(numbered(&self.probabilities), place),
+                _ => draw(few(&self.probabilities, top_k, top_p).into_iter(), place),
             }
         };
         Ok(token as u32)
@@ -79,6 +83,25 @@ fn nucleus(probabilities: &[f32], top_p: f64) -> Vec<(usize, f64)> {
         sum >= top_p
     });
     some.truncate(enough.map_or(some.len(), |last| last + 1));
+    some
+}
+
+/// The `top_k` likeliest tokens, and of these as few as have `top_p` of what they have together.
+fn few(probabilities: &[f32], top_k: usize, top_p: f64) -> Vec<(usize, f64)> {
+    let likelier = |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let mut some: Vec<(usize, f64)> = numbered(probabilities).collect();
+    if top_k < some.len() {
+        some.select_nth_unstable_by(top_k, likelier);
+        some.truncate(top_k);
+    }
+    some.sort_by(likelier);
+    let enough = top_p * some.iter().map(|(_, p)| p).sum::<f64>();
+    let mut sum = 0.0;
+    let last = some.iter().position(|(_, p)| {
+        sum += p;
+        sum >= enough
+    });
+    some.truncate(last.map_or(some.len(), |last| last + 1));
     some
 }
 
@@ -141,6 +164,34 @@ mod tests {
         }
     }
 
+    /// All sorted, cut to the first, and the nucleus of what is left.
+    #[test]
+    fn the_few_likeliest_are_the_textbooks() {
+        let logits = logits(997);
+        let mut probabilities = Vec::new();
+        set_probabilities(&mut probabilities, &logits, 0.8);
+        for top_k in [1, 2, 20, 996, 997, 5000] {
+            for top_p in [0.001, 0.5, 0.95, 1.0] {
+                let mut wanted = textbook(&logits, 0.8, 1.1);
+                wanted.truncate(top_k);
+                let whole: f64 = wanted.iter().map(|(_, p)| p).sum();
+                let mut sum = 0.0;
+                wanted.retain(|(_, p)| {
+                    let is_in = sum < top_p * whole * (1.0 - 1e-9);
+                    sum += p;
+                    is_in
+                });
+                let found = few(&probabilities, top_k, top_p);
+                let tokens = |of: &[(usize, f64)]| of.iter().map(|(t, _)| *t).collect::<Vec<_>>();
+                // rounding of all of them may cut the last one off, or not
+                let close = found.len().abs_diff(wanted.len()) <= usize::from(top_p == 1.0);
+                assert!(close, "{top_k} {top_p}: {} {}", found.len(), wanted.len());
+                let n = found.len().min(wanted.len());
+                assert_eq!(tokens(&found[..n]), tokens(&wanted[..n]), "{top_k} {top_p}");
+            }
+        }
+    }
+
     /// 40 000 draws: the standard error of a share is 0.0025 at most, and five of them are allowed.
     #[test]
     fn tokens_come_as_often_as_their_probability_says() {
@@ -149,6 +200,7 @@ mod tests {
             let sampling = Sampling {
                 temperature,
                 top_p,
+                top_k: 0,
                 seed: 3,
             };
             let mut sampler = Sampler::new(sampling);
@@ -173,6 +225,7 @@ mod tests {
             let mut sampler = Sampler::new(Sampling {
                 temperature: 1.0,
                 top_p: 0.95,
+                top_k: 0,
                 seed,
             });
             let logits = logits(300);

@@ -44,6 +44,7 @@ pub(crate) fn written_windows(
     let mut sampler = Sampler::new(Sampling {
         temperature: 1.0,
         top_p: 1.0,
+        top_k: 0,
         seed,
     });
     let mut done = 0;
@@ -165,6 +166,7 @@ mod tests {
         let mut sampler = Sampler::new(Sampling {
             temperature: 1.0,
             top_p: 1.0,
+            top_k: 0,
             seed: 3,
         });
         let mut first = || vec![first_ids[random.below(first_ids.len())]];

@@ -4,20 +4,9 @@ use super::{Section, figure, pair, paragraph};
 use crate::RunRecord;
 use crate::chart::{Axis, Plot, Point, Series, Shape};
 use crate::curve::{Curve, Means};
+use crate::enough::{Verdict, is_the_text_enough};
 use crate::markup::{counted, escape, short};
-use crate::text::{gain, grouped, halved_and_doubled, kind, kind_figures};
-
-/// How much larger the held-out loss may be for the text to count as enough, and for it to count as nearly enough. KL
-/// follows the loss about in proportion, so a tenth is a few standard errors of a KL measured on some thousand tokens;
-/// half of it is the difference between two group sizes.
-const ENOUGH: f64 = 1.1;
-pub(crate) const NEARLY: f64 = 1.5;
-/// What twice the text may take from the held-out loss for it to count as enough, and as nearly enough: about the standard
-/// error of a KL measured on some thousand tokens, and five times that.
-const GAINS_LITTLE: f64 = 0.02;
-const GAINS_SOME: f64 = 0.1;
-/// Below it the held-out text is of another kind, as a single window may be by chance: nothing follows from it.
-const UNLIKE: f64 = 0.8;
+use crate::text::{gain, grouped, kind, kind_figures};
 
 pub(super) fn rounding_and_text(run: &RunRecord, kinds: &Kinds) -> Section {
     let judged_text = if run
@@ -68,10 +57,9 @@ pub(super) fn rounding_and_text(run: &RunRecord, kinds: &Kinds) -> Section {
         );
     }
     let curve = Curve::of(run);
-    let (answer, reasons) = is_the_text_enough(run, curve.as_ref());
+    let Verdict { answer, reasons } = is_the_text_enough(run, curve.as_ref());
     let verdict = format!(
-        "<p class=\"verdict\">Is the calibration text enough? <strong>{}</strong> {}</p>\n",
-        escape(answer),
+        "<p class=\"verdict\">Is the calibration text enough? <strong>{answer}</strong> {}</p>\n",
         escape(&reasons)
     );
     let mut html = pair(&charts);
@@ -227,104 +215,4 @@ fn loss_over_tokens(run: &RunRecord, curve: &Curve) -> (String, String) {
 fn lose(n: usize) -> String {
     let verb = if n == 1 { "loses" } else { "lose" };
     format!("{} {verb}", counted(n, "linear"))
-}
-
-/// A word and the reasons for it: by what less text costs where that was measured, else by held-out loss beside that on
-/// the text itself.
-pub(super) fn is_the_text_enough(run: &RunRecord, curve: Option<&Curve>) -> (&'static str, String) {
-    let calibration = &run.calibration;
-    if calibration.tokens_used == 0 {
-        return ("No text was read.", "The method needs none.".to_owned());
-    }
-    let kinds = kind_figures(&run.linears);
-    let Some(ratio) = kinds.last().and_then(|all| all.heldout_ratio) else {
-        let remedy =
-            "Nothing was held out, so this run cannot tell; set calibration.holdout to 0.1.";
-        return ("Unknown.", remedy.to_owned());
-    };
-    let parts = if kinds.len() > 1 {
-        &kinds[..kinds.len() - 1]
-    } else {
-        &kinds[..]
-    };
-    let most = parts
-        .iter()
-        .filter_map(|k| Some((k.heldout_ratio?, k.name.as_str())))
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    let tail = match most {
-        Some((most, name)) if parts.len() > 1 => format!(", most for {name} ({most:.2} times)"),
-        _ => String::new(),
-    };
-    let measured = format!(
-        "On {} held-out tokens the loss is {ratio:.2} times that on the {} tokens of the calibration text{tail}.",
-        grouped(calibration.tokens_held_out),
-        grouped(calibration.tokens_used)
-    );
-    let (answer, advice) = match curve {
-        Some(curve) => by_curve(run, curve),
-        None => by_ratio(ratio),
-    };
-    let mut reasons = match curve {
-        Some(_) => format!("{advice} {measured}"),
-        None => format!("{measured} {advice}"),
-    };
-    let widest = run.linears.iter().max_by_key(|l| l.in_features);
-    if let Some(widest) = widest.filter(|l| l.tokens > 0 && l.tokens < l.in_features as u64) {
-        reasons += &format!(
-            " {} has {} inputs and was measured on {} tokens, too few for statistics of full rank.",
-            kind(widest),
-            widest.in_features,
-            grouped(widest.tokens)
-        );
-    }
-    (answer, reasons)
-}
-
-/// What the held-out loss says alone.
-fn by_ratio(ratio: f64) -> (&'static str, String) {
-    let (answer, advice) = if ratio < UNLIKE {
-        (
-            "Unknown.",
-            "The held-out text is much easier than the calibration text, so the two do not compare; hold out more windows.",
-        )
-    } else if ratio <= ENOUGH {
-        ("Yes.", "More text would gain little.")
-    } else if ratio <= NEARLY {
-        (
-            "Nearly.",
-            "More text of the same kind would lower the loss somewhat.",
-        )
-    } else {
-        (
-            "No.",
-            "The solver has fitted its text; raise calibration.num_samples, or add text nearer to what the model will read.",
-        )
-    };
-    (answer, advice.to_owned())
-}
-
-/// What more text may gain says, and what to set.
-fn by_curve(run: &RunRecord, curve: &Curve) -> (&'static str, String) {
-    let samples = run.pipeline.pointer("/calibration/num_samples");
-    let samples = samples.and_then(serde_json::Value::as_u64);
-    let gain = curve.doubling();
-    let (answer, advice) = if gain <= GAINS_LITTLE {
-        let advice = match samples {
-            Some(samples) => format!("calibration.num_samples can stay at {samples}."),
-            None => "More text would gain little.".to_owned(),
-        };
-        ("Yes.", advice)
-    } else {
-        let answer = if gain <= GAINS_SOME { "Nearly." } else { "No." };
-        let advice = match samples {
-            Some(samples) => format!(
-                "Set calibration.num_samples to {} (now {samples}), with more text if there is not that much.",
-                2 * samples
-            ),
-            None => "Raise calibration.num_samples.".to_owned(),
-        };
-        (answer, advice)
-    };
-    let told = halved_and_doubled(curve);
-    (answer, format!("Where it was measured, {told}. {advice}"))
 }

@@ -15,7 +15,7 @@ mod tokens;
 mod yaml;
 
 pub use comparison::comparison_page;
-pub(crate) use gain::NEARLY;
+pub(crate) use record::export_folder;
 pub use run::run_page;
 pub use sweep::sweep_page;
 

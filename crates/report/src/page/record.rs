@@ -242,7 +242,7 @@ fn resolved(pipeline: &serde_json::Value) -> String {
 }
 
 /// The export's folder in the run's, with a slash behind it; empty where it is the run's own.
-pub(super) fn export_folder(run: &RunRecord, index: usize) -> String {
+pub(crate) fn export_folder(run: &RunRecord, index: usize) -> String {
     let export = run.pipeline.pointer(&format!("/export/{index}"));
     let key = |name: &str| {
         export
