@@ -13,6 +13,7 @@ mod error;
 mod evaluate;
 mod event;
 mod export;
+mod fallback;
 mod generate;
 mod inspect;
 mod judge;
