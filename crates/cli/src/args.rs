@@ -12,7 +12,7 @@ use halfbyte_pipeline::config::{Device, Windows, parse_bytes};
 ///
 /// MODEL is a folder, a hub id `org/name[@revision]`, or `embedded:tiny`.
 /// Results go to stdout, progress and logs to stderr; RUST_LOG chooses the logs.
-/// Exit codes: 0 done; 2 the input is at fault; 3 a gate failed; 1 a fault of the program.
+/// Exit codes: 0 done; 2 the input is at fault; 3 a gate or --strict failed; 1 a fault of the program.
 #[derive(Debug, Parser)]
 #[command(name = "halfbyte", version, verbatim_doc_comment)]
 pub(crate) struct Cli {
@@ -64,6 +64,10 @@ pub(crate) struct Run {
     /// Start anew whatever an earlier run left in DIR
     #[arg(long)]
     pub(crate) fresh: bool,
+    /// End with exit code 3 where the result is degraded or broken: a perplexity above 1.5 times the float model's, or a KL
+    /// that comes to the same (of a sweep: where a cell is broken, or the winner degraded). Wants `evaluate`
+    #[arg(long)]
+    pub(crate) strict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -114,6 +118,10 @@ pub(crate) struct Eval {
     /// Tokens that both models give for each prompt, the likeliest always; 0 leaves that comparison out
     #[arg(long, value_name = "N", default_value = "64")]
     pub(crate) max_new_tokens: usize,
+    /// End with exit code 3 where the model is degraded or broken beside the reference: a perplexity above 1.5 times its, or
+    /// a KL that comes to the same
+    #[arg(long, requires = "reference")]
+    pub(crate) strict: bool,
     /// One JSON document on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -405,6 +413,7 @@ mod tests {
             "halfbyte generate m --prompt p --max-new-tokens 0",
             "halfbyte generate m --prompt p --temperature warm",
             "halfbyte eval m --text t --prompts p",
+            "halfbyte eval m --text t --strict",
             "halfbyte frob",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();

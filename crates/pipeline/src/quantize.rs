@@ -240,7 +240,7 @@ pub fn quantize(
             }
             let (solved, replaced, block_records) = (run.solved, run.replaced, run.records);
             for record in &block_records {
-                for warning in &record.warnings {
+                for warning in record.own_warnings() {
                     warn(format!("{}: {warning}", record.linear), on_event);
                 }
             }
@@ -271,6 +271,9 @@ pub fn quantize(
         }
     }
 
+    for warning in halfbyte_report::doubtful_linears(&records) {
+        warn(warning, on_event);
+    }
     if let Some(options) = tune_options
         && !work.is_tuned()
     {
@@ -331,6 +334,10 @@ pub fn quantize(
         // A token that does not decode shows as nothing; its scores stand all the same.
         let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
         record.evaluation = record::evaluation(&settings.text.written, &scores, text, &decode);
+    }
+    if let Some(verdict) = record.verdict_warning() {
+        on_event(Event::Warning(verdict.clone()));
+        record.summary.warnings.insert(0, verdict);
     }
     halfbyte_report::write_run(&options.out, &record)?;
     if pipeline.report.html {

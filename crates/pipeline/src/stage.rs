@@ -473,7 +473,10 @@ impl<'a> Prepared<'a> {
             }
             let rounding = match &target {
                 Some(_) => dense_loss(aimed, &rounded, judging)?,
-                None => *plain_heldout.last().filter(|_| held.is_some()).unwrap_or(&plain[index]),
+                None => *plain_heldout
+                    .last()
+                    .filter(|_| held.is_some())
+                    .unwrap_or(&plain[index]),
             };
             if let Some(stats) = stats.filter(|_| task.llm_int8) {
                 let peaks = ChannelPeaks::Measured(task.peaks.unwrap_or(&stats.max_abs));
@@ -502,15 +505,19 @@ impl<'a> Prepared<'a> {
         }
         let fell_back = fall_back(solver, &mut pieces, in_)?;
         let heldout: Vec<_> = pieces.iter().filter_map(|piece| piece.heldout).collect();
-        let (solutions, targets): (Vec<_>, Vec<_>) =
-            (pieces.into_iter().map(|piece| (piece.solution, piece.target))).unzip();
+        let (solutions, targets): (Vec<_>, Vec<_>) = (pieces
+            .into_iter()
+            .map(|piece| (piece.solution, piece.target)))
+        .unzip();
         let targets: Vec<Target> = targets.into_iter().flatten().collect();
         let mean = |of: &dyn Fn(&Target) -> f64| {
             let sum: f64 = targets.iter().map(of).sum();
             (!targets.is_empty()).then(|| sum / targets.len() as f64)
         };
         let mut solution = Solution::stack(solutions)?;
-        solution.warnings.extend(fell_back.as_ref().map(FellBack::warning));
+        solution
+            .warnings
+            .extend(fell_back.as_ref().map(FellBack::warning));
         Ok(Outcome {
             weight: solution.weight.scatter_rows(&order)?.into(),
             fallback: fell_back.and_then(|fell| fell.to),
@@ -608,7 +615,11 @@ struct Piece<'a> {
 
 /// Where a linear loses more than by plain rounding, or more than all it gives, its rows take the best of what can be
 /// tried in the same format; none where it does not.
-fn fall_back(solver: &Solver, pieces: &mut [Piece<'_>], columns: usize) -> Result<Option<FellBack>> {
+fn fall_back(
+    solver: &Solver,
+    pieces: &mut [Piece<'_>],
+    columns: usize,
+) -> Result<Option<FellBack>> {
     let ours = |pieces: &[Piece<'_>]| {
         let each = pieces.iter().map(|piece| {
             piece.heldout.unwrap_or(Loss {
@@ -645,7 +656,12 @@ fn fall_back(solver: &Solver, pieces: &mut [Piece<'_>], columns: usize) -> Resul
         }
     }
     let after = ours(pieces);
-    if to.is_empty() && pieces.iter().any(|piece| !piece.attempts.row_factors.is_empty()) && after <= 1.0 {
+    if to.is_empty()
+        && pieces
+            .iter()
+            .any(|piece| !piece.attempts.row_factors.is_empty())
+        && after <= 1.0
+    {
         // by what the loss feels it is the best of all
         return Ok(None);
     }

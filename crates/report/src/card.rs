@@ -25,6 +25,9 @@ pub fn model_card(run: &RunRecord) -> String {
         bytes(run.summary.bytes_before),
         bytes(run.summary.bytes_after)
     );
+    if let Some(verdict) = run.verdict_warning() {
+        out += &format!("> **Warning: {verdict}.**\n\n");
+    }
     out += "## Schemes\n\n| bits | group_size | sym | method | linears |\n|---|---|---|---|---|\n";
     for (scheme, linears) in schemes(run) {
         out += &format!("| {scheme} | {linears} |\n");
@@ -68,9 +71,10 @@ pub fn model_card(run: &RunRecord) -> String {
             calibration.sha256
         );
     }
-    if !run.summary.warnings.is_empty() {
+    let warnings = run.warnings();
+    if !warnings.is_empty() {
         out += "\n## Warnings\n\n";
-        for warning in &run.summary.warnings {
+        for warning in &warnings {
             out += &format!("- {warning}\n");
         }
     }
@@ -203,5 +207,15 @@ The figures of every linear are in `halfbyte/linears.csv`, the whole record in `
             assert!(!is_hub_id(source), "{source}");
         }
         assert!(is_hub_id("org/name"));
+    }
+
+    #[test]
+    fn the_card_of_a_broken_model_says_so_before_all_figures() {
+        let mut run = run();
+        run.evaluation.as_mut().unwrap().perplexity = 60_000.0;
+        let card = model_card(&run);
+        let at = |part: &str| card.find(part).unwrap_or_else(|| panic!("{part}"));
+        assert!(at("> **Warning: broken: perplexity 60000.0 where the float") < at("## Schemes"));
+        assert!(at("- broken: ") < at("- the calibration text is short"));
     }
 }

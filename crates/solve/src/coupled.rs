@@ -94,8 +94,16 @@ pub fn coupled_loss(
     let covered: usize = rows.iter().map(|rows| rows.columns).sum();
     for (part, found, wanted) in [
         ("rows of the output's statistics", covered, weight.nrows()),
-        ("rows of the quantized weight", quantized.out_features(), weight.nrows()),
-        ("input features of the quantized weight", quantized.in_features(), columns),
+        (
+            "rows of the quantized weight",
+            quantized.out_features(),
+            weight.nrows(),
+        ),
+        (
+            "input features of the quantized weight",
+            quantized.in_features(),
+            columns,
+        ),
     ] {
         if found != wanted {
             return Err(SolveError::Shape {
@@ -113,9 +121,23 @@ pub fn coupled_loss(
             weight[(first + r, c)] - values[(first + r) * columns + c]
         });
         let mut eh = Mat::<f32>::zeros(rows.columns, columns);
-        matmul(eh.as_mut(), Accum::Replace, error.as_ref(), h, 1.0, Par::Seq);
+        matmul(
+            eh.as_mut(),
+            Accum::Replace,
+            error.as_ref(),
+            h,
+            1.0,
+            Par::Seq,
+        );
         let mut ehe = Mat::<f32>::zeros(rows.columns, rows.columns);
-        matmul(ehe.as_mut(), Accum::Replace, eh.as_ref(), error.transpose(), 1.0, Par::Seq);
+        matmul(
+            ehe.as_mut(),
+            Accum::Replace,
+            eh.as_ref(),
+            error.transpose(),
+            1.0,
+            Par::Seq,
+        );
         for b in 0..rows.columns {
             let panel = rows.hessian.panel(b / PANEL);
             let column = (0..rows.columns).map(|a| f64::from(panel[a][b % PANEL] * ehe[(a, b)]));

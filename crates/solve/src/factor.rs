@@ -95,8 +95,9 @@ pub fn factor(stats: &ActivationStats, options: &GptqOptions) -> Result<Factor, 
     let (lower, unit) = loop {
         let unit = mean * (1.0 + damp_used);
         let per_unit = 1.0 / unit;
-        let diagonal =
-            |k: usize| (damped(options.recipe, h(k, k), dead[k], mean, damp_used) + shared(k, k)) / unit;
+        let diagonal = |k: usize| {
+            (damped(options.recipe, h(k, k), dead[k], mean, damp_used) + shared(k, k)) / unit
+        };
         let reversed = |i: usize| order[columns - 1 - i];
         let mut lower = Mat::zeros(columns, columns);
         for j in 0..columns {
