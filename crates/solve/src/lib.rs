@@ -27,6 +27,8 @@ mod kernel;
 #[cfg(test)]
 mod laws;
 mod measure;
+#[cfg(test)]
+mod one_sided;
 mod options;
 #[cfg(test)]
 mod oracle;
