@@ -7,7 +7,7 @@ use anyhow::Result;
 use halfbyte_model::LinearKind;
 use halfbyte_quant::{ActivationStats, Scheme};
 use halfbyte_report::CurvePointRecord;
-use halfbyte_solve::{Factor, loss};
+use halfbyte_solve::loss;
 use rayon::prelude::*;
 
 use crate::stage::{Factors, Part, Prepared, Solver, matrix, pick, together};
