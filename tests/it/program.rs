@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use halfbyte_checkpoint::ModelFolder;
 use halfbyte_model::{DeviceChoice, LinearKind, Weights, linear_shape, open_device};
 use halfbyte_quant::{Codebook, Coding, QuantizedWeight};
-use halfbyte_report::{RunRecord, read_run};
+use halfbyte_report::{RunRecord, Verdict, read_run};
 
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -579,6 +579,75 @@ fn a_gate_that_is_missed_ends_with_3_and_leaves_the_files() {
         .unwrap();
     assert_eq!(output.status.code(), Some(3));
     assert!(out.path().join("gptq/config.json").exists());
+}
+
+/// Plain rounding to 2 bits with a scale a row: what no model survives.
+pub(crate) const DESTROYED: [&str; 10] = [
+    "--set",
+    "method=rtn",
+    "--set",
+    "recipe=reference",
+    "--set",
+    "quant.bits=2",
+    "--set",
+    "quant.group_size=-1",
+    "--set",
+    "export=[{format: gptq}]",
+];
+
+#[test]
+fn a_destroyed_model_is_told_everywhere_and_strict_ends_with_3() {
+    let out = tempfile::tempdir().unwrap();
+    let output = succeed(&mut small_run(out.path(), &DESTROYED));
+    let run = read_run(out.path()).unwrap();
+    let evaluation = run.evaluation.unwrap();
+    assert_eq!(evaluation.verdict, Some(Verdict::Broken), "{evaluation:?}");
+    let told = &run.summary.warnings[0];
+    assert!(told.starts_with("broken: perplexity "), "{told}");
+    let file = |name: &str| std::fs::read_to_string(out.path().join(name)).unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    for place in [
+        text(output.stdout),
+        text(output.stderr),
+        file("README.md"),
+        file("halfbyte/report.html"),
+    ] {
+        assert!(place.contains("broken: perplexity "), "{place}");
+    }
+    let mut eval = halfbyte();
+    eval.args(["eval", out.path().to_str().unwrap(), "--text"])
+        .args(["tests/data/evaluation.txt", "--windows", "2"])
+        .args(["--sequence-length", "64", "--max-new-tokens", "0", "--json"])
+        .args(["--reference", "embedded:tiny"]);
+    let judged: serde_json::Value = serde_json::from_slice(&succeed(&mut eval).stdout).unwrap();
+    assert_eq!(judged["verdict"], "broken");
+    assert_eq!(
+        eval.arg("--strict").output().unwrap().status.code(),
+        Some(3)
+    );
+
+    let strict = tempfile::tempdir().unwrap();
+    let output = small_run(strict.path(), &DESTROYED)
+        .arg("--strict")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(output.stderr).contains("error: --strict: broken: perplexity "));
+    assert!(strict.path().join("halfbyte/run.json").exists());
+}
+
+#[test]
+fn strict_lets_a_good_model_pass_and_wants_something_measured() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(&mut small_run(out.path(), &["--strict"]));
+    let evaluation = read_run(out.path()).unwrap().evaluation.unwrap();
+    assert_eq!(evaluation.verdict, Some(Verdict::Good));
+    let output = small_run(out.path(), &["--strict", "--set", "evaluate=null"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("--strict: nothing is measured"), "{text}");
 }
 
 #[test]

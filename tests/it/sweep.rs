@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use halfbyte_report::{SweepRecord, read_run, read_sweep};
 
-use crate::program::{blocks_done, halfbyte, kill_when, small_run, succeed};
+use crate::program::{DESTROYED, blocks_done, halfbyte, kill_when, small_run, succeed};
 
 /// Two cells that can be and two that cannot.
 const GRID: &str = "sweep={bits: [3, 4], group_size: [64, 96]}";
@@ -175,6 +175,43 @@ fn two_shards_report_what_one_process_on_one_thread_does() {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(text.contains("this sweep is finished"), "{text}");
     assert_eq!(read_sweep(shared.path()).unwrap(), record);
+}
+
+#[test]
+fn a_broken_cell_is_called_so_is_never_the_winner_and_fails_strict() {
+    let out = tempfile::tempdir().unwrap();
+    let mut more = DESTROYED.to_vec();
+    more.extend(["--set", "sweep={bits: [2, 8], winner: {by: kl}}"]);
+    let output = small_sweep(out.path(), &more)
+        .arg("--strict")
+        .output()
+        .unwrap();
+    assert_eq!(
+        output.status.code(),
+        Some(3),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let record = read_sweep(out.path()).unwrap();
+    let broken: Vec<bool> = solved(&record)
+        .iter()
+        .map(|cell| cell.is_broken())
+        .collect();
+    assert_eq!(broken, [true, false]);
+    assert_eq!(record.winner.unwrap().cell, record.cells[1].cell);
+    let file = |name: &str| std::fs::read_to_string(out.path().join(name)).unwrap();
+    for place in [told(&output), file("halfbyte/sweep.html")] {
+        assert!(
+            place.contains("1 cell is broken, no longer the model"),
+            "{place}"
+        );
+    }
+    let csv = file("halfbyte/sweep.csv");
+    let ends: Vec<&str> = csv
+        .lines()
+        .filter_map(|line| line.rsplit(',').next())
+        .collect();
+    assert_eq!(ends, ["verdict", "broken", "good"]);
 }
 
 #[test]

@@ -70,6 +70,10 @@ pub(crate) struct Run {
     /// Start over instead of going on with what an earlier run left in DIR
     #[arg(long)]
     pub(crate) fresh: bool,
+    /// End with exit code 3 where the result is degraded or broken: a perplexity above 1.5 times the float model's, or a KL
+    /// that comes to the same (of a sweep: where a cell is broken, or the winner degraded). Wants `evaluate`
+    #[arg(long)]
+    pub(crate) strict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -124,6 +128,10 @@ pub(crate) struct Eval {
     /// Tokens that both models generate greedily from each prompt; 0 leaves that comparison out
     #[arg(long, value_name = "N", default_value = "64")]
     pub(crate) max_new_tokens: usize,
+    /// End with exit code 3 where the model is degraded or broken beside the reference: a perplexity above 1.5 times its, or
+    /// a KL that comes to the same
+    #[arg(long, requires = "reference")]
+    pub(crate) strict: bool,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
@@ -416,6 +424,7 @@ mod tests {
             "halfbyte generate m --prompt p --temperature warm",
             "halfbyte generate m --prompt p --top-k -1",
             "halfbyte eval m --text t --prompts p",
+            "halfbyte eval m --text t --strict",
             "halfbyte frob",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();

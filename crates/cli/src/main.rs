@@ -19,9 +19,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use halfbyte_pipeline::config::{Pipeline, Windows};
+use halfbyte_pipeline::config::{Measure, Pipeline, Windows};
+use halfbyte_pipeline::report::broken_cells;
 use halfbyte_pipeline::{
-    EvalRequest, Inspection, Parts, Plan, RunOptions, SensitivityRequest, SweepOptions, exit_code,
+    EvalRequest, Inspection, NotGood, Parts, Plan, RunOptions, SensitivityRequest, SweepOptions,
+    exit_code, user_error,
 };
 use terminal_size::{Height, Width, terminal_size_of};
 use tracing_subscriber::EnvFilter;
@@ -65,6 +67,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
     match command {
         Command::Run(args) => {
             let pipeline = Pipeline::load(&args.pipeline, &args.all_overrides())?;
+            check_strict(args.strict, &pipeline)?;
             use_threads(pipeline.resources.threads)?;
             let options = RunOptions {
                 out: args.out_folder(),
@@ -78,10 +81,13 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             progress.finish();
             let run = run?;
             print(&results::run(&run))?;
-            run.gate.map_or(Ok(()), |gate| Err(gate.into()))
+            run.gate
+                .map_or(Ok(()), |gate| Err(anyhow::Error::from(gate)))?;
+            hold_to(args.strict, run.record.verdict_warning())
         }
         Command::Sweep(args) => {
             let pipeline = Pipeline::load(&args.run.pipeline, &args.run.all_overrides())?;
+            check_strict(args.run.strict, &pipeline)?;
             use_threads(pipeline.resources.threads)?;
             let options = SweepOptions {
                 out: args.run.out_folder(),
@@ -95,8 +101,13 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             progress.finish();
             let swept = swept?;
             print(&results::sweep(&swept))?;
-            let gate = swept.winner.and_then(|run| run.gate);
-            gate.map_or(Ok(()), |gate| Err(gate.into()))
+            if let Some(run) = swept.winner {
+                run.gate
+                    .map_or(Ok(()), |gate| Err(anyhow::Error::from(gate)))?;
+                hold_to(args.run.strict, run.record.verdict_warning())?;
+            }
+            let broken = swept.record.as_ref().and_then(broken_cells);
+            hold_to(args.run.strict, broken)
         }
         Command::Plan(args) => {
             let pipeline = Pipeline::load(&args.pipeline, &args.overrides.set)?;
@@ -122,8 +133,10 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
                 progress.event(&event);
             });
             progress.finish();
-            let evaluation = evaluation?;
-            print_result(&evaluation, results::evaluation, args.json)
+            let scored = results::Scored::new(evaluation?);
+            let warning = scored.warning();
+            print_result(&scored, results::evaluation, args.json)?;
+            hold_to(args.strict, warning)
         }
         Command::Sensitivity(args) => {
             use_threads(args.machine.threads.map(usize::from))?;
@@ -180,6 +193,29 @@ fn quiet_vulkan() {
     {
         // SAFETY: called before there are other threads.
         unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
+/// Refuses to hold a result to what is not measured.
+fn check_strict(strict: bool, pipeline: &Pipeline) -> Result<()> {
+    let measured = pipeline
+        .sweep
+        .as_ref()
+        .is_none_or(|sweep| sweep.measure != Measure::None);
+    match strict && !(pipeline.evaluate.is_some() && measured) {
+        true => Err(user_error(
+            "--strict: nothing is measured to hold the result against",
+            "add `evaluate: {text: FILE}` to the pipeline file",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Fails where the result was to be good and is not.
+fn hold_to(strict: bool, warning: Option<String>) -> Result<()> {
+    match warning {
+        Some(warning) if strict => Err(NotGood(warning).into()),
+        _ => Ok(()),
     }
 }
 

@@ -2,9 +2,12 @@
 
 use std::fmt::Write;
 
+use halfbyte_pipeline::report::{self, Verdict};
 use halfbyte_pipeline::{
-    Evaluation, Generation, GenerationCost, PartSensitivity, Run, Sensitivity, Swept, report,
+    Evaluation, Generation, GenerationCost, PartSensitivity, Run, Sensitivity, Swept,
+    verdict_scores,
 };
+use serde::Serialize;
 
 /// The table of linears, then the summary, so that the summary stands last on the screen, and where to go from there.
 pub(crate) fn run(run: &Run) -> String {
@@ -52,18 +55,43 @@ pub(crate) fn sweep(swept: &Swept) -> String {
     text
 }
 
+/// Scores with what they say of the model.
+#[derive(Serialize)]
+pub(crate) struct Scored {
+    #[serde(flatten)]
+    evaluation: Evaluation,
+    /// None where there was no reference.
+    verdict: Option<Verdict>,
+}
+
+impl Scored {
+    pub(crate) fn new(evaluation: Evaluation) -> Self {
+        let verdict = verdict_scores(&evaluation).map(|scores| scores.verdict());
+        Self {
+            evaluation,
+            verdict,
+        }
+    }
+
+    /// What is to be said against the model, if anything.
+    pub(crate) fn warning(&self) -> Option<String> {
+        verdict_scores(&self.evaluation)?.warning()
+    }
+}
+
 /// Perplexity, and the distance from the reference where there is one.
-pub(crate) fn evaluation(evaluation: &Evaluation) -> String {
+pub(crate) fn evaluation(scored: &Scored) -> String {
     let Evaluation {
         windows,
         tokens,
+        vocab_size: _,
         perplexity,
         perplexity_se,
         against,
         generation,
         packed: _,
         kept_dense: _,
-    } = evaluation;
+    } = &scored.evaluation;
     let mut text = format!(
         "scored          {tokens} tokens in {windows} windows\nperplexity      {perplexity:.3} ± {perplexity_se:.3}\n"
     );
@@ -103,6 +131,9 @@ pub(crate) fn evaluation(evaluation: &Evaluation) -> String {
             cost(&generation.cost),
             cost(&generation.cost_float),
         );
+    }
+    if let Some(warning) = scored.warning() {
+        text += &format!("{:<15} {warning}\n", "warning");
     }
     text
 }
@@ -206,6 +237,7 @@ mod tests {
         let mut scored = Evaluation {
             windows: 8,
             tokens: 8184,
+            vocab_size: 49_152,
             perplexity: 22.787,
             perplexity_se: 0.9,
             against: None,
@@ -213,8 +245,9 @@ mod tests {
             packed: false,
             kept_dense: vec![],
         };
+        let words = |scored: &Evaluation| evaluation(&Scored::new(scored.clone()));
         let alone = "scored          8184 tokens in 8 windows\nperplexity      22.787 ± 0.900\n";
-        assert_eq!(evaluation(&scored), alone);
+        assert_eq!(words(&scored), alone);
         scored.against = Some(Against {
             perplexity_float: 19.884,
             perplexity_float_se: 0.8,
@@ -231,13 +264,18 @@ mod tests {
             worst_tokens: vec![],
         });
         assert_eq!(
-            evaluation(&scored),
+            words(&scored),
             format!(
                 "{alone}reference       19.884 ± 0.800, ln ratio +0.1363 ± 0.0100\n\
                  KL              mean 0.1351 ± 0.0020, median 0.0800, 99 % below 1.100, largest 9.500\n\
                  same top token  80.8 ± 0.4 %\n"
             )
         );
+        scored.perplexity = 60_000.0;
+        let broken = Scored::new(scored.clone());
+        assert!(evaluation(&broken).contains("\nwarning         broken: perplexity 60000.0 where"));
+        assert_eq!(serde_json::to_value(&broken).unwrap()["verdict"], "broken");
+        scored.perplexity = 22.787;
         scored.against = None;
         let cost_of = |tokens_per_second, mebibytes: u64| GenerationCost {
             tokens_per_second,
@@ -256,7 +294,7 @@ mod tests {
             cost: cost_of(30.0, 104),
         });
         assert_eq!(
-            evaluation(&scored),
+            words(&scored),
             format!(
                 "{alone}generation      8 prompts, 64 tokens each: same for 20.2 ± 3.0 tokens, to the end 12 %, ROUGE-L 0.500 ± 0.060\n\
                  speed           30.0 tokens/s with 104.0 MiB of weights and 1.5 MiB of keys and values\n\

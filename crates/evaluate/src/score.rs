@@ -20,6 +20,8 @@ pub struct Evaluation {
     pub windows: usize,
     /// Tokens predicted: all but the first of every window.
     pub tokens: usize,
+    /// Tokens in the vocabulary: whoever guesses evenly has a perplexity of so many.
+    pub vocab_size: usize,
     /// `exp` of the mean negative log likelihood: the protocol of GPTQ (arXiv 2210.17323, section 4), windows
     /// without overlap.
     pub perplexity: f64,
@@ -310,6 +312,7 @@ fn judge(
         step(1);
     }
     let mut evaluation = summarize(&scores, float.map(|_| stream_errors));
+    evaluation.vocab_size = decoder.weights().config().vocab_size;
     evaluation.packed = decoder.execution() == Execution::Packed;
     evaluation.kept_dense = judged.kept_dense;
     Ok(evaluation)
@@ -471,6 +474,7 @@ fn summarize(scores: &[Vec<TokenScore>], stream_error: Option<Vec<f64>>) -> Eval
     Evaluation {
         windows: scores.len(),
         tokens: scores.iter().map(Vec::len).sum(),
+        vocab_size: 0,
         perplexity: nll.exp(),
         perplexity_se: nll.exp() * nll_se,
         against,

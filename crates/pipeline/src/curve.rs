@@ -7,10 +7,10 @@ use anyhow::Result;
 use halfbyte_model::LinearKind;
 use halfbyte_quant::{ActivationStats, Scheme};
 use halfbyte_report::CurvePointRecord;
-use halfbyte_solve::{Factor, loss};
+use halfbyte_solve::loss;
 use rayon::prelude::*;
 
-use crate::stage::{Part, Prepared, Solver, matrix, pick, together};
+use crate::stage::{Factors, Part, Prepared, Solver, matrix, pick, together};
 
 /// Rows that stand for a linear. Rows are solved by themselves, so that the others change nothing; it is what keeps the
 /// curve to a few percent of a run.
@@ -80,7 +80,7 @@ struct Source<'a> {
     rows: Option<&'a [usize]>,
     seen: &'a ActivationStats,
     held: &'a ActivationStats,
-    factor: Option<Cow<'a, Factor>>,
+    factors: Cow<'a, Factors>,
 }
 
 /// Of every row part its statistics of a subset, or behind the last one of the whole; none where nothing is held out.
@@ -93,15 +93,15 @@ fn sources<'a>(
         let Some((stats, held)) = part.stats.and_then(|s| Some((s, s.holdout.as_ref()?))) else {
             return Ok(None);
         };
-        let (seen, factor) = match stats.subsets.get(subset) {
-            Some(seen) => (seen, solver.factor(seen)?.map(Cow::Owned)),
-            None => (&stats.calibration, part.factor.as_ref().map(Cow::Borrowed)),
+        let (seen, factors) = match stats.subsets.get(subset) {
+            Some(seen) => (seen, Cow::Owned(Factors::new(solver, seen)?)),
+            None => (&stats.calibration, Cow::Borrowed(&part.factors)),
         };
         Ok(Some(Source {
             rows: part.rows,
             seen,
             held,
-            factor,
+            factors,
         }))
     };
     parts.par_iter().map(of).collect()
@@ -125,7 +125,7 @@ impl Source<'_> {
         let solution = solver.solve(
             weight,
             Some(self.seen),
-            self.factor.as_deref(),
+            self.factors.of(solver, Some(self.seen), &linear.scheme)?,
             &[],
             linear.kind,
             &linear.scheme,

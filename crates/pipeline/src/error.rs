@@ -38,6 +38,14 @@ pub struct GateFailed {
     pub limit: f64,
 }
 
+/// The result is written, scores as degraded or broken, and was to be good.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("--strict: {0}; the files are written all the same")]
+pub struct NotGood(
+    /// The verdict in words.
+    pub String,
+);
+
 /// A fault of the input with its remedy, ready for `?`.
 pub fn user_error(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     UserError {
@@ -49,7 +57,8 @@ pub fn user_error(message: impl Into<String>, hint: impl Into<String>) -> anyhow
 
 /// The program's exit code: 2 for the user's input, 3 for a gate, 1 for us.
 pub fn exit_code(error: &anyhow::Error) -> i32 {
-    if error.chain().any(|e| e.is::<GateFailed>()) {
+    let failed = |e: &(dyn Error + 'static)| e.is::<GateFailed>() || e.is::<NotGood>();
+    if error.chain().any(failed) {
         3
     } else if error.chain().any(is_users) {
         2
@@ -132,6 +141,7 @@ mod tests {
             limit: 0.1,
         };
         check(gate.into(), 3, None);
+        check(NotGood("broken".to_owned()).into(), 3, None);
         check(anyhow::anyhow!("a bug"), 1, None);
         let weight = SolveError::WeightNotFinite {
             row: 0,

@@ -19,7 +19,7 @@ use crate::error::user_error;
 use crate::event::Event;
 use crate::export;
 use crate::output::{Destination, Output, is_same_place};
-use crate::quantize::{Layout, scored, write_reports};
+use crate::quantize::{Layout, scored, tell_verdict, write_reports};
 use crate::record;
 use crate::work::{Opened, Solved, Work};
 
@@ -172,6 +172,9 @@ impl Finished<'_> {
         self.record.exports = exports;
         self.record.summary.bytes_after = self.record.exports.first().map_or(0, |e| e.bytes);
         if let (Some(text), Some(to)) = (text, self.destinations.first()) {
+            let earlier = self.record.verdict_warning();
+            let warnings = &mut self.record.summary.warnings;
+            warnings.retain(|warning| Some(warning) != earlier.as_ref());
             self.record.evaluation = scored(
                 self.pipeline,
                 self.decoder,
@@ -180,6 +183,7 @@ impl Finished<'_> {
                 self.tokenizer,
                 on_event,
             )?;
+            tell_verdict(&mut self.record, on_event);
         }
         self.record.pipeline = self.pipeline.to_value();
         write_reports(&out, self.pipeline, &self.record)?;

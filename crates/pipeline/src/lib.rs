@@ -14,6 +14,7 @@ mod error;
 mod evaluate;
 mod event;
 mod export;
+mod fallback;
 mod finished;
 mod generate;
 mod inspect;
@@ -34,7 +35,7 @@ mod usage;
 mod work;
 
 pub use consumers::ConsumerLine;
-pub use error::{GateFailed, UserError, exit_code, hint, user_error};
+pub use error::{GateFailed, NotGood, UserError, exit_code, hint, user_error};
 pub use evaluate::{EvalRequest, evaluate};
 pub use event::Event;
 pub use generate::{
@@ -45,6 +46,7 @@ pub use halfbyte_report as report;
 pub use inspect::{Inspection, TensorLine, inspect};
 pub use plan::{Plan, PlannedExport, PlannedLinears, plan};
 pub use quantize::{Run, RunOptions, quantize};
+pub use record::verdict_scores;
 pub use sensitivity::{PartSensitivity, Parts, Sensitivity, SensitivityRequest, sensitivity};
 pub use sweep::{Shard, SweepOptions, Swept, merge_sweep, sweep};
 pub use usage::{keep_freed_memory, tell_of_file_limits};

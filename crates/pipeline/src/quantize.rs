@@ -320,7 +320,7 @@ pub(crate) fn quantize_into(
             }
             let (solved, replaced, block_records) = (run.solved, run.replaced, run.records);
             for record in &block_records {
-                for warning in &record.warnings {
+                for warning in record.own_warnings() {
                     warn(format!("{}: {warning}", record.linear), on_event);
                 }
             }
@@ -351,6 +351,9 @@ pub(crate) fn quantize_into(
         }
     }
 
+    for warning in halfbyte_report::doubtful_linears(&records) {
+        warn(warning, on_event);
+    }
     if let Some(options) = tune_options
         && !work.is_tuned()
     {
@@ -417,6 +420,7 @@ pub(crate) fn quantize_into(
         let folder = &exports[0].folder;
         record.evaluation = scored(pipeline, &decoder, folder, text, &tokenizer, on_event)?;
     }
+    tell_verdict(&mut record, on_event);
     write_reports(&options.out, pipeline, &record)?;
     work.remove()?;
     Ok(Run::new(pipeline, options, record))
@@ -441,6 +445,14 @@ impl Run {
             out: options.out.clone(),
             gate,
         }
+    }
+}
+
+/// Puts what a bad score means first among a run's warnings.
+pub(crate) fn tell_verdict(record: &mut RunRecord, on_event: &mut dyn FnMut(Event)) {
+    if let Some(verdict) = record.verdict_warning() {
+        on_event(Event::Warning(verdict.clone()));
+        record.summary.warnings.insert(0, verdict);
     }
 }
 

@@ -5,7 +5,7 @@ use halfbyte_evaluate::{Evaluation, WorstToken};
 use halfbyte_model::Decoder;
 use halfbyte_report::{
     BudgetRecord, CalibrationRecord, CodesRecord, EvaluationRecord, ExportRecord, LinearRecord,
-    ModelRecord, RunRecord, SCHEMA_VERSION, SummaryRecord, TokenRecord, TuneRecord,
+    ModelRecord, RunRecord, SCHEMA_VERSION, Scores, SummaryRecord, TokenRecord, TuneRecord,
 };
 use sha2::{Digest, Sha256};
 
@@ -149,6 +149,8 @@ pub(crate) fn evaluation(
         windows: scores.windows,
         sequence_length: text.windows.first().map_or(0, Vec::len),
         tokens: scores.tokens as u64,
+        vocab_size: Some(scores.vocab_size),
+        verdict: verdict_scores(scores).map(|scores| scores.verdict()),
         perplexity_float: against.perplexity_float,
         perplexity_float_se: against.perplexity_float_se,
         perplexity: scores.perplexity,
@@ -164,6 +166,17 @@ pub(crate) fn evaluation(
             .iter()
             .map(|worst| in_context(worst, text, decode))
             .collect(),
+    })
+}
+
+/// What the verdict on a model is drawn from; none where it was scored without a reference.
+pub fn verdict_scores(scores: &Evaluation) -> Option<Scores> {
+    let against = scores.against.as_ref()?;
+    Some(Scores {
+        perplexity_float: against.perplexity_float,
+        perplexity: scores.perplexity,
+        kl_mean: against.kl_mean,
+        vocab_size: Some(scores.vocab_size),
     })
 }
 

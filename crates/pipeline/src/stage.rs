@@ -1,6 +1,7 @@
 //! One linear from its statistics to its codes and its record: the only place where statistics meet a solver.
 
 use std::borrow::Cow;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use halfbyte_quant::{ActivationStats, Codebook, CodedWeight, GroupSize, Scheme};
 use halfbyte_report::{HessianKind, LinearRecord};
 use halfbyte_solve::awq::search_clip;
 use halfbyte_solve::{
-    ChannelPeaks, CodebookOptions, Factor, GptqOptions, Granularity, HqqOptions, InputSpread,
+    ChannelPeaks, CodebookOptions, Factor, GptqOptions, Granularity, HqqOptions, InputSpread, Loss,
     OutlierSplit, RtnOptions, ScaleDtype, Solution, Target, absmax, codebook, corrected_target,
     dense_loss, expected_loss, factor, gptq, gptq_coupled, hqq, input_spread, loss, outlier_split,
     rtn, rtn_clipped,
@@ -19,6 +20,7 @@ use halfbyte_solve::{
 use rayon::prelude::*;
 
 use crate::config::{Damp, Method, Pipeline, Recipe};
+use crate::fallback::{Attempts, FellBack};
 use crate::scale::ChannelScales;
 use crate::work::Solved;
 
@@ -132,12 +134,26 @@ impl Solver {
         }
     }
 
-    /// What the statistics are factored into, for a method that solves from that.
-    pub(crate) fn factor(&self, stats: &ActivationStats) -> Result<Option<Factor>> {
+    /// What the statistics are factored into, for a method that solves from that; `balance` is the solver's of that name.
+    fn factor(&self, stats: &ActivationStats, balance: f64) -> Result<Option<Factor>> {
         Ok(match self {
-            Self::Gptq { options, .. } => Some(factor(stats, options)?),
+            Self::Gptq { options, .. } => {
+                let options = GptqOptions {
+                    balance,
+                    ..options.clone()
+                };
+                Some(factor(stats, &options)?)
+            }
             _ => None,
         })
+    }
+
+    /// What the sum of a row's errors weighs where a scheme has the solver mind it.
+    fn balance(&self, scheme: &Scheme) -> f64 {
+        match self {
+            Self::Gptq { options, .. } => options.wanted_balance(scheme),
+            _ => 0.0,
+        }
     }
 
     /// Solves some rows of a linear on a grid; `row_factors` are of the Hessians of consecutive ranges of them, if of any.
@@ -220,6 +236,16 @@ impl Solver {
         matches!(self, Self::Gptq { best: true, .. })
     }
 
+    /// Whether another solve may stand in for its own: not where it is to be another tool's to the bit, or sees no text.
+    fn may_fall_back(&self) -> bool {
+        match self {
+            Self::Gptq { options, .. } => options.recipe == halfbyte_solve::Recipe::Default,
+            Self::Awq { ours, .. } => *ours,
+            Self::Rtn(options) => *options != RtnOptions::default(),
+            Self::Hqq(_) | Self::Absmax | Self::Codebook(_) => false,
+        }
+    }
+
     /// Whether v wants the attention-mixed statistics.
     pub(crate) fn wants_mixed(&self) -> bool {
         matches!(
@@ -268,7 +294,42 @@ pub(crate) struct Part<'a> {
     pub(crate) rows: Option<&'a [usize]>,
     pub(crate) stats: Option<&'a StageStats>,
     spread: Option<InputSpread>,
-    pub(crate) factor: Option<Factor>,
+    pub(crate) factors: Factors,
+}
+
+/// Statistics factored as the schemes to solve by them want it: once for most, once more where one wants its errors
+/// balanced.
+#[derive(Clone, Default)]
+pub(crate) struct Factors {
+    usual: Option<Factor>,
+    balanced: OnceLock<Option<Factor>>,
+}
+
+impl Factors {
+    pub(crate) fn new(solver: &Solver, stats: &ActivationStats) -> Result<Self> {
+        Ok(Self {
+            usual: solver.factor(stats, 0.0)?,
+            balanced: OnceLock::new(),
+        })
+    }
+
+    /// The one for a scheme; none where the method needs none.
+    pub(crate) fn of(
+        &self,
+        solver: &Solver,
+        stats: Option<&ActivationStats>,
+        scheme: &Scheme,
+    ) -> Result<Option<&Factor>> {
+        let balance = solver.balance(scheme);
+        let Some(stats) = stats.filter(|_| balance > 0.0) else {
+            return Ok(self.usual.as_ref());
+        };
+        if self.balanced.get().is_none() {
+            // another thread may be first, with the same bits
+            let _ = self.balanced.set(solver.factor(stats, balance)?);
+        }
+        Ok(self.balanced.get().and_then(Option::as_ref))
+    }
 }
 
 impl<'a> Prepared<'a> {
@@ -280,7 +341,7 @@ impl<'a> Prepared<'a> {
                 rows: part.rows.as_deref(),
                 stats: Some(&part.stats),
                 spread: Some(input_spread(&part.stats.calibration)),
-                factor: solver.factor(&part.stats.calibration)?,
+                factors: Factors::new(solver, &part.stats.calibration)?,
             })
         });
         let parts = factored.collect::<Result<Vec<_>>>()?;
@@ -302,7 +363,7 @@ impl<'a> Prepared<'a> {
                 rows: None,
                 stats: None,
                 spread: None,
-                factor: None,
+                factors: Factors::default(),
             }],
             hessian: HessianKind::Identity,
             seconds: 0.0,
@@ -342,14 +403,15 @@ impl<'a> Prepared<'a> {
         for Part {
             rows,
             stats,
-            factor,
+            factors,
             ..
         } in &self.parts
         {
             let seen = stats.map(|stats| &stats.calibration);
             let weight = pick(weight, *rows, in_);
             let weight = matrix(&weight, in_);
-            let solution = solver.solve(weight, seen, factor.as_ref(), &[], kind, scheme)?;
+            let factor = factors.of(solver, seen, scheme)?;
+            let solution = solver.solve(weight, seen, factor, &[], kind, scheme)?;
             sum += solution.loss;
         }
         Ok(sum)
@@ -357,10 +419,9 @@ impl<'a> Prepared<'a> {
 
     fn solve_parts(&self, solver: &Solver, task: &Task<'_>) -> Result<Outcome<'_>> {
         let [out, in_] = task.shape;
-        let (mut solutions, mut splits) = (Vec::new(), Vec::new());
-        let (mut plain, mut heldout, mut plain_heldout) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut pieces, mut splits) = (Vec::new(), Vec::new());
+        let (mut plain, mut plain_heldout) = (Vec::new(), Vec::new());
         let mut order: Vec<usize> = Vec::with_capacity(out);
-        let mut targets: Vec<Target> = Vec::new();
         let mut prospect = Prospect {
             spreads: self
                 .parts
@@ -375,7 +436,7 @@ impl<'a> Prepared<'a> {
             Part {
                 rows,
                 stats,
-                factor,
+                factors,
                 ..
             },
         ) in self.parts.iter().enumerate()
@@ -385,19 +446,16 @@ impl<'a> Prepared<'a> {
                 None => order.extend(0..out),
                 Some(rows) => order.extend(*rows),
             }
-            let weight = pick(task.weight, *rows, in_);
-            let weight = matrix(&weight, in_);
+            let owned = pick(task.weight, *rows, in_);
+            let weight = matrix(&owned, in_);
             let seen = stats.map(|stats| &stats.calibration);
+            let held = stats.and_then(|stats| stats.holdout.as_ref());
             let target = target(weight, *stats)?;
             let aimed = target.as_ref().map_or(weight, |t| matrix(&t.weight, in_));
-            let solution = solver.solve(
-                aimed,
-                seen,
-                factor.as_ref(),
-                &task.row_factors[index * per_part..][..per_part],
-                task.kind,
-                &task.scheme,
-            )?;
+            let row_factors = &task.row_factors[index * per_part..][..per_part];
+            let factor = factors.of(solver, seen, &task.scheme)?;
+            let solution =
+                solver.solve(aimed, seen, factor, row_factors, task.kind, &task.scheme)?;
             let rounded = match &task.unscaled {
                 None => plain_rounding(weight, &task.scheme)?,
                 Some(Unscaled { weight, scales }) => {
@@ -408,27 +466,61 @@ impl<'a> Prepared<'a> {
                 }
             };
             plain.push(dense_loss(weight, &rounded, seen)?);
-            if let Some(held) = stats.and_then(|stats| stats.holdout.as_ref()) {
-                heldout.push(loss(aimed, &solution.weight, held)?);
-                plain_heldout.push(dense_loss(weight, &rounded, Some(held))?);
+            let judging = held.or(seen);
+            let heldout = held.map(|held| loss(aimed, &solution.weight, held));
+            if held.is_some() {
+                plain_heldout.push(dense_loss(weight, &rounded, held)?);
             }
+            let rounding = match &target {
+                Some(_) => dense_loss(aimed, &rounded, judging)?,
+                None => *plain_heldout
+                    .last()
+                    .filter(|_| held.is_some())
+                    .unwrap_or(&plain[index]),
+            };
             if let Some(stats) = stats.filter(|_| task.llm_int8) {
                 let peaks = ChannelPeaks::Measured(task.peaks.unwrap_or(&stats.max_abs));
                 splits.push(outlier_split(weight, &stats.calibration, peaks, OUTLIER)?);
             }
             if let Some(stats) = stats {
-                prospect.add(weight, &stats.calibration, factor.as_ref(), &task.scheme)?;
+                let usual = factors.usual.as_ref();
+                prospect.add(weight, &stats.calibration, usual, &task.scheme)?;
             }
-            solutions.push(solution);
-            targets.extend(target);
+            pieces.push(Piece {
+                heldout: heldout.transpose()?,
+                rounding,
+                solution,
+                target,
+                weight: owned,
+                judging,
+                attempts: Attempts {
+                    solver,
+                    seen,
+                    factor,
+                    row_factors,
+                    kind: task.kind,
+                    scheme: &task.scheme,
+                },
+            });
         }
+        let fell_back = fall_back(solver, &mut pieces, in_)?;
+        let heldout: Vec<_> = pieces.iter().filter_map(|piece| piece.heldout).collect();
+        let (solutions, targets): (Vec<_>, Vec<_>) = (pieces
+            .into_iter()
+            .map(|piece| (piece.solution, piece.target)))
+        .unzip();
+        let targets: Vec<Target> = targets.into_iter().flatten().collect();
         let mean = |of: &dyn Fn(&Target) -> f64| {
             let sum: f64 = targets.iter().map(of).sum();
             (!targets.is_empty()).then(|| sum / targets.len() as f64)
         };
-        let solution = Solution::stack(solutions)?;
+        let mut solution = Solution::stack(solutions)?;
+        solution
+            .warnings
+            .extend(fell_back.as_ref().map(FellBack::warning));
         Ok(Outcome {
             weight: solution.weight.scatter_rows(&order)?.into(),
+            fallback: fell_back.and_then(|fell| fell.to),
             relative_loss: solution.relative_loss,
             relative_loss_heldout: together(&heldout),
             relative_loss_rtn: together(&plain).unwrap_or(0.0),
@@ -501,9 +593,85 @@ impl<'a> Prepared<'a> {
             outlier_channels: outcome.prospect.outlier_channels(),
             finer_group_loss: outcome.prospect.finer_group_loss(),
             predicted_kl: None,
+            fallback: outcome.fallback.clone(),
             calibration_curve: Vec::new(),
         }
     }
+}
+
+/// Some rows of a linear, or all, as they are solved by one set of statistics.
+struct Piece<'a> {
+    weight: Cow<'a, [f32]>,
+    target: Option<Target>,
+    solution: Solution,
+    /// What it loses on held-out text, where there is some.
+    heldout: Option<Loss>,
+    /// What plain rounding loses of the same aim, by `judging`.
+    rounding: Loss,
+    /// Held-out statistics, or the calibration's where nothing is held out.
+    judging: Option<&'a ActivationStats>,
+    attempts: Attempts<'a>,
+}
+
+/// Where a linear loses more than by plain rounding, or more than all it gives, its rows take the best of what can be
+/// tried in the same format; none where it does not.
+fn fall_back(
+    solver: &Solver,
+    pieces: &mut [Piece<'_>],
+    columns: usize,
+) -> Result<Option<FellBack>> {
+    let ours = |pieces: &[Piece<'_>]| {
+        let each = pieces.iter().map(|piece| {
+            piece.heldout.unwrap_or(Loss {
+                absolute: piece.solution.loss,
+                relative: piece.solution.relative_loss,
+            })
+        });
+        together(&each.collect::<Vec<_>>()).unwrap_or(0.0)
+    };
+    let before = ours(pieces);
+    let rounding: Vec<_> = pieces.iter().map(|piece| piece.rounding).collect();
+    let rounding = together(&rounding).unwrap_or(0.0);
+    if (before <= rounding && before <= 1.0) || !solver.may_fall_back() {
+        return Ok(None);
+    }
+    let mut to: Vec<&'static str> = Vec::new();
+    for piece in &mut *pieces {
+        let Some(judging) = piece.judging else {
+            continue;
+        };
+        let aimed = match &piece.target {
+            Some(target) => matrix(&target.weight, columns),
+            None => matrix(&piece.weight, columns),
+        };
+        let Some((name, solution)) = piece.attempts.better(aimed, &piece.solution, judging)? else {
+            continue;
+        };
+        if piece.heldout.is_some() {
+            piece.heldout = Some(loss(aimed, &solution.weight, judging)?);
+        }
+        piece.solution = solution;
+        if !to.contains(&name) {
+            to.push(name);
+        }
+    }
+    let after = ours(pieces);
+    if to.is_empty()
+        && pieces
+            .iter()
+            .any(|piece| !piece.attempts.row_factors.is_empty())
+        && after <= 1.0
+    {
+        // by what the loss feels it is the best of all
+        return Ok(None);
+    }
+    Ok(Some(FellBack {
+        to: (!to.is_empty()).then(|| to.join(", ")),
+        before,
+        after,
+        rounding,
+        heldout: pieces.iter().all(|piece| piece.heldout.is_some()),
+    }))
 }
 
 /// A solved linear and its figures, as in [`LinearRecord`].
@@ -525,6 +693,7 @@ struct Outcome<'a> {
     prospect: Prospect<'a>,
     int8: Option<Int8>,
     warnings: Vec<String>,
+    fallback: Option<String>,
 }
 
 /// Why a linear loses what it does, over its row parts.
@@ -637,6 +806,7 @@ fn solve_codebook(options: &CodebookOptions, task: &Task<'_>) -> Result<Outcome<
         prospect: Prospect::default(),
         int8: None,
         warnings: Vec::new(),
+        fallback: None,
     })
 }
 

@@ -38,6 +38,9 @@ fn card(run: &RunRecord, exports: &[ExportRecord]) -> String {
             _ => run.summary.bytes_after,
         })
     );
+    if let Some(verdict) = run.verdict_warning() {
+        out += &format!("> **Warning: {verdict}.**\n\n");
+    }
     out += "## Schemes\n\n| bits | group_size | sym | method | linears |\n|---|---|---|---|---|\n";
     for (scheme, linears) in schemes(run) {
         out += &format!("| {scheme} | {linears} |\n");
@@ -81,9 +84,10 @@ fn card(run: &RunRecord, exports: &[ExportRecord]) -> String {
             calibration.sha256
         );
     }
-    if !run.summary.warnings.is_empty() {
+    let warnings = run.warnings();
+    if !warnings.is_empty() {
         out += "\n## Warnings\n\n";
-        for warning in &run.summary.warnings {
+        for warning in &warnings {
             out += &format!("- {warning}\n");
         }
     }
@@ -212,5 +216,15 @@ The figures of every linear are in `halfbyte/linears.csv`, the whole record in `
         assert!(card.contains("12.0 MiB -> 3.0 MiB"), "{card}");
         let card = model_card(&run);
         assert!(card.contains("- compressed-tensors\n- awq\n---"), "{card}");
+    }
+
+    #[test]
+    fn the_card_of_a_broken_model_says_so_before_all_figures() {
+        let mut run = run();
+        run.evaluation.as_mut().unwrap().perplexity = 60_000.0;
+        let card = model_card(&run);
+        let at = |part: &str| card.find(part).unwrap_or_else(|| panic!("{part}"));
+        assert!(at("> **Warning: broken: perplexity 60000.0 where the float") < at("## Schemes"));
+        assert!(at("- broken: ") < at("- the calibration text is short"));
     }
 }

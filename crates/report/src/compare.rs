@@ -126,9 +126,9 @@ impl Comparison {
 }
 
 impl ComparedRun {
-    /// `(bytes, KL, standard error)`, where the run was scored.
+    /// `(bytes, KL, standard error)`, where the run was scored and is not broken.
     pub(crate) fn size_and_kl(&self) -> Option<(u64, f64, f64)> {
-        let e = self.record.evaluation.as_ref()?;
+        let e = self.record.evaluation.as_ref().filter(|e| !e.is_broken())?;
         Some((self.record.summary.bytes_after, e.kl_mean, e.kl_mean_se))
     }
 }
@@ -249,6 +249,9 @@ fn cautions(runs: &[(String, RunRecord)]) -> Vec<String> {
         );
     }
     for (name, run) in runs {
+        if let Some(verdict) = run.verdict_warning() {
+            out.push(format!("{name} is {verdict}"));
+        }
         if run.evaluation.is_none() {
             out.push(format!(
                 "{name} was not scored; set `evaluate` and run it again"

@@ -216,6 +216,7 @@ fn field(column: &str, text: &str) -> serde_json::Value {
     match column {
         "linear" | "method" | "hessian" => text.into(),
         "warnings" => text.split("; ").filter(|w| !w.is_empty()).collect(),
+        "fallback" if !text.is_empty() => text.into(),
         "sym" | "row_hessian" => (text == "true").into(),
         "int8_outlier_columns" | "outlier_channels" if !text.is_empty() => {
             text.split(' ').map(number).collect()
@@ -225,7 +226,7 @@ fn field(column: &str, text: &str) -> serde_json::Value {
 }
 
 /// Columns of linears.csv: the fields of [`LinearRecord`] in their order.
-pub(crate) const COLUMNS: [&str; 37] = [
+pub(crate) const COLUMNS: [&str; 38] = [
     "block",
     "linear",
     "out_features",
@@ -263,6 +264,7 @@ pub(crate) const COLUMNS: [&str; 37] = [
     "outlier_channels",
     "finer_group_loss",
     "predicted_kl",
+    "fallback",
 ];
 
 fn linears_csv(linears: &[LinearRecord]) -> io::Result<Vec<u8>> {
@@ -321,6 +323,7 @@ pub(crate) fn cells(linear: &LinearRecord) -> [String; COLUMNS.len()] {
         spaced(linear.outlier_channels.as_deref()),
         maybe(linear.finer_group_loss),
         maybe(linear.predicted_kl),
+        linear.fallback.clone().unwrap_or_default(),
     ]
 }
 
@@ -358,7 +361,7 @@ mod tests {
         ));
         assert_eq!(
             lines[1],
-            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001,false,0.75,,12.5,40 7,0.8,"
+            "0,self_attn.q_proj,64,64,4,32,true,gptq,4.5,1000,0.001,0.002,0.004,22.5,0.999,,0.01,0,1500,0.001,0.25,,0.006,8192,2304,input,3 17,8.75,0.003,0.001,false,0.75,,12.5,40 7,0.8,,"
         );
         assert_eq!(lines.len(), 1 + run().linears.len());
         assert!(lines[4].contains(",\"damping raised, Cholesky failed twice; 3 dead columns\","));

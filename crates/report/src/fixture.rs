@@ -78,6 +78,8 @@ pub(crate) fn run() -> RunRecord {
             sequence_length: 1024,
             windows: 24,
             tokens: 24_552,
+            vocab_size: Some(49_152),
+            verdict: Some(Verdict::Good),
             perplexity_float: 20.0,
             perplexity_float_se: 0.51,
             perplexity: 21.0,
@@ -143,6 +145,7 @@ fn linear(block: usize, linear: &str, loss: f64, heldout: f64) -> LinearRecord {
         outlier_channels: Some(vec![40, 7]),
         finer_group_loss: Some(0.8),
         predicted_kl: None,
+        fallback: None,
         calibration_curve: Vec::new(),
     }
 }

@@ -18,6 +18,7 @@ mod page;
 mod record;
 mod sweep;
 mod text;
+mod verdict;
 
 pub use card::{export_card, model_card};
 pub use compare::{Comparison, is_beaten};
@@ -30,10 +31,12 @@ pub use record::{
     SensitivityRecord, SummaryRecord, TokenRecord, TuneRecord, UniformRecord, UnreadRecord,
 };
 pub use sweep::{
-    CellRecord, SweepRecord, SweepSummaryRecord, WinnerRecord, geometric_means, rank_correlation,
-    read_cells, read_sweep, refusals, sweep_markdown, sweep_page_path, sweep_text, write_sweep,
+    CellRecord, SweepRecord, SweepSummaryRecord, WinnerRecord, broken_cells, geometric_means,
+    rank_correlation, read_cells, read_sweep, refusals, sweep_markdown, sweep_page_path,
+    sweep_text, write_sweep,
 };
 pub use text::{bytes, linears_table, summary_text};
+pub use verdict::{FELL_BACK, Scores, Verdict, doubtful_linears};
 
 #[cfg(test)]
 mod fixture;

@@ -1,6 +1,8 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use crate::Verdict;
+
 /// Version of the shape of run.json: it grows when a key is renamed, removed or changes its meaning.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -231,6 +233,10 @@ pub struct LinearRecord {
     /// the float model. None outside a sweep.
     #[serde(default)]
     pub predicted_kl: Option<f64>,
+    /// What took the place of the method's own solve, where that lost more than plain rounding: `plain rounding`,
+    /// `rounding on a searched grid`, ... None where it stands.
+    #[serde(default)]
+    pub fallback: Option<String>,
     /// What it loses when solved from less text, by rising tokens, the whole text last; empty where that was not measured.
     /// No column of linears.csv.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -378,6 +384,12 @@ pub struct EvaluationRecord {
     pub windows: usize,
     /// Tokens scored.
     pub tokens: u64,
+    /// Tokens in the vocabulary; none in records of earlier versions.
+    #[serde(default)]
+    pub vocab_size: Option<usize>,
+    /// What the scores come to, in a word; none in records of earlier versions.
+    #[serde(default)]
+    pub verdict: Option<Verdict>,
     /// Perplexity of the float model.
     #[serde(deserialize_with = "number")]
     pub perplexity_float: f64,

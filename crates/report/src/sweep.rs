@@ -11,6 +11,7 @@ use crate::markup::short;
 use crate::text::{bytes, duration, geometric_mean, markdown_table, table};
 use crate::{
     CalibrationRecord, EvaluationRecord, LinearRecord, ModelRecord, PhaseRecord, ReportError,
+    Verdict,
 };
 
 /// Everything a sweep leaves behind about itself: the content of sweep.json.
@@ -124,6 +125,13 @@ impl SweepRecord {
 }
 
 impl CellRecord {
+    /// Whether it was measured and is no longer the model: such a cell is never the winner, and beats none.
+    pub fn is_broken(&self) -> bool {
+        self.evaluation
+            .as_ref()
+            .is_some_and(EvaluationRecord::is_broken)
+    }
+
     /// `(bytes, KL)`: measured, or predicted where nothing was measured.
     pub(crate) fn size_and_kl(&self, measured: bool) -> Option<(u64, f64)> {
         let kl = match measured {
@@ -230,7 +238,7 @@ pub fn read_sweep(dir: &Path) -> Result<SweepRecord, ReportError> {
 }
 
 /// Columns of sweep.csv, and what a cell has in each; empty where it is not known.
-pub(crate) const COLUMNS: [&str; 19] = [
+pub(crate) const COLUMNS: [&str; 20] = [
     "cell",
     "method",
     "recipe",
@@ -250,12 +258,15 @@ pub(crate) const COLUMNS: [&str; 19] = [
     "seconds",
     "warnings",
     "refused",
+    "verdict",
 ];
 
 /// A cell as [`COLUMNS`] have it.
 pub(crate) fn values(cell: &CellRecord) -> [String; COLUMNS.len()] {
     let maybe = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     let score = |of: fn(&EvaluationRecord) -> f64| maybe(cell.evaluation.as_ref().map(of));
+    let verdict = cell.evaluation.as_ref().map(|e| e.scores().verdict());
+    let verdict = verdict.map_or("", Verdict::as_str);
     [
         cell.cell.clone(),
         cell.method.clone(),
@@ -277,6 +288,7 @@ pub(crate) fn values(cell: &CellRecord) -> [String; COLUMNS.len()] {
         maybe(cell.seconds),
         cell.warnings.join("; "),
         cell.refused.clone().unwrap_or_default(),
+        verdict.to_owned(),
     ]
 }
 
@@ -297,7 +309,7 @@ pub(crate) fn is_measured(sweep: &SweepRecord) -> bool {
 /// The cells that no other beats in size and KL at once.
 pub(crate) fn front(sweep: &SweepRecord) -> Vec<&str> {
     let measured = is_measured(sweep);
-    let known = |cell: &CellRecord| cell.size_and_kl(measured);
+    let known = |cell: &CellRecord| cell.size_and_kl(measured).filter(|_| !cell.is_broken());
     let all: Vec<(u64, f64)> = sweep.cells.iter().filter_map(known).collect();
     let cells = sweep.cells.iter();
     let best = cells.filter(|cell| known(cell).is_some_and(|one| !is_beaten(one, &all)));
@@ -325,6 +337,9 @@ pub fn sweep_markdown(sweep: &SweepRecord) -> String {
     for (names, reason) in refusals(&sweep.cells) {
         out += &format!("\nRefused: {}: {reason}\n", names.join(", "));
     }
+    if let Some(warning) = broken_cells(sweep) {
+        out += &format!("\nWarning: {warning}\n");
+    }
     out += "\n\\*: no other cell is both smaller and closer to the float model\n";
     out
 }
@@ -339,10 +354,10 @@ fn cells_table(sweep: &SweepRecord, table: fn(&[&str], &[Vec<String>]) -> String
     let rows: Vec<Vec<String>> = solved
         .map(|cell| {
             let score = cell.evaluation.as_ref();
-            let mark = if front.contains(&cell.cell.as_str()) {
-                "*"
-            } else {
-                ""
+            let mark = match front.contains(&cell.cell.as_str()) {
+                _ if cell.is_broken() => "broken",
+                true => "*",
+                false => "",
             };
             vec![
                 cell.cell.clone(),
@@ -428,10 +443,28 @@ pub fn sweep_text(sweep: &SweepRecord) -> String {
     if summary.unmeasured > 0 {
         out += &format!("warning: cells not measured yet: {}\n", summary.unmeasured);
     }
-    for warning in &summary.warnings {
+    for warning in broken_cells(sweep).iter().chain(&summary.warnings) {
         out += &format!("warning: {warning}\n");
     }
     out
+}
+
+/// The cells whose scores are of a broken model, in a line; none where none is.
+pub fn broken_cells(sweep: &SweepRecord) -> Option<String> {
+    let broken: Vec<String> = (sweep.cells.iter())
+        .filter(|cell| cell.is_broken())
+        .filter_map(|cell| Some((cell, cell.evaluation.as_ref()?)))
+        .map(|(cell, e)| format!("{} (KL {})", cell.cell, short(e.kl_mean)))
+        .collect();
+    let noun = match broken.len() {
+        0 => return None,
+        1 => "1 cell is".to_owned(),
+        n => format!("{n} cells are"),
+    };
+    Some(format!(
+        "{noun} broken, no longer the model, and left out of the charts of KL: {}. A run by itself, solved stage by stage, may do better",
+        broken.join(", ")
+    ))
 }
 
 #[cfg(test)]
@@ -536,13 +569,33 @@ pub(crate) mod tests {
         assert_eq!(lines.len(), 1 + sweep.cells.len());
         assert_eq!(
             lines[5],
-            "gptq-4bit-g96-sym,gptq,default,4,96,true,,,,,,,,,,,,,groups of 96 do not divide <256> columns"
+            "gptq-4bit-g96-sym,gptq,default,4,96,true,,,,,,,,,,,,,groups of 96 do not divide <256> columns,"
         );
         assert!(
             dir.path()
                 .join("halfbyte/cells/gptq-4bit-g64-sym.csv")
                 .is_file()
         );
+    }
+
+    #[test]
+    fn a_broken_cell_is_called_so_and_beats_none() {
+        let mut sweep = sweep();
+        assert_eq!(broken_cells(&sweep), None);
+        sweep.cells[0].evaluation.as_mut().unwrap().kl_mean = 13.8;
+        assert_eq!(front(&sweep), ["gptq-4bit-g64-sym"]);
+        let text = sweep_text(&sweep);
+        for part in [
+            "gptq-3bit-g64-sym  broken        3.250",
+            "warning: 1 cell is broken, no longer the model, and left out of the charts of KL: gptq-3bit-g64-sym (KL 13.8).",
+        ] {
+            assert!(text.contains(part), "lacks {part}:\n{text}");
+        }
+        assert!(sweep_markdown(&sweep).contains("Warning: 1 cell is broken"));
+        let column = COLUMNS.iter().position(|name| *name == "verdict").unwrap();
+        assert_eq!(values(&sweep.cells[0])[column], "broken");
+        assert_eq!(values(&sweep.cells[1])[column], "good");
+        assert_eq!(values(&sweep.cells[3])[column], "");
     }
 
     #[test]

@@ -128,8 +128,8 @@ pub fn summary_text(run: &RunRecord) -> String {
             format!("{flagged} {noun} warnings, see linears.csv"),
         ));
     }
-    for warning in &summary.warnings {
-        rows.push(("warning", warning.clone()));
+    for warning in run.warnings() {
+        rows.push(("warning", warning));
     }
     rows.into_iter()
         .map(|(label, text)| format!("{label:<15} {text}\n"))

@@ -6,11 +6,12 @@
 //! target `t_i = w_i + Σ_{a<i} (w_a − ŵ_a) M_ai / M_ii`. So a row's greedy choice is the ordinary solve of its target,
 //! grid and refinement included.
 
-use faer::MatRef;
-use halfbyte_quant::Scheme;
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
+use halfbyte_quant::{ActivationStats, QuantizedWeight, Scheme};
 use rayon::prelude::*;
 
-use crate::factor::{Factor, Triangle};
+use crate::factor::{Factor, Triangle, check_stats};
 use crate::gptq::{Problem, check_options};
 use crate::kernel::{LANES, Lane, PANEL, accumulate};
 use crate::strip::{Panels, StripResult, assemble, check_weight, gather};
@@ -74,6 +75,77 @@ pub fn gptq_coupled(
     let of_rows = rows.warnings().iter().map(|w| format!("output rows: {w}"));
     solution.warnings.extend(of_rows);
     Ok(solution)
+}
+
+/// `tr(R Δ H Δᵀ)` of a quantized weight, summed over consecutive ranges of its rows: `hessian` is `H`, and `rows` are the
+/// factors of the ranges' `R`, as [`gptq_coupled`] takes them, damped as they are.
+///
+/// # Errors
+/// Shapes that disagree, NaN or infinity in the weight or the statistics.
+pub fn coupled_loss(
+    weight: MatRef<'_, f32>,
+    quantized: &QuantizedWeight,
+    hessian: &ActivationStats,
+    rows: &[Factor],
+) -> Result<f64, SolveError> {
+    check_stats(hessian)?;
+    check_weight(weight, hessian.in_features)?;
+    let columns = hessian.in_features;
+    let covered: usize = rows.iter().map(|rows| rows.columns).sum();
+    for (part, found, wanted) in [
+        ("rows of the output's statistics", covered, weight.nrows()),
+        (
+            "rows of the quantized weight",
+            quantized.out_features(),
+            weight.nrows(),
+        ),
+        (
+            "input features of the quantized weight",
+            quantized.in_features(),
+            columns,
+        ),
+    ] {
+        if found != wanted {
+            return Err(SolveError::Shape {
+                part,
+                found,
+                wanted,
+            });
+        }
+    }
+    let values = quantized.dequantize();
+    let h = MatRef::from_row_major_slice(&hessian.hessian, columns, columns);
+    let (mut first, mut sum) = (0, 0.0);
+    for rows in rows {
+        let error = Mat::from_fn(rows.columns, columns, |r, c| {
+            weight[(first + r, c)] - values[(first + r) * columns + c]
+        });
+        let mut eh = Mat::<f32>::zeros(rows.columns, columns);
+        matmul(
+            eh.as_mut(),
+            Accum::Replace,
+            error.as_ref(),
+            h,
+            1.0,
+            Par::Seq,
+        );
+        let mut ehe = Mat::<f32>::zeros(rows.columns, rows.columns);
+        matmul(
+            ehe.as_mut(),
+            Accum::Replace,
+            eh.as_ref(),
+            error.transpose(),
+            1.0,
+            Par::Seq,
+        );
+        for b in 0..rows.columns {
+            let panel = rows.hessian.panel(b / PANEL);
+            let column = (0..rows.columns).map(|a| f64::from(panel[a][b % PANEL] * ehe[(a, b)]));
+            sum += rows.unit * column.sum::<f64>();
+        }
+        first += rows.columns;
+    }
+    Ok(sum.max(0.0))
 }
 
 /// Row ranges in solve order; whole strips where a wave has that many rows.

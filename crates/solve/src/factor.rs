@@ -28,6 +28,8 @@ pub struct Factor {
     pub(crate) ridge: Vec<f32>,
     /// The mean damped diagonal, by which everything here is divided.
     pub(crate) unit: f64,
+    /// What every element of the stored Hessian between live columns exceeds `H / unit` by, ridge apart.
+    pub(crate) balance: f32,
     /// `D_k / unit`, by original column.
     pub(crate) pivots: Vec<f32>,
     pub(crate) triangle: Triangle,
@@ -50,7 +52,7 @@ pub(crate) enum Triangle {
 /// Raised dampings tried before a Hessian is given up: 4^10 times the first one.
 const LADDER: usize = 10;
 
-/// Factors the statistics as `options` ask: `recipe`, `desc_act` and `damp` are read, nothing else.
+/// Factors the statistics as `options` ask: `recipe`, `desc_act`, `damp` and `balance` are read, nothing else.
 ///
 /// Damping is raised fourfold while the Cholesky fails, and the factor says so in its warnings. Zero tokens, or a
 /// Hessian of zeros, mean `H = I`.
@@ -74,6 +76,14 @@ pub fn factor(stats: &ActivationStats, options: &GptqOptions) -> Result<Factor, 
         false => at(row, column),
     };
     let mean = (0..columns).map(|k| h(k, k)).sum::<f64>() / columns as f64;
+    let balance = match options.recipe {
+        Recipe::Default if !unseen => options.balance * mean,
+        _ => 0.0,
+    };
+    let shared = |row: usize, column: usize| match dead[row] || dead[column] {
+        true => 0.0,
+        false => balance,
+    };
     let damp_asked = asked(options.damp, columns, stats.n_tokens, unseen)?;
 
     let mut order: Vec<usize> = (0..columns).collect();
@@ -85,8 +95,9 @@ pub fn factor(stats: &ActivationStats, options: &GptqOptions) -> Result<Factor, 
     let (lower, unit) = loop {
         let unit = mean * (1.0 + damp_used);
         let per_unit = 1.0 / unit;
-        let diagonal =
-            |k: usize| (damped(options.recipe, h(k, k), dead[k], mean, damp_used)) / unit;
+        let diagonal = |k: usize| {
+            (damped(options.recipe, h(k, k), dead[k], mean, damp_used) + shared(k, k)) / unit
+        };
         let reversed = |i: usize| order[columns - 1 - i];
         let mut lower = Mat::zeros(columns, columns);
         for j in 0..columns {
@@ -95,7 +106,7 @@ pub fn factor(stats: &ActivationStats, options: &GptqOptions) -> Result<Factor, 
             column[j] = diagonal(b);
             // row b of H is column b too, and lies together
             for i in j + 1..columns {
-                column[i] = h(b, reversed(i)) * per_unit;
+                column[i] = (h(b, reversed(i)) + shared(b, reversed(i))) * per_unit;
             }
         }
         if cholesky(&mut lower) {
@@ -133,16 +144,17 @@ pub fn factor(stats: &ActivationStats, options: &GptqOptions) -> Result<Factor, 
         for start in (0..columns).step_by(PANEL) {
             let to = &mut hessian.panel_mut(start / PANEL)[row];
             for (c, to) in to.iter_mut().take(columns - start).enumerate() {
-                *to = (h(row, start + c) * per_unit) as f32;
+                *to = ((h(row, start + c) + shared(row, start + c)) * per_unit) as f32;
             }
         }
     }
     if options.recipe == Recipe::Default {
         for k in 0..columns {
             let bare = h(k, k);
-            let stored = (damped(options.recipe, bare, dead[k], mean, damp_used) / unit) as f32;
+            let damped = damped(options.recipe, bare, dead[k], mean, damp_used);
+            let stored = ((damped + shared(k, k)) / unit) as f32;
             hessian.panel_mut(k / PANEL)[k][k % PANEL] = stored;
-            ridge[k] = (f64::from(stored) - bare / unit) as f32;
+            ridge[k] = (f64::from(stored) - (bare + shared(k, k)) / unit) as f32;
         }
     }
     Ok(Factor {
@@ -153,6 +165,7 @@ pub fn factor(stats: &ActivationStats, options: &GptqOptions) -> Result<Factor, 
         hessian,
         ridge,
         unit,
+        balance: (balance / unit) as f32,
         pivots,
         triangle: triangle(options.recipe, lower),
         dead,

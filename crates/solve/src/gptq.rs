@@ -184,8 +184,32 @@ impl<'a> Problem<'a> {
     /// A strip's codes and what they cost against its rows `w`.
     pub(crate) fn result(&self, w: &[Lane], coded: &Coded, rows: usize) -> StripResult {
         let hessian = (Some(&*self.hessian), &self.ridge[..], self.factor.unit);
-        let sums = strip_sums(w, coded, &self.layout, rows, self.spec.max_code, hessian);
+        let mut sums = strip_sums(w, coded, &self.layout, rows, self.spec.max_code, hessian);
+        if self.factor.balance > 0.0 {
+            self.leave_balance_out(w, coded, &mut sums);
+        }
         StripResult::new(&self.layout, coded, rows, sums)
+    }
+
+    /// Takes out of a strip's sums what the sum of a row's errors weighs in the factor's Hessian.
+    fn leave_balance_out(&self, w: &[Lane], coded: &Coded, sums: &mut Sums) {
+        let error = coded.error(&self.layout, w);
+        let (mut of_w, mut of_error) = ([0.0f64; LANES], [0.0f64; LANES]);
+        for column in (0..self.layout.columns).filter(|&column| !self.factor.dead[column]) {
+            let position = self.layout.position(column);
+            for l in 0..LANES {
+                of_w[l] += f64::from(w[position].0[l]);
+                of_error[l] += f64::from(error[position].0[l]);
+            }
+        }
+        let weight = f64::from(self.factor.balance) * self.factor.unit;
+        for (of_w, of_error) in of_w.iter().zip(of_error) {
+            sums.loss -= weight * of_error * of_error;
+            sums.signal -= weight * of_w * of_w;
+            sums.cross -= weight * of_w * of_error;
+        }
+        sums.loss = sums.loss.max(0.0);
+        sums.signal = sums.signal.max(0.0);
     }
 
     /// The whole weight with what a user should hear of its solve.

@@ -27,6 +27,8 @@ mod kernel;
 #[cfg(test)]
 mod laws;
 mod measure;
+#[cfg(test)]
+mod one_sided;
 mod options;
 #[cfg(test)]
 mod oracle;
@@ -43,7 +45,7 @@ mod target;
 pub use absmax::{Granularity, absmax};
 pub use allocate::{Choice, allocate};
 pub use codebook::{CodebookOptions, CodebookSolution, codebook};
-pub use coupled::gptq_coupled;
+pub use coupled::{coupled_loss, gptq_coupled};
 pub use dense::dense_loss;
 pub use error::SolveError;
 pub use factor::{Factor, factor};

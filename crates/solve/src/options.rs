@@ -1,5 +1,7 @@
 //! The knobs, in the field's words, and the two recipes as sets of defaults.
 
+use halfbyte_quant::Scheme;
+
 /// Which loop solves a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipe {
@@ -63,6 +65,11 @@ pub struct GptqOptions {
     pub static_groups: bool,
     /// Damping of `H`.
     pub damp: Damp,
+    /// What the sum of a row's errors weighs: `H` has so much of its mean diagonal added to every element, and the losses
+    /// told leave it out again. Levels that reach further on one side err to the other, alike in all weights; no error of
+    /// single weights shows that, and inputs that a quantized model shifts along one direction turn it into a shift of
+    /// outputs, block after block. [`wanted_balance`](Self::wanted_balance) says where it is wanted (default recipe only).
+    pub balance: f64,
     /// Columns between two updates of the remaining weight in the reference loop. No effect on the default recipe.
     pub block_size: usize,
     /// Storage type of scales.
@@ -85,6 +92,7 @@ impl Default for GptqOptions {
             desc_act: true,
             static_groups: true,
             damp: Damp::Auto,
+            balance: 0.0,
             block_size: 128,
             scale_dtype: ScaleDtype::Portable,
             signed_scales: false,
@@ -110,7 +118,24 @@ impl GptqOptions {
             ..Self::default()
         }
     }
+
+    /// The [balance](Self#structfield.balance) that a scheme wants: where a positive scale has levels -2, -1, 0 and 1, of
+    /// which the upper ones reach half as far as the lower. From 3 bits on, with zero points, or where scales may be
+    /// negative, errors have no side to speak of, and none is wanted.
+    pub fn wanted_balance(&self, scheme: &Scheme) -> f64 {
+        let one_sided = scheme.sym() && scheme.bits() <= ONE_SIDED_BITS && !self.signed_scales;
+        match self.recipe {
+            Recipe::Default if one_sided => BALANCE,
+            _ => 0.0,
+        }
+    }
 }
+
+/// Bits up to which a positive symmetric scale errs to one side.
+const ONE_SIDED_BITS: u8 = 2;
+/// Weight of the sum of a row's errors there. From .01 to .3 a model's blocks stop leading each other astray; more of it
+/// costs loss.
+const BALANCE: f64 = 0.03;
 
 /// How [`rtn`](crate::rtn) rounds. `default()` is the field's plain RTN, [`search()`](Self::search) ours.
 #[derive(Clone, Debug, PartialEq)]

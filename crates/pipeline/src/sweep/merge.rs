@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use halfbyte_report::{
-    CellRecord, EvaluationRecord, LinearRecord, PhaseRecord, SweepRecord, geometric_means,
-    is_beaten, write_sweep,
+    CellRecord, EvaluationRecord, LinearRecord, PhaseRecord, SweepRecord, doubtful_linears,
+    geometric_means, is_beaten, write_sweep,
 };
 use serde::{Deserialize, Serialize};
 
@@ -211,10 +211,11 @@ fn fill(cell: &mut CellRecord, linears: &[LinearRecord]) {
     cell.predicted_kl = Some(predicted_kl(linears));
     cell.seconds = Some(linears.iter().map(|linear| linear.seconds).sum());
     for linear in linears {
-        let told = linear.warnings.iter();
+        let told = linear.own_warnings();
         cell.warnings
             .extend(told.map(|warning| format!("{}: {warning}", linear.linear)));
     }
+    cell.warnings.extend(doubtful_linears(linears));
 }
 
 /// The shards of a sweep that have solved their blocks, in order.

@@ -24,8 +24,8 @@ use halfbyte_calibrate::text::{EvaluationText, Windows};
 use halfbyte_checkpoint::{create_folder, write_json};
 use halfbyte_model::{Decoder, LinearKind, open_device};
 use halfbyte_report::{
-    CellRecord, SCHEMA_VERSION, SweepRecord, SweepSummaryRecord, WinnerRecord, read_cells,
-    read_sweep, refusals, sweep_page, sweep_page_path, write_page, write_sweep,
+    CellRecord, SCHEMA_VERSION, SweepRecord, SweepSummaryRecord, WinnerRecord, broken_cells,
+    read_cells, read_sweep, refusals, sweep_page, sweep_page_path, write_page, write_sweep,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -172,6 +172,9 @@ pub fn sweep(
             options.out.display()
         );
         return Ok(swept(None, Some(waiting), None));
+    }
+    if let Some(warning) = broken_cells(&record) {
+        on_event(Event::Warning(warning));
     }
     write_all(&options.out, pipeline, &record, &linears)?;
     let winner;
@@ -546,8 +549,8 @@ impl<'a> SweepRun<'a> {
         };
         let best = best(&record.cells, limits).with_context(|| {
             user_error(
-                "sweep.winner: no cell within the limits has a score",
-                "raise the limits, or have all cells measured",
+                "sweep.winner: no cell within the limits has a score of a model that is not broken",
+                "raise the limits, have all cells measured, or add larger widths to `sweep.bits`",
             )
         })?;
         let cell = self.cells.iter().find(|cell| cell.name == best);
@@ -670,14 +673,14 @@ fn within(cell: &CellRecord, winner: &Winner) -> bool {
     bits.is_none_or(|(most, bits)| bits <= most) && bytes.is_none_or(|(most, bytes)| bytes <= most)
 }
 
-/// The name of the best cell within the limits; none where no such cell has a score.
+/// The name of the best cell within the limits that is not broken; none where no such cell has a score.
 fn best(cells: &[CellRecord], winner: &Winner) -> Option<String> {
     let score = |cell: &CellRecord| match winner.by {
         WinnerBy::Kl => cell.evaluation.as_ref().map(|e| e.kl_mean),
         WinnerBy::Perplexity => cell.evaluation.as_ref().map(|e| e.perplexity),
         WinnerBy::PredictedKl => cell.predicted_kl,
     };
-    let candidates = cells.iter().filter(|cell| within(cell, winner));
+    let candidates = (cells.iter()).filter(|cell| within(cell, winner) && !cell.is_broken());
     let scored = candidates.filter_map(|cell| Some((cell, score(cell).filter(|s| !s.is_nan())?)));
     let best = scored.min_by(|a, b| a.1.total_cmp(&b.1))?;
     Some(best.0.cell.clone())
@@ -714,6 +717,19 @@ mod tests {
         assert_eq!(winner(Some(4.25), None).as_deref(), Some("middle"));
         assert_eq!(winner(Some(8.5), Some(41)).as_deref(), Some("small"));
         assert_eq!(winner(Some(2.0), None), None);
+        let mut measured = cells.clone();
+        let evaluation = serde_json::json!({
+            "text": "", "sequence_length": 2, "windows": 1, "tokens": 1, "perplexity_float": 20.0,
+            "perplexity_float_se": 1.0, "perplexity": 20_000_000.0, "perplexity_se": 1.0, "kl_mean": 13.8,
+            "kl_mean_se": 0.1, "kl_median": 13.0, "kl_p99": 20.0, "top1_agreement": 0.0
+        });
+        measured[2].evaluation = serde_json::from_value(evaluation).unwrap();
+        let limits = Winner {
+            by: WinnerBy::PredictedKl,
+            max_bits_per_weight: None,
+            max_bytes: None,
+        };
+        assert_eq!(best(&measured, &limits).as_deref(), Some("middle"));
     }
 
     #[test]

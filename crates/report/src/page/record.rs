@@ -49,6 +49,7 @@ const LABELS: [&str; COLUMNS.len()] = [
     "outlier channels",
     "finer groups' loss",
     "predicted KL",
+    "fell back to",
 ];
 
 pub(super) fn linears(run: &RunRecord) -> Section {
@@ -77,7 +78,7 @@ pub(super) fn shown_columns<'a>(linears: impl IntoIterator<Item = &'a LinearReco
 }
 
 /// Columns of words and lists.
-const WORDS: [&str; 8] = [
+const WORDS: [&str; 9] = [
     "linear",
     "sym",
     "method",
@@ -86,6 +87,7 @@ const WORDS: [&str; 8] = [
     "int8_outlier_columns",
     "row_hessian",
     "outlier_channels",
+    "fallback",
 ];
 
 /// What linears have in the columns shown.

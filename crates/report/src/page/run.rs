@@ -62,7 +62,10 @@ fn head(run: &RunRecord, name: &str) -> String {
 
 /// Those of the run, those of linears that it does not tell already, and a gate that was missed.
 fn all_warnings(run: &RunRecord) -> Vec<String> {
-    let mut all = Vec::new();
+    let told = run.warnings();
+    // The verdict stands before all others.
+    let verdicts = usize::from(run.verdict_warning().is_some());
+    let mut all = told[..verdicts].to_vec();
     let limit = run
         .pipeline
         .pointer("/gate/max_kl")
@@ -72,9 +75,9 @@ fn all_warnings(run: &RunRecord) -> Vec<String> {
     {
         all.push(format!("gate.max_kl: {:.4} is above {limit}", e.kl_mean));
     }
-    all.extend(run.summary.warnings.iter().cloned());
+    all.extend_from_slice(&told[verdicts..]);
     for linear in &run.linears {
-        for warning in &linear.warnings {
+        for warning in linear.own_warnings() {
             let told = format!("{}: {warning}", linear.linear);
             if !all.contains(&told) {
                 all.push(told);
@@ -243,6 +246,17 @@ mod tests {
         assert!(at("<h2 id=\"warnings-h\">4 warnings</h2>") < at("class=\"figures\""));
         assert!(at("gate.max_kl: 0.1273 is above 0.1") < at("the calibration text is short"));
         assert_eq!(page.matches(&format!("<li>{told}</li>")).count(), 1);
+    }
+
+    #[test]
+    fn a_broken_result_is_the_first_warning_of_all() {
+        let mut run = fixture::run();
+        run.pipeline = json!({"gate": {"max_kl": 0.1}});
+        run.evaluation.as_mut().unwrap().kl_mean = 13.8;
+        let page = run_page(&run, true);
+        let at = |part: &str| page.find(part).unwrap_or_else(|| panic!("{part}"));
+        assert!(at("<li>broken: perplexity 21.0 where") < at("<li>gate.max_kl"));
+        assert!(at("worse than guessing evenly") < at("class=\"figures\""));
     }
 
     #[test]

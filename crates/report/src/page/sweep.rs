@@ -8,7 +8,7 @@ use super::{Section, document, figure, pair, paragraph, tiles, warnings};
 use crate::card::short_name;
 use crate::chart::{Axis, Plot, Point, Series, Shape, step};
 use crate::markup::{counted, escape, short};
-use crate::sweep::{front, is_measured};
+use crate::sweep::{broken_cells, front, is_measured};
 use crate::text::{bytes, duration};
 use crate::{CellRecord, LinearRecord, SweepRecord};
 
@@ -55,7 +55,8 @@ fn head(sweep: &SweepRecord, name: &str, beside_sweep: bool) -> String {
         escape(name),
         counted(sweep.cells.len() - refused, "cell")
     );
-    let mut list = summary.warnings.clone();
+    let mut list: Vec<String> = broken_cells(sweep).into_iter().collect();
+    list.extend_from_slice(&summary.warnings);
     if summary.unmeasured > 0 {
         list.push(format!("cells not measured yet: {}", summary.unmeasured));
     }
@@ -157,7 +158,11 @@ fn cells(sweep: &SweepRecord) -> Section {
                 ),
                 Value::maybe(score.map(|e| e.kl_mean)),
                 Value::maybe(score.map(|e| e.kl_mean_se)),
-                Value::text(if best { "yes" } else { "" }),
+                Value::text(match best {
+                    _ if cell.is_broken() => "broken",
+                    true => "yes",
+                    false => "",
+                }),
                 Value::maybe(cell.predicted_kl),
                 fixed(score.map(|e| e.perplexity), 3),
                 fixed(score.map(|e| e.perplexity_se), 3),
@@ -274,7 +279,7 @@ fn size(sweep: &SweepRecord) -> Option<String> {
     let best = front(sweep);
     let (mut joined, mut beaten) = (Vec::new(), Vec::new());
     for (index, cell) in sweep.cells.iter().enumerate() {
-        let Some((size, kl)) = cell.size_and_kl(measured) else {
+        let Some((size, kl)) = cell.size_and_kl(measured).filter(|_| !cell.is_broken()) else {
             continue;
         };
         let error = cell.evaluation.as_ref().filter(|_| measured);
@@ -340,10 +345,15 @@ fn size(sweep: &SweepRecord) -> Option<String> {
 /// What was expected of the cells beside what was measured.
 fn prediction(sweep: &SweepRecord) -> Option<String> {
     let mut methods: Vec<(&str, Vec<Point>)> = Vec::new();
+    let mut n_cells = 0;
     for (index, cell) in sweep.cells.iter().enumerate() {
         let (Some(predicted), Some(e)) = (cell.predicted_kl, &cell.evaluation) else {
             continue;
         };
+        n_cells += 1;
+        if cell.is_broken() {
+            continue;
+        }
         let title = format!(
             "{}: KL {} predicted, {} ± {} measured",
             cell.cell,
@@ -360,7 +370,6 @@ fn prediction(sweep: &SweepRecord) -> Option<String> {
     if methods.is_empty() {
         return None;
     }
-    let n_cells = methods.iter().map(|(_, points)| points.len()).sum();
     let rho = sweep.summary.spearman.map_or_else(String::new, |rho| {
         format!(
             " Spearman's rank correlation over {} is {rho:.3}.",
@@ -694,6 +703,24 @@ mod tests {
         }
         assert!(!sweep_page(&sweep(), &[], false).contains("report.html"));
         assert!(!sweep_page(&sweep(), &[], false).contains("id=\"heat\""));
+    }
+
+    #[test]
+    fn a_broken_cell_stands_in_the_table_and_stretches_no_chart() {
+        let mut sweep = sweep();
+        sweep.cells[0].evaluation.as_mut().unwrap().kl_mean = 13.8;
+        sweep.conclude();
+        let page = sweep_page(&sweep, &linears(&sweep), true);
+        let found = elements(&page);
+        let with = |part: &str| found.iter().filter(|tag| tag.contains(part)).count();
+        // its loss alone is drawn
+        assert_eq!((with("\"error "), with("data-row=\"c0\"")), (4, 1));
+        assert_eq!(with("tr id=\"c0"), 1);
+        assert_eq!(page.matches("broken</td>").count(), 1);
+        let at = |part: &str| page.find(part).unwrap_or_else(|| panic!("{part}"));
+        assert!(at("<li>1 cell is broken, no longer the model") < at("<li>short &lt;text&gt;"));
+        assert!(page.contains("On the line: gptq-4bit-g64-sym."));
+        assert!(page.contains("over 3 cells"), "ranks are of all cells");
     }
 
     #[test]
