@@ -251,8 +251,8 @@ impl Modules<'_> {
             });
         }
         // a slip in the last part of the name
-        let words = bare.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '-');
-        let last = words.filter(|word| word.len() > 2).next_back();
+        let mut words = bare.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '-');
+        let last = words.rfind(|word| word.len() > 2);
         let short = LinearKind::ALL.map(LinearKind::short);
         if let Some(near) = last.and_then(|last| nearest(last, &short)) {
             let cut = bare.rfind(last.unwrap_or_default()).unwrap_or(0);
