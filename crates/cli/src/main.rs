@@ -69,7 +69,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
                 out: args.out_folder(),
                 fresh: args.fresh,
             };
-            progress.keeps_blocks_in(options.out.join("halfbyte/work"));
+            progress.keeps_blocks_of(options.out.clone(), Some(halfbyte_pipeline::blocks_kept));
             let run = halfbyte_pipeline::quantize(&pipeline, &options, &mut |event| {
                 progress.event(&event);
             });
@@ -86,7 +86,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
                 fresh: args.run.fresh,
                 shard: args.shard,
             };
-            progress.keeps_blocks_in(options.out.join("halfbyte"));
+            progress.keeps_blocks_of(options.out.clone(), None);
             let swept = halfbyte_pipeline::sweep(&pipeline, &options, &mut |event| {
                 progress.event(&event);
             });

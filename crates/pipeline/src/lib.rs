@@ -42,3 +42,4 @@ pub use quantize::{Run, RunOptions, quantize};
 pub use sensitivity::{PartSensitivity, Parts, Sensitivity, SensitivityRequest, sensitivity};
 pub use sweep::{Shard, SweepOptions, Swept, merge_sweep, sweep};
 pub use usage::keep_freed_memory;
+pub use work::blocks_kept;
