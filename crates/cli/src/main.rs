@@ -74,7 +74,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
                 fresh: args.fresh,
                 replaces: false,
             };
-            progress.keeps_blocks_in(options.out.join("halfbyte/work"));
+            progress.keeps_blocks_of(options.out.clone(), Some(halfbyte_pipeline::blocks_kept));
             let run = halfbyte_pipeline::quantize(&pipeline, &options, &mut |event| {
                 progress.event(&event);
             });
@@ -94,7 +94,7 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
                 fresh: args.run.fresh,
                 shard: args.shard,
             };
-            progress.keeps_blocks_in(options.out.join("halfbyte"));
+            progress.keeps_blocks_of(options.out.clone(), None);
             let swept = halfbyte_pipeline::sweep(&pipeline, &options, &mut |event| {
                 progress.event(&event);
             });

@@ -50,3 +50,4 @@ pub use record::verdict_scores;
 pub use sensitivity::{PartSensitivity, Parts, Sensitivity, SensitivityRequest, sensitivity};
 pub use sweep::{Shard, SweepOptions, Swept, merge_sweep, sweep};
 pub use usage::{keep_freed_memory, tell_of_file_limits};
+pub use work::blocks_kept;

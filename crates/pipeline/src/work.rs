@@ -58,6 +58,14 @@ pub(crate) struct Solved {
     pub(crate) weight: CodedWeight,
 }
 
+/// How many blocks the run in `out` would go on after if it were stopped now. Not every finished block is among them: what the
+/// next one needs is written only when that is worth its time.
+pub fn blocks_kept(out: &Path) -> usize {
+    let state = std::fs::read(out.join("halfbyte/work/state.json")).ok();
+    let state: Option<State> = state.and_then(|text| serde_json::from_slice(&text).ok());
+    state.map_or(0, |state| state.blocks_done)
+}
+
 #[derive(Serialize, Deserialize)]
 struct State {
     fingerprint: String,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use halfbyte_pipeline::config::{Device, Pipeline, Windows};
 use halfbyte_pipeline::{
-    EvalRequest, Evaluation, GenerateRequest, Generator, Parts, Run, RunOptions, Sampling,
+    EvalRequest, Evaluation, GenerateRequest, Generator, Parts, Run, RunOptions, SamplingRequest,
     SensitivityRequest, Shard, StoppedBy, SweepOptions, evaluate, plan, quantize, sensitivity,
     sweep,
 };
@@ -175,7 +175,7 @@ impl Bench {
             prompt: "The cooks of the harbour".to_owned(),
             raw: true,
             max_new_tokens: 9,
-            sampling: Sampling::GREEDY,
+            sampling: SamplingRequest::default(),
             device: Device::Cpu,
         };
         let generator = Generator::load(&request, &mut |_| ()).unwrap();

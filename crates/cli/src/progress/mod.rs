@@ -6,7 +6,7 @@ mod lines;
 mod pace;
 
 use std::io::{self, IsTerminal, Stderr, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -29,13 +29,14 @@ pub(crate) struct Screen {
     kept: Arc<Mutex<Kept>>,
 }
 
-/// What lies in a folder for the same command to go on from.
+/// What lies in an output folder for the same command to go on from.
 #[derive(Debug, Default)]
 struct Kept {
     /// None where the command leaves nothing behind.
-    folder: Option<PathBuf>,
-    done: usize,
-    /// 0 before the first block is begun.
+    out: Option<PathBuf>,
+    /// Counts the blocks kept there, where that is known.
+    count: Option<fn(&Path) -> usize>,
+    /// Blocks in all; 0 before the first is begun.
     of: usize,
 }
 
@@ -79,22 +80,16 @@ impl Progress {
         self.screen.clone()
     }
 
-    /// Says that finished blocks lie in a folder from which the same command goes on.
-    pub(crate) fn keeps_blocks_in(&mut self, folder: PathBuf) {
-        self.screen.kept().folder = Some(folder);
+    /// Says that finished blocks are kept in an output folder, from which the same command goes on, and how to count them.
+    pub(crate) fn keeps_blocks_of(&mut self, out: PathBuf, count: Option<fn(&Path) -> usize>) {
+        let mut kept = self.screen.kept();
+        (kept.out, kept.count) = (Some(out), count);
     }
 
     /// Shows one event.
     pub(crate) fn event(&mut self, event: &Event) {
-        match event {
-            Event::Started {
-                blocks, resumed, ..
-            } => {
-                let mut kept = self.screen.kept();
-                (kept.done, kept.of) = (*resumed, *blocks);
-            }
-            Event::BlockDone { block, .. } => self.screen.kept().done = block + 1,
-            _ => {}
+        if let Event::Started { blocks, .. } = event {
+            self.screen.kept().of = *blocks;
         }
         match &mut self.face {
             Face::Bars(bars) => bars.event(event, Instant::now()),
@@ -130,25 +125,24 @@ impl Screen {
 
 impl Kept {
     fn told(&self) -> String {
-        let Some(folder) = &self.folder else {
+        let Some(out) = &self.out else {
             return "interrupted".to_owned();
         };
-        let blocks = match (self.done, self.of) {
-            (_, 0) => {
-                return "interrupted while it was starting; the same command starts again"
-                    .to_owned();
+        let place = out.join("halfbyte");
+        match (self.count.map(|count| count(out)), self.of) {
+            (None, _) => format!(
+                "interrupted; the same command goes on from what is kept in {}",
+                place.display()
+            ),
+            (_, 0) => "interrupted while it was starting; the same command starts again".to_owned(),
+            (Some(0), _) => {
+                "interrupted before a block was kept; the same command starts over".to_owned()
             }
-            (0, _) => {
-                return "interrupted before the first block was done; the same command starts over"
-                    .to_owned();
-            }
-            (done, of) if done == of => "all blocks".to_owned(),
-            (done, of) => format!("{done} of {of} blocks"),
-        };
-        format!(
-            "interrupted; {} keeps {blocks}, and the same command goes on from there",
-            folder.display()
-        )
+            (Some(done), of) => format!(
+                "interrupted; {done} of {of} blocks are kept in {}/work, and the same command goes on from there",
+                place.display()
+            ),
+        }
     }
 }
 
@@ -194,24 +188,26 @@ mod tests {
 
     #[test]
     fn who_interrupts_is_told_what_is_kept() {
-        let told = |folder: Option<&str>, done, of| {
-            let folder = folder.map(PathBuf::from);
-            Kept { folder, done, of }.told()
+        let told = |out: Option<&str>, count: Option<fn(&Path) -> usize>, of| {
+            let out = out.map(PathBuf::from);
+            Kept { out, count, of }.told()
         };
-        assert_eq!(told(None, 0, 0), "interrupted");
-        let before = "interrupted before the first block was done; the same command starts over";
+        assert_eq!(told(None, None, 0), "interrupted");
         assert_eq!(
-            told(Some("out"), 0, 0),
+            told(Some("out/a"), Some(|_| 2), 0),
             "interrupted while it was starting; the same command starts again"
         );
-        assert_eq!(told(Some("out"), 0, 6), before);
         assert_eq!(
-            told(Some("out/a"), 2, 6),
-            "interrupted; out/a keeps 2 of 6 blocks, and the same command goes on from there"
+            told(Some("out/a"), Some(|_| 0), 6),
+            "interrupted before a block was kept; the same command starts over"
         );
         assert_eq!(
-            told(Some("out/a"), 6, 6),
-            "interrupted; out/a keeps all blocks, and the same command goes on from there"
+            told(Some("out/a"), Some(|_| 2), 6),
+            "interrupted; 2 of 6 blocks are kept in out/a/halfbyte/work, and the same command goes on from there"
+        );
+        assert_eq!(
+            told(Some("out/a"), None, 6),
+            "interrupted; the same command goes on from what is kept in out/a/halfbyte"
         );
     }
 }
