@@ -264,7 +264,9 @@ mod tests {
         const HOSTILE: &str = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>\"&";
         fn spoil(value: &mut Json) {
             match value {
-                Json::String(text) if text != "input" && text != "attention-mixed" => {
+                Json::String(text)
+                    if !["input", "attention-mixed", "good"].contains(&text.as_str()) =>
+                {
                     *text = format!("{text}{HOSTILE}");
                 }
                 Json::Array(list) => list.iter_mut().for_each(spoil),
