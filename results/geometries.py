@@ -46,7 +46,7 @@ SETTINGS = {
     "hqq": ["method=hqq", "quant.sym=false"],
     "absmax 8": ["method=absmax", "quant={bits: 8, group_size: -1}", "export=[{format: int-quantized}]"],
     "nf4": ["method=nf4", "quant.group_size=64", "export=[{format: bitsandbytes}]"],
-    "budget 4.5+": ["budget={bits_per_weight: 5.5}"],
+    "budget 5.5": ["budget={bits_per_weight: 5.5}"],
     "gptq 3": ["quant.bits=3"],
     "gptq best 2, tuned": ["quant.bits=2", "recipe=best"],
 }
