@@ -105,7 +105,7 @@ fn a_budget_tells_which_readers_its_widths_cost() {
     let budget = |bits: &str| format!("budget={{bits_per_weight: 5.2, bits: {bits}}}");
     let (wide, plain) = (budget("[4, 5, 6]"), budget("[4, 8]"));
     let text = plan(&[&CT_ALONE[..], &["--set", &wide]].concat());
-    let note = "note: budget: it may choose 4, 5 and 6 bits, and not every program that loads compressed-tensors at \
+    let note = "warning: budget: it may choose 4, 5 and 6 bits, and not every program that loads compressed-tensors at \
                 `quant.bits` takes them: ";
     let told = text.lines().find(|line| line.starts_with(note)).unwrap();
     let refused = "does not load it: compressed-tensors only at 4 and 8 bits (5 and 6 bits)";
