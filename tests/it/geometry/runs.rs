@@ -111,7 +111,6 @@ impl Bench {
     /// A run and what must be so of any.
     fn run(&self, what: &str, settings: &[&str]) -> Run {
         let place = format!("{}, {what}", self.name);
-        println!("{place}");
         let pipeline = self.pipeline(settings);
         let planned = plan(&pipeline, &self.folder.path().join(what))
             .unwrap_or_else(|e| panic!("{place}: {e:#}"));
@@ -218,7 +217,6 @@ impl Bench {
     }
 
     fn sweep(&self) {
-        println!("{}, sweep", self.name);
         let pipeline = self.pipeline(&[
             "sweep={bits: [3, 4], group_size: [16, -1], method: [gptq, rtn], winner: {by: kl}}",
             "evaluate.windows=1",
