@@ -279,3 +279,18 @@ fn published_shapes_are_quantized_by_every_method() {
 fn the_other_published_shapes_are_too() {
     run_some(&Geometry::all(), 1, 2);
 }
+
+/// A scale a row, since no group divides their widths.
+#[test]
+fn shapes_that_no_group_divides_are_too() {
+    for (index, geometry) in Geometry::made_up().iter().enumerate() {
+        let bench = Bench::new(geometry, index);
+        let rows = "quant.group_size=-1";
+        let run = bench.run("gptq", &[rows]);
+        bench.read_packed(&run);
+        bench.take_apart(&run);
+        bench.run("best", &[rows, "recipe=best"]);
+        bench.run("awq+gptq", &[rows, "method=awq+gptq"]);
+        bench.run("budget", &[rows, "budget={bits_per_weight: 5}"]);
+    }
+}
