@@ -581,7 +581,29 @@ fn a_gate_that_is_missed_ends_with_3_and_leaves_the_files() {
     assert!(out.path().join("gptq/config.json").exists());
 }
 
-/// Plain rounding to 2 bits with a scale a row: what no model survives.
+/// The embedded model with sixteen times its logits: so sure of everything that few bits leave nothing of it.
+pub(crate) fn sharpened() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = root().join("crates/checkpoint/embedded/tiny");
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(tiny.join(file), folder.path().join(file)).unwrap();
+    }
+    let mut bytes = std::fs::read(tiny.join("model.safetensors")).unwrap();
+    let head = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let names: serde_json::Value = serde_json::from_slice(&bytes[8..head]).unwrap();
+    let norm = &names["model.norm.weight"];
+    assert_eq!(norm["dtype"], "BF16");
+    let at = |index: usize| head + norm["data_offsets"][index].as_u64().unwrap() as usize;
+    for number in bytes[at(0)..at(1)].chunks_exact_mut(2) {
+        // four more in the exponent
+        let bits = u16::from_le_bytes([number[0], number[1]]) + (4 << 7);
+        number.copy_from_slice(&bits.to_le_bytes());
+    }
+    std::fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    folder
+}
+
+/// Plain rounding to 2 bits with a scale a row.
 pub(crate) const DESTROYED: [&str; 10] = [
     "--set",
     "method=rtn",
@@ -597,8 +619,10 @@ pub(crate) const DESTROYED: [&str; 10] = [
 
 #[test]
 fn a_destroyed_model_is_told_everywhere_and_strict_ends_with_3() {
-    let out = tempfile::tempdir().unwrap();
-    let output = succeed(&mut small_run(out.path(), &DESTROYED));
+    let (model, out) = (sharpened(), tempfile::tempdir().unwrap());
+    let source = format!("model.source={}", model.path().display());
+    let more = [&DESTROYED[..], &["--set", &source]].concat();
+    let output = succeed(&mut small_run(out.path(), &more));
     let run = read_run(out.path()).unwrap();
     let evaluation = run.evaluation.unwrap();
     assert_eq!(evaluation.verdict, Some(Verdict::Broken), "{evaluation:?}");
@@ -618,7 +642,8 @@ fn a_destroyed_model_is_told_everywhere_and_strict_ends_with_3() {
     eval.args(["eval", out.path().to_str().unwrap(), "--text"])
         .args(["tests/data/evaluation.txt", "--windows", "2"])
         .args(["--sequence-length", "64", "--max-new-tokens", "0", "--json"])
-        .args(["--reference", "embedded:tiny"]);
+        .arg("--reference")
+        .arg(model.path());
     let judged: serde_json::Value = serde_json::from_slice(&succeed(&mut eval).stdout).unwrap();
     assert_eq!(judged["verdict"], "broken");
     assert_eq!(
@@ -627,7 +652,7 @@ fn a_destroyed_model_is_told_everywhere_and_strict_ends_with_3() {
     );
 
     let strict = tempfile::tempdir().unwrap();
-    let output = small_run(strict.path(), &DESTROYED)
+    let output = small_run(strict.path(), &more)
         .arg("--strict")
         .output()
         .unwrap();

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use halfbyte_report::{SweepRecord, read_run, read_sweep};
 
-use crate::program::{DESTROYED, blocks_done, halfbyte, kill_when, small_run, succeed};
+use crate::program::{DESTROYED, blocks_done, halfbyte, kill_when, sharpened, small_run, succeed};
 
 /// Two cells that can be and two that cannot.
 const GRID: &str = "sweep={bits: [3, 4], group_size: [64, 96]}";
@@ -179,8 +179,10 @@ fn two_shards_report_what_one_process_on_one_thread_does() {
 
 #[test]
 fn a_broken_cell_is_called_so_is_never_the_winner_and_fails_strict() {
-    let out = tempfile::tempdir().unwrap();
+    let (model, out) = (sharpened(), tempfile::tempdir().unwrap());
+    let source = format!("model.source={}", model.path().display());
     let mut more = DESTROYED.to_vec();
+    more.extend(["--set", &source]);
     more.extend(["--set", "sweep={bits: [2, 8], winner: {by: kl}}"]);
     let output = small_sweep(out.path(), &more)
         .arg("--strict")
