@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kills halfbyte at every file operation and at random moments, runs the command again, and compares what is left.
 
-usage: results/interrupted.py [--random N] [--pairs N] [--only SCENARIO] [--out TABLE.md]
+usage: results/interrupted.py [--random N] [--pairs N] [--every K] [--only SCENARIO] [--out TABLE.md]
 needs: a release build, strace, Python's standard library
 
 A scenario is a command on the embedded model. It is run once undisturbed; the files it leaves, without times, are what every
@@ -111,7 +111,7 @@ def try_one(folder, words, wanted, allowed, tally, what):
         tally.failed.append(f"{what}: exit {again.returncode}, {differs[:5]} {again.stderr.strip().splitlines()[-2:]}")
 
 
-def scenario(name, work, n_random):
+def scenario(name, work, n_random, every):
     pipeline, words, before = SCENARIOS[name]
     base, folder = work / f"before-{re.sub('[^a-z]', '', name)}", work / "try"
     prepare(folder, pipeline, before, base)
@@ -130,7 +130,7 @@ def scenario(name, work, n_random):
             break
         tally.kills += 1
         try_one(folder, words, wanted, allowed, tally, f"{name}, operation {n}")
-        n += 1
+        n += every
     for i in range(n_random):
         prepare(folder, pipeline, before, base)
         child = subprocess.Popen(command(folder, words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -177,6 +177,7 @@ def main():
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--random", type=int, default=100, help="random moments, shared out among the scenarios")
     words.add_argument("--pairs", type=int, default=10)
+    words.add_argument("--every", type=int, default=1, help="kill at every K-th file operation")
     words.add_argument("--only")
     words.add_argument("--out", type=pathlib.Path)
     words = words.parse_args()
@@ -186,7 +187,7 @@ def main():
     failed = []
     with tempfile.TemporaryDirectory() as work:
         for name in names:
-            tally = scenario(name, pathlib.Path(work), -(-words.random // len(names)))
+            tally = scenario(name, pathlib.Path(work), -(-words.random // len(names)), words.every)
             lines.append(tally.line(name))
             failed += tally.failed
             print(lines[-1], *tally.failed, sep="\n", flush=True)
