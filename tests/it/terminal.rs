@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::program::{halfbyte, small_run, succeed};
+use crate::program::{blocks_done, halfbyte, small_run, succeed};
 
 const COLUMNS: usize = 80;
 const LINES: usize = 24;
@@ -47,6 +48,14 @@ impl InTerminal {
             .stdout(stdio())
             .stderr(stdio())
             .env("TERM", "xterm-256color");
+        // SAFETY: one call that may be made between fork and exec. A shell that starts the tests in the background leaves
+        // SIGINT ignored, and programs inherit that; a person's terminal does not.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGINT, libc::SIG_DFL);
+                Ok(())
+            });
+        }
         let child = command.spawn().unwrap();
         // No end of theirs may stay open here, or the last read would wait for ever.
         drop((command, theirs));
@@ -227,7 +236,15 @@ fn who_interrupts_a_run_is_told_what_is_kept_and_it_goes_on_from_there() {
     // Enough text for a block to take a while.
     let more = ["--set", "calibration.num_samples=64"];
     let run = InTerminal::start(small_run(out.path(), &more));
-    wait_for(&out.path().join("halfbyte/work/state.json"));
+    let state = out.path().join("halfbyte/work/state.json");
+    let start = Instant::now();
+    while blocks_done(&state) == 0 {
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "no block is done"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
     // SAFETY: a signal to a child that has not been waited for.
     let sent = unsafe { libc::kill(run.child.id() as i32, libc::SIGINT) };
     assert_eq!(sent, 0);
@@ -253,12 +270,4 @@ fn who_interrupts_a_run_is_told_what_is_kept_and_it_goes_on_from_there() {
         kept > 0 && (resumed(kept) || resumed(kept + 1)),
         "{kept} were kept:\n{told}"
     );
-}
-
-fn wait_for(file: &Path) {
-    let start = Instant::now();
-    while !file.exists() {
-        assert!(start.elapsed() < Duration::from_secs(120), "never came");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
