@@ -330,3 +330,26 @@ fn a_weight_that_changed_in_place_is_another_model() {
     let said = refused(&mut run_in(folder, "run", "out", ""));
     assert!(said.contains("the model's files"), "{said}");
 }
+
+#[test]
+fn a_report_is_not_written_over_another_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    succeed(&mut small_run(&out, &[]));
+    let report = |to: &Path| {
+        let mut report = halfbyte();
+        report.arg("report").arg(&out).arg("--out").arg(to);
+        report
+    };
+    for name in ["page.html", "card.md"] {
+        let page = dir.path().join(name);
+        succeed(&mut report(&page));
+        succeed(&mut report(&page));
+    }
+    let notes = dir.path().join("notes.md");
+    std::fs::write(&notes, "mine").unwrap();
+    refused(&mut report(&notes));
+    assert_eq!(std::fs::read(&notes).unwrap(), b"mine");
+    refused(&mut report(&out.join("halfbyte/run.json")));
+    assert!(read_run(&out).is_ok());
+}

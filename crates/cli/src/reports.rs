@@ -9,6 +9,7 @@ use halfbyte_pipeline::report::{
     page_path, read_cells, read_run, read_sweep, run_page, summary_text, sweep_markdown,
     sweep_page, sweep_page_path, sweep_text, write_page,
 };
+use halfbyte_pipeline::user_error;
 
 /// Writes the page asked for and says in words what it holds: one run's summary, or a table of several.
 pub(crate) fn report(runs: &[PathBuf], out: Option<&Path>) -> Result<String> {
@@ -44,6 +45,7 @@ fn sweep(folder: &Path, out: Option<&Path>) -> Result<Option<String>> {
         true => sweep_markdown(&record),
         false => sweep_page(&record, &read_cells(folder, &record)?, out.is_none()),
     };
+    check_replaced(out, &path, &written)?;
     write_page(&path, &written)?;
     let mut text = sweep_text(&record);
     text += &page_line(&path);
@@ -78,10 +80,30 @@ fn report_runs(folders: &[PathBuf], out: Option<&Path>) -> Result<String> {
         })
     };
     if let Some((path, html)) = page {
+        check_replaced(out, &path, &html)?;
         write_page(&path, &html)?;
         text += &page_line(&path);
     }
     Ok(text)
+}
+
+/// Refuses to write a page or a table over a file that is neither.
+fn check_replaced(out: Option<&Path>, path: &Path, written: &str) -> Result<()> {
+    if out.is_none() || !path.exists() {
+        return Ok(());
+    }
+    let old = fs::read_to_string(path).unwrap_or_default();
+    let first = |text: &str| text.lines().next().map(str::to_owned);
+    match old.contains("halfbyte") && !old.starts_with('{') || first(&old) == first(written) {
+        true => Ok(()),
+        false => Err(user_error(
+            format!(
+                "{}: is there already and was not written by `halfbyte report`",
+                path.display()
+            ),
+            "choose another --out, or move the file away",
+        )),
+    }
 }
 
 fn is_markdown(path: &Path) -> bool {

@@ -135,7 +135,7 @@ impl GptqOptions {
 const ONE_SIDED_BITS: u8 = 2;
 /// Weight of the sum of a row's errors there. From .01 to .3 a model's blocks stop leading each other astray; more of it
 /// costs loss.
-const BALANCE: f64 = 0.03;
+const BALANCE: f64 = 0.01;
 
 /// How [`rtn`](crate::rtn) rounds. `default()` is the field's plain RTN, [`search()`](Self::search) ours.
 #[derive(Clone, Debug, PartialEq)]
