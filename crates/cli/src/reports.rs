@@ -14,6 +14,11 @@ use halfbyte_pipeline::user_error;
 /// Writes the page asked for and says in words what it holds: one run's summary, or a table of several.
 pub(crate) fn report(runs: &[PathBuf], out: Option<&Path>) -> Result<String> {
     let folders: Vec<PathBuf> = runs.iter().map(|run| find_run(run)).collect();
+    // the page of a run goes into its folder
+    let _held = match (&folders[..], out) {
+        ([folder], None) => halfbyte_pipeline::clear_leftovers(folder),
+        _ => None,
+    };
     if let [folder] = &folders[..]
         && let Some(mut text) = sweep(folder, out)?
     {

@@ -136,7 +136,15 @@ impl Finished<'_> {
         });
         let page = self.pipeline.report.html && !page_path(&out).exists();
         self.tell_what_is_not_there(on_event);
-        if missing.is_empty() && text.is_none() && !page {
+        // what was cut off between an export and the records of it
+        let is_listed = |to: &Destination| {
+            let mut known = self.record.exports.iter();
+            known.any(|e| {
+                e.format == to.format.to_string() && is_same_place(Path::new(&e.path), &to.folder)
+            })
+        };
+        let unlisted = !self.destinations.iter().all(is_listed);
+        if missing.is_empty() && text.is_none() && !page && !unlisted {
             on_event(Event::Note(format!(
                 "{}: this run is finished, and nothing is done again; --fresh would do it anew",
                 out.display()

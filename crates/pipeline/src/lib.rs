@@ -44,6 +44,7 @@ pub use generate::{
 pub use halfbyte_evaluate::{Against, Agreement, Evaluation, GenerationCost, KeptDense};
 pub use halfbyte_report as report;
 pub use inspect::{Inspection, TensorLine, inspect};
+pub use output::clear_leftovers;
 pub use plan::{Plan, PlannedExport, PlannedLinears, plan};
 pub use quantize::{Run, RunOptions, quantize};
 pub use record::verdict_scores;

@@ -434,7 +434,7 @@ impl Output {
                 out.display()
             )
         });
-        remove_partial_files(&out.join(RECORDS))?;
+        clear_records(out)?;
         for to in destinations {
             if to.folder.is_dir() {
                 remove_partial_files(&to.folder)?;
@@ -550,6 +550,30 @@ impl Output {
         self.files.folders.insert(key, written);
         self.files.write(&self.out)
     }
+}
+
+/// Removes half-written records; nobody else may be writing them.
+fn clear_records(out: &Path) -> Result<()> {
+    let records = out.join(RECORDS);
+    for folder in [records.join("cells"), records] {
+        if folder.is_dir() {
+            remove_partial_files(&folder)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what killed processes left half-written among a run's records, unless another process writes there; what is given
+/// keeps others out until it is dropped.
+pub fn clear_leftovers(out: &Path) -> Option<FolderLock> {
+    let records = out.join(RECORDS);
+    if !records.is_dir() {
+        return None;
+    }
+    let lock = FolderLock::exclusive(&lock_path(out)).ok()?;
+    // a folder that may only be read has nothing to be cleared
+    let _ = clear_records(out);
+    Some(lock)
 }
 
 fn is_intact(folder: &Path, files: &BTreeMap<String, Option<u64>>) -> bool {
