@@ -32,7 +32,8 @@ pub use source::{
 };
 pub use write::{
     AtomicFile, SafetensorsWriter, Shard, ShardPlan, TensorInfo, copy_file, create_folder,
-    encode_f32, move_file, plan_shards, remove_partial_files, rounding, write_file, write_json,
+    encode_f32, move_file, plan_shards, remove_file, remove_folder, remove_partial_files, rounding,
+    write_file, write_json,
 };
 
 /// What every function here returns.

@@ -111,6 +111,25 @@ pub fn move_file(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes a file; that there is none is fine.
+pub fn remove_file(path: &Path) -> Result<()> {
+    gone(fs::remove_file(path), path)
+}
+
+/// Removes a folder and all that it holds; that there is none is fine.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    gone(fs::remove_dir_all(path), path)
+}
+
+fn gone(removed: std::io::Result<()>, path: &Path) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(CheckpointError::io("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Creates a folder and its parents; an existing folder is fine.
 pub fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|error| CheckpointError::io("create", path, plain(error)))

@@ -72,7 +72,6 @@ fn run(command: Command, progress: &mut Progress) -> Result<()> {
             let options = RunOptions {
                 out: args.out_folder(),
                 fresh: args.fresh,
-                replaces: false,
             };
             progress.keeps_blocks_of(options.out.clone(), Some(halfbyte_pipeline::blocks_kept));
             let run = halfbyte_pipeline::quantize(&pipeline, &options, &mut |event| {

@@ -23,7 +23,8 @@ use crate::config::{Budget, BudgetLimit, Pipeline};
 use crate::error::user_error;
 use crate::event::{Event, phase};
 use crate::export;
-use crate::quantize::{Layout, MIXED_WINDOWS};
+use crate::quantize::Layout;
+use crate::recipe::MIXED_WINDOWS;
 use crate::stage::{Prepared, Solver};
 use crate::usage::Clock;
 

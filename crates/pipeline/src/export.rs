@@ -72,7 +72,7 @@ fn export_one(
     let plan = plan_shards(&infos, MAX_SHARD_BYTES);
     let mut blocks = Blocks {
         work,
-        tuned: work.tuned()?,
+        changed: work.changed()?,
         n_blocks: decoder.n_blocks(),
         loaded: None,
     };
@@ -193,7 +193,7 @@ pub(crate) fn module_of(tensor: &str, is_packed: impl Fn(&str) -> bool) -> Optio
 }
 
 /// The block a tensor or module belongs to.
-fn block_of(name: &str) -> Option<usize> {
+pub(crate) fn block_of(name: &str) -> Option<usize> {
     let rest = name.strip_prefix("model.layers.")?;
     rest.split('.').next()?.parse().ok()
 }
@@ -201,8 +201,8 @@ fn block_of(name: &str) -> Option<usize> {
 /// What solving and tuning left, with the block read last: neighbours in the file come from the same one.
 struct Blocks<'a> {
     work: &'a Work,
-    /// Tensors beside the quantized ones that tuning changed.
-    tuned: HashMap<String, Vec<f32>>,
+    /// Tensors beside the quantized ones that changed and do not lie with their blocks.
+    changed: HashMap<String, Vec<f32>>,
     /// The model's blocks; tensors of layers beyond them are carried along.
     n_blocks: usize,
     loaded: Option<Loaded>,
@@ -239,8 +239,8 @@ impl Blocks<'_> {
 
     /// What stands in the place of a tensor that is not packed, if it changed.
     fn replaced(&mut self, tensor: &str) -> Result<Option<&Vec<f32>>> {
-        if self.tuned.contains_key(tensor) {
-            return Ok(self.tuned.get(tensor));
+        if self.changed.contains_key(tensor) {
+            return Ok(self.changed.get(tensor));
         }
         match block_of(tensor).filter(|&block| block < self.n_blocks) {
             Some(block) => Ok(self.load(block)?.replaced.get(tensor)),

@@ -55,7 +55,7 @@ impl Attempts<'_> {
                         ..options.clone()
                     },
                     mixed: *mixed,
-                    best: false,
+                    beam: None,
                 };
                 attempts.push((UNREFINED, solve(&unrefined)?));
             }
@@ -173,7 +173,7 @@ mod tests {
                 ..recipe
             },
             mixed: false,
-            best: false,
+            beam: None,
         }
     }
 

@@ -14,17 +14,14 @@ use halfbyte_report::{ExportRecord, RunRecord, page_path};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::config::Pipeline;
+use crate::config::{NOT_OF_CODES, Pipeline};
 use crate::error::user_error;
 use crate::event::Event;
 use crate::export;
 use crate::output::{Destination, Output, is_same_place};
 use crate::quantize::{Layout, scored, tell_verdict, write_reports};
-use crate::record;
 use crate::work::{Opened, Solved, Work};
-
-/// Sections that do not decide the codes.
-const NOT_OF_CODES: [&str; 6] = ["evaluate", "gate", "report", "resources", "export", "sweep"];
+use crate::{recipe, record};
 
 /// Whether a run may go on in a folder, judged by `settings`, which a run's fingerprint begins with, or by all of it.
 ///
@@ -49,9 +46,13 @@ pub(crate) fn check_earlier(out: &Path, settings: &str, pipeline: &Pipeline) -> 
     };
     let mut keys = differing_keys(&record.pipeline, &pipeline.to_value());
     keys.retain(|key| !NOT_OF_CODES.contains(&key.split('.').next().unwrap_or_default()));
+    let build = [&record.version, &record.recipe_version];
     let differs = match keys.is_empty() {
-        true => "the model's files, the text or the build of halfbyte are others".to_owned(),
         false => format!("other: {}", keys.join(", ")),
+        true if build != [env!("CARGO_PKG_VERSION"), recipe::VERSION] => {
+            "it was solved by another build of halfbyte".to_owned()
+        }
+        true => "the model's files or the text are others".to_owned(),
     };
     Err(user_error(
         format!(
@@ -268,14 +269,13 @@ impl Finished<'_> {
         Ok(())
     }
 
-    /// Fills the work folder with the blocks of a checkpoint that this run wrote.
+    /// Fills the work folder with the blocks of a checkpoint that this run wrote, one at a time.
     fn read_back(&self, from: &Weights, work: &mut Work) -> Result<()> {
         let source = self.decoder.weights().folder();
         let config = source.config();
         let blocks = self.decoder.n_blocks();
-        let mut solved: Vec<Vec<Solved>> = Vec::new();
         for block in 0..blocks {
-            let mut of_block = Vec::new();
+            let mut solved = Vec::new();
             for kind in LinearKind::ALL {
                 let module = kind.module(block);
                 let Some(coding) = self.layout.coding(&module) else {
@@ -284,27 +284,37 @@ impl Finished<'_> {
                 let shape = halfbyte_model::linear_shape(config, kind);
                 let weight = as_solved(from.quantized(&module, shape)?, &coding)
                     .with_context(|| module.clone())?;
-                of_block.push(Solved { module, weight });
+                solved.push(Solved { module, weight });
             }
-            solved.push(of_block);
+            let replaced = self.changed(from, |of| of == Some(block))?;
+            work.save(block, &solved, &replaced, &[], None)?;
         }
-        // What came out other than it was is written as it came out.
-        let mut replaced: Vec<(String, Vec<f32>)> = Vec::new();
-        for name in source.names() {
+        let of_none = |of: Option<usize>| of.is_none_or(|block| block >= blocks);
+        work.save_changed(&self.changed(from, of_none)?)
+    }
+
+    /// Tensors of some blocks, or of none, that are not quantized and came out other than they were.
+    fn changed(
+        &self,
+        from: &Weights,
+        is_wanted: impl Fn(Option<usize>) -> bool,
+    ) -> Result<Vec<(String, Vec<f32>)>> {
+        let source = self.decoder.weights().folder();
+        let mut changed = Vec::new();
+        for name in source
+            .names()
+            .filter(|name| is_wanted(export::block_of(name)))
+        {
             let module = name.strip_suffix(".weight").unwrap_or_default();
             if self.layout.coding(module).is_some() || !from.folder().has(name) {
                 continue;
             }
             let (before, after) = (source.tensor(name)?, from.folder().tensor(name)?);
             if before.bytes != after.bytes {
-                replaced.push((name.to_owned(), from.folder().f32(name, after.shape)?));
+                changed.push((name.to_owned(), from.folder().f32(name, after.shape)?));
             }
         }
-        for (block, solved) in solved.iter().enumerate() {
-            work.save(block, solved, &[], &[], None)?;
-        }
-        let record = self.record.tune.clone().unwrap_or_default();
-        work.save_tuned(&solved, &replaced, &record)
+        Ok(changed)
     }
 }
 

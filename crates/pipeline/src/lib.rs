@@ -24,6 +24,7 @@ mod open;
 mod output;
 mod plan;
 mod quantize;
+mod recipe;
 mod record;
 mod scale;
 mod sensitivity;

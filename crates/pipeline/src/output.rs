@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use halfbyte_checkpoint::{
     FolderLock, ModelFolder, create_folder, free_bytes, goes_with_model, is_within, move_file,
-    plan_shards, real_place, remove_partial_files, write_json,
+    plan_shards, real_place, remove_file, remove_folder, remove_partial_files, write_json,
 };
 use halfbyte_pack::Format;
 use serde::{Deserialize, Serialize};
@@ -289,11 +289,13 @@ fn check_sources(
         TextSource::Path(located) => Some(located.path.as_path()),
         _ => None,
     });
-    for text in texts.chain(pipeline.evaluate.as_ref().map(|e| e.text.path.as_path())) {
+    let scored = pipeline.evaluate.iter().map(|e| e.text.path.as_path());
+    let texts = texts.map(|text| (text, "calibration"));
+    for (text, of) in texts.chain(scored.map(|text| (text, "evaluation"))) {
         if is_same_place(folder, text) {
             return Err(user_error(
                 format!(
-                    "{}: {what} is the folder of the calibration text, whose files would then be read as text; nothing was \
+                    "{}: {what} is the folder of the {of} text, whose files would then be read as text; nothing was \
                      written",
                     folder.display()
                 ),
@@ -344,6 +346,7 @@ fn check_records(records: &Path) -> Result<()> {
         "block-",
         "stream-",
         "tuned",
+        "changed",
         "float-",
         "budget.json",
         "state.json",
@@ -588,24 +591,6 @@ fn is_intact(folder: &Path, files: &BTreeMap<String, Option<u64>>) -> bool {
 
 fn lock_path(out: &Path) -> PathBuf {
     out.join(RECORDS).join("lock")
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("{}: cannot be removed", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn remove_folder(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("{}: cannot be removed", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Makes the empty folder that an export is put together in.

@@ -8,6 +8,7 @@ use halfbyte_model::{LinearKind, linear_shape};
 use halfbyte_quant::Coding;
 use halfbyte_report::{CellRecord, bytes};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::config::Pipeline;
 use crate::consumers::{self, ConsumerLine};
@@ -15,11 +16,10 @@ use crate::export::tensor_infos;
 use crate::memory::MemoryLimit;
 use crate::open::{open_calibration, open_evaluation, open_model, too_large_to_write};
 use crate::output::{Destination, check_places, check_room};
-use crate::quantize::{GRADIENT_EVERY, Layout, work_bytes};
-use crate::stage::Solver;
+use crate::quantize::{Layout, work_bytes};
+use crate::recipe::{self, Settings};
 use crate::sweep::plan_cells;
 use crate::told;
-use crate::tune::{epochs, generated_samples};
 
 /// What a core with AVX-512 did on the way through a 135 M model, solves included (results/README.md).
 const OPERATIONS_PER_SECOND: f64 = 7e10;
@@ -35,6 +35,10 @@ pub struct Plan {
     pub blocks: usize,
     /// Method and recipe.
     pub method: String,
+    /// What the recipe and the pipeline settle, by name.
+    pub settings: Map<String, Value>,
+    /// Names the build by what decides codes in it: blocks of another one are not taken for this one's.
+    pub recipe_version: String,
     /// Kinds of linears with their shape and treatment, one line a kind and scheme.
     pub linears: Vec<PlannedLinears>,
     /// Bits per weight over the quantized linears, scales and zero points included.
@@ -162,6 +166,7 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
         });
     }
 
+    let settings = Settings::new(pipeline, layout.signed_scales(pipeline));
     let written = pipeline.calibration.generated_samples;
     let counts = [windows.calibration.len() + written, windows.holdout.len()];
     let tokens = ((counts[0] + counts[1]) * pipeline.calibration.sequence_length) as u64;
@@ -175,23 +180,23 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
     let mut operations = config.num_hidden_layers as f64 * tokens as f64 * per_token as f64;
     // Forward, again forward and back, and the products of the gradients; the same without these an epoch.
     let forward = config.num_hidden_layers as f64 * tokens as f64 * (per_token - statistics) as f64;
-    let solver = Solver::new(pipeline, false);
-    if solver.wants_gradients() {
+    if let Some(gradients) = &settings.gradients {
         let outputs = heads * heads + kv * kv + 2 * hidden * hidden + 2 * mlp * mlp;
         let walked =
             4.0 * forward + config.num_hidden_layers as f64 * tokens as f64 * outputs as f64;
-        operations += walked / GRADIENT_EVERY as f64;
+        operations += walked / gradients.every as f64;
     }
     let a_window = forward / (counts[0] + counts[1]).max(1) as f64;
-    let for_tuning = generated_samples(pipeline);
+    let for_tuning = settings.tuning_samples();
     // a token that the model writes costs a forward pass
     operations += a_window * (written + for_tuning) as f64;
     let learned = match for_tuning {
         0 => counts[0],
         own => own,
     };
+    let epochs = settings.tuning.map_or(0, |tuning| tuning.epochs);
     let an_epoch = pipeline.tune.num_samples.unwrap_or(usize::MAX).min(learned);
-    operations += 5.0 * a_window * (epochs(pipeline) * an_epoch) as f64;
+    operations += 5.0 * a_window * (epochs * an_epoch) as f64;
     let memory = MemoryLimit::of(&pipeline.resources);
     let mut notices = pipeline.notices.clone();
     notices.extend(memory.notice());
@@ -210,6 +215,8 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
         model_type: config.row().model_type.to_owned(),
         blocks: config.num_hidden_layers,
         method: format!("{} ({})", pipeline.method, pipeline.recipe),
+        recipe_version: recipe::VERSION.to_owned(),
+        settings: settings.to_map(pipeline),
         linears,
         bits_per_weight: layout.bits_per_weight(config),
         bytes_before,
@@ -239,6 +246,10 @@ impl fmt::Display for Plan {
             "{}: {}, {} blocks, {}",
             self.model, self.model_type, self.blocks, self.method
         )?;
+        for (name, words) in &self.settings {
+            writeln!(f, "  {name}: {}", words.as_str().unwrap_or_default())?;
+        }
+        writeln!(f, "  recipe version: {}", self.recipe_version)?;
         for l in &self.linears {
             writeln!(
                 f,

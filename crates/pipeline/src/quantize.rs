@@ -26,7 +26,8 @@ use crate::finished::{Finished, check_earlier};
 use crate::memory::MemoryLimit;
 use crate::open::{Inputs, Reading, open_model};
 use crate::output::{CARD, Destination, Output, check_places, check_room};
-use crate::scale::{Scaled, Scaling};
+use crate::recipe::Settings;
+use crate::scale::Scaled;
 use crate::stage::{Prepared, Solver, Task, Unscaled, factor_rows};
 use crate::usage::{Clock, usage};
 use crate::work::{Opened, Solved, Work};
@@ -39,8 +40,6 @@ pub struct RunOptions {
     pub out: PathBuf,
     /// Start over instead of going on where an interrupted run stopped, and replace a finished run of other settings.
     pub fresh: bool,
-    /// Replace a finished run of other settings, but go on with this one where it was interrupted.
-    pub replaces: bool,
 }
 
 /// What a run left behind.
@@ -89,13 +88,15 @@ pub fn quantize(
     if let Some(note) = note {
         on_event(Event::Note(note));
     }
-    quantize_into(pipeline, options, &mut output, folder, on_event)
+    quantize_into(pipeline, options, false, &mut output, folder, on_event)
 }
 
-/// [`quantize`], into a folder that this process holds.
+/// [`quantize`], into a folder that this process holds. With `replaces` a finished run of other settings goes, while this one goes
+/// on where it was interrupted.
 pub(crate) fn quantize_into(
     pipeline: &Pipeline,
     options: &RunOptions,
+    replaces: bool,
     output: &mut Output,
     folder: halfbyte_checkpoint::ModelFolder,
     on_event: &mut dyn FnMut(Event),
@@ -117,16 +118,21 @@ pub(crate) fn quantize_into(
     // another process may have come between the first look and the lock
     check_places(pipeline, &folder, &options.out, &destinations)?;
     let identity = folder.identity()?;
-    let settings = format!("{}-{}-", pipeline.fingerprint(), identity.fingerprint);
-    let replaces = options.fresh || options.replaces;
-    if !replaces {
+    let settings = Settings::new(pipeline, layout.signed_scales(pipeline));
+    let of_settings = format!(
+        "{}-{}-",
+        settings.fingerprint(pipeline),
+        identity.fingerprint
+    );
+    let checks = !options.fresh && !replaces;
+    if checks {
         // before any text is read, or written by the model
-        check_earlier(&options.out, &settings, pipeline)?;
+        check_earlier(&options.out, &of_settings, pipeline)?;
     }
     let reading = Reading {
         pipeline,
         reads_text: pipeline.reads_text(),
-        tuning_samples: tune::generated_samples(pipeline),
+        tuning_samples: settings.tuning_samples(),
         memory,
         out: &options.out,
         fresh: options.fresh,
@@ -138,14 +144,8 @@ pub(crate) fn quantize_into(
         evaluation,
         weights,
     } = reading.inputs(folder, &mut clock, on_event)?;
-    let signed_scales = layout.signed_scales(pipeline);
-    let fingerprint = format!(
-        "{settings}{}-{}-{}",
-        windows.report.windows_sha256,
-        if signed_scales { "signed" } else { "positive" },
-        env!("CARGO_PKG_VERSION")
-    );
-    if !replaces {
+    let fingerprint = format!("{of_settings}{}", windows.report.windows_sha256);
+    if checks {
         check_earlier(&options.out, &fingerprint, pipeline)?;
     }
     let decoder = Decoder::new(
@@ -188,13 +188,13 @@ pub(crate) fn quantize_into(
     } = Work::open(
         &options.out,
         fingerprint.clone(),
-        options.fresh || options.replaces && !begun,
+        options.fresh || replaces && !begun,
     )?;
     if let Some(text) = lost {
         warn(text, on_event);
     }
-    let solver = Solver::new(pipeline, signed_scales);
-    if signed_scales {
+    let solver = &settings.solver;
+    if settings.signed_scales {
         for (format, _) in &layout.formats {
             let readers = match format.usually_takes_negative_scales() {
                 true => "vLLM's Marlin with 8-bit activations may not take them, other readers do",
@@ -204,7 +204,6 @@ pub(crate) fn quantize_into(
             warn(text, on_event);
         }
     }
-    let scaling = Scaling::new(pipeline, &solver);
     let blocks = decoder.n_blocks();
     on_event(Event::Started {
         model: pipeline.model.source.to_string(),
@@ -231,7 +230,7 @@ pub(crate) fn quantize_into(
                 layout: &layout,
                 decoder: &decoder,
                 windows: &windows,
-                solver: &solver,
+                solver,
                 spill_folder: work.folder(),
                 activation_bytes,
             };
@@ -253,15 +252,19 @@ pub(crate) fn quantize_into(
     for warning in consumers::warnings(pipeline, &layout) {
         warn(warning, on_event);
     }
-    let tune_options = tune::options(pipeline, &decoder, windows.tuning.len())?;
+    let tune_options = settings.tuning.map(|tuning| {
+        let seed = pipeline.calibration.seed;
+        tune::options(&tuning, seed, &decoder, windows.tuning.len())
+    });
+    let tune_options = tune_options.transpose()?;
     // what the float model gives on the calibration windows is kept for tuning that learns from them
     let keeps_float = tune_options.is_some() && windows.tuning.is_empty();
     if resumed < blocks {
-        let gradients = if solver.wants_gradients() {
+        let gradients = if let Some(wanted) = settings.gradients {
             let options = GradientOptions {
                 seed: pipeline.calibration.seed,
-                max_bytes: GRADIENT_BYTES,
-                every: GRADIENT_EVERY,
+                max_bytes: wanted.max_bytes,
+                every: wanted.every,
                 spill_folder: Some(work.folder()),
             };
             let texts: Vec<&Window> = windows.calibration.iter().chain(&windows.holdout).collect();
@@ -274,15 +277,11 @@ pub(crate) fn quantize_into(
         } else {
             None
         };
-        let subset_blocks = curve_blocks_of(pipeline, &solver, &decoder, &windows);
+        let subset_blocks = curve_blocks_of(pipeline, solver, &decoder, &windows);
         let walk_options = WalkOptions {
             max_bytes: activation_bytes,
             spill_folder: work.folder().to_owned(),
-            mixed_windows: match (solver.wants_mixed(), &gradients) {
-                (false, _) => 0,
-                (true, None) => MIXED_WINDOWS,
-                (true, Some(_)) => BEST_MIXED_WINDOWS,
-            },
+            mixed_windows: settings.mixed_windows,
             gradients: gradients.clone(),
             float_path: pipeline.propagation == Propagation::Asymmetric,
             subset_blocks,
@@ -301,12 +300,11 @@ pub(crate) fn quantize_into(
             let started = Instant::now();
             let mut run = BlockRun {
                 pipeline,
-                solver: &solver,
+                settings: &settings,
                 layout: &layout,
                 block: index,
                 clock: &mut clock,
                 on_event,
-                scaling: scaling.as_ref(),
                 attention_peaks: Vec::new(),
                 gradients: gradients.as_deref(),
                 floats: Vec::new(),
@@ -398,6 +396,7 @@ pub(crate) fn quantize_into(
     let quantizing = usage();
     let mut record = record::Parts {
         fingerprint,
+        settings: settings.to_map(pipeline),
         pipeline,
         decoder: &decoder,
         calibration: &windows.report,
@@ -537,18 +536,6 @@ fn curve_blocks_of(
         false => Vec::new(),
     }
 }
-
-/// Of the calibration windows one in so many has its gradients taken; results/LOG.md has what all of them buy.
-pub(crate) const GRADIENT_EVERY: usize = 3;
-/// Residual streams kept for a backward pass, whatever memory there is: how many windows are walked together decides in which
-/// order sums are rounded.
-const GRADIENT_BYTES: u64 = 128 << 20;
-
-/// Calibration windows the attention-mixed statistic is taken from in the default recipe; results/LOG.md has what more
-/// of them buy.
-pub(crate) const MIXED_WINDOWS: usize = 16;
-/// The same in the best recipe.
-const BEST_MIXED_WINDOWS: usize = 32;
 
 /// What becomes of every linear, checked against the model and the formats before anything is read.
 pub(crate) struct Layout {
@@ -720,12 +707,11 @@ pub(crate) fn check_float(folder: &halfbyte_checkpoint::ModelFolder) -> Result<(
 /// One block on its way through the stages.
 struct BlockRun<'a> {
     pipeline: &'a Pipeline,
-    solver: &'a Solver,
+    settings: &'a Settings,
     layout: &'a Layout,
     block: usize,
     clock: &'a mut Clock,
     on_event: &'a mut dyn FnMut(Event),
-    scaling: Option<&'a Scaling>,
     /// Largest magnitudes of the input of q, k and v, which v's mixed statistics are not of.
     attention_peaks: Vec<f32>,
     gradients: Option<&'a OutputGradients>,
@@ -754,7 +740,7 @@ impl BlockRun<'_> {
         let mut block = self
             .clock
             .time("read", || decoder.block(self.block, tokens))?;
-        if let Some(scaling) = self.scaling {
+        if let Some(scaling) = &self.settings.scaling {
             let stats = self.walk(walk, "survey", |walk, tick| walk.survey(&block, tick))?;
             let fold = || {
                 scaling.fold(
@@ -878,7 +864,7 @@ impl BlockRun<'_> {
         }
         let index = self.block;
         let place = || format!("block {index}, {}", kinds[0].short());
-        let solver = self.solver;
+        let solver = &self.settings.solver;
         let mut prepared = self
             .clock
             .time("factor", || Prepared::new(solver, linears))
@@ -919,7 +905,7 @@ impl BlockRun<'_> {
             })
         });
         let curved = curved.collect::<Result<Vec<_>>>()?;
-        let measure = || curves(self.solver, prepared, &curved);
+        let measure = || curves(&self.settings.solver, prepared, &curved);
         self.clock.time("calibration curve", measure)
     }
 
@@ -932,7 +918,7 @@ impl BlockRun<'_> {
         scheme: Scheme,
         prepared: &mut Prepared<'_>,
     ) -> Result<&mut LinearRecord> {
-        let solver = self.solver;
+        let solver = &self.settings.solver;
         let weights = decoder.weights();
         let shape = halfbyte_model::linear_shape(weights.config(), kind);
         let module = kind.module(self.block);
@@ -946,7 +932,9 @@ impl BlockRun<'_> {
                 if let Some(scaled) = &scaled {
                     scaled.scales.scale_row_hessians(&mut hessians);
                 }
-                hessians.iter().map(factor_rows).collect::<Result<_>>()
+                let damp_percent = self.settings.gradients.map_or(0.0, |g| g.damp_percent);
+                let factors = hessians.iter().map(|h| factor_rows(h, damp_percent));
+                factors.collect::<Result<_>>()
             })?,
             None => Vec::new(),
         };

@@ -11,13 +11,14 @@ use sha2::{Digest, Sha256};
 
 use crate::config::{ModelSource, Pipeline, hex};
 use crate::export::Exported;
-use crate::told;
 use crate::usage::Clock;
+use crate::{recipe, told};
 
 /// What the record of a run is made from.
 pub(crate) struct Parts<'a> {
     /// Names the run.
     pub(crate) fingerprint: String,
+    pub(crate) settings: serde_json::Map<String, serde_json::Value>,
     pub(crate) pipeline: &'a Pipeline,
     pub(crate) decoder: &'a Decoder,
     pub(crate) calibration: &'a TextReport,
@@ -53,6 +54,8 @@ impl Parts<'_> {
             schema_version: SCHEMA_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             fingerprint: self.fingerprint,
+            recipe_version: recipe::VERSION.to_owned(),
+            settings: self.settings,
             pipeline: self.pipeline.to_value(),
             model: model(self.pipeline, self.decoder),
             calibration: calibration(self.calibration),

@@ -28,13 +28,8 @@ use halfbyte_solve::awq::{
 
 use crate::config::{AwqLoss, Method, Pipeline, Recipe};
 use crate::quantize::Layout;
+use crate::recipe::{GPTQ_GRID, MODULE_GRID, loss_words};
 use crate::stage::{Solver, matrix, pick};
-
-/// Steps of the ratio where every candidate is solved by GPTQ.
-const GPTQ_GRID: usize = 5;
-
-/// Steps of the ratio where every candidate runs a module; the default form tries each twice, with and without weights.
-const MODULE_GRID: usize = 10;
 
 /// How a run searches channel scales.
 #[derive(Clone, Debug)]
@@ -132,6 +127,16 @@ impl Scaling {
             loss_tokens: pipeline.awq.loss_tokens,
             ties_heads: !reference,
         })
+    }
+
+    /// How it searches, in words.
+    pub(crate) fn words(&self) -> String {
+        let loss = loss_words(self.loss, self.options.n_grid, self.module_grid);
+        let ties = match self.ties_heads {
+            true => "o_proj where heads share too",
+            false => "o_proj only where no heads share",
+        };
+        format!("{loss}, loss_tokens {}, {ties}", self.loss_tokens)
     }
 
     /// Searches the scales of a block from the statistics of its float form and what its modules give on windows of
@@ -416,6 +421,7 @@ mod tests {
     use halfbyte_solve::{RtnOptions, rtn};
 
     use super::*;
+    use crate::recipe::Settings;
 
     const TOKENS: usize = 24;
 
@@ -470,8 +476,7 @@ mod tests {
         let windows = windows(config.vocab_size as u32);
         let spill = tempfile::tempdir().unwrap();
         let mut walk = walk(&decoder, spill.path());
-        let solver = Solver::new(pipeline, false);
-        let scaling = Scaling::new(pipeline, &solver).unwrap();
+        let scaling = Settings::new(pipeline, false).scaling.unwrap();
         let ids: Vec<u32> = windows
             .calibration
             .iter()
@@ -597,7 +602,7 @@ mod tests {
             open_device(DeviceChoice::Cpu).unwrap(),
         );
         let layout = Layout::new(&pipeline, decoder.weights().folder()).unwrap();
-        let scaling = Scaling::new(&pipeline, &Solver::new(&pipeline, false)).unwrap();
+        let scaling = Settings::new(&pipeline, false).scaling.unwrap();
         let spill = tempfile::tempdir().unwrap();
         let mut walk = walk(&decoder, spill.path());
         let block = decoder.block(0, TOKENS).unwrap();

@@ -22,7 +22,8 @@ use crate::error::user_error;
 use crate::event::{Event, phase};
 use crate::judge::Judge;
 use crate::open::{open_weights, read_scored_text, window_choice};
-use crate::quantize::{MIXED_WINDOWS, device_choice};
+use crate::quantize::device_choice;
+use crate::recipe::MIXED_WINDOWS;
 use crate::told;
 
 /// What to take apart, and how.

@@ -21,12 +21,10 @@ use rayon::prelude::*;
 
 use crate::config::{Damp, Method, Pipeline, Recipe};
 use crate::fallback::{Attempts, FellBack};
+use crate::recipe::Beam;
 use crate::scale::ChannelScales;
 use crate::work::Solved;
 
-/// Bits up to which the best recipe keeps several partial solutions a row, and how many.
-const WIDE_BITS: u8 = 4;
-const BEAM: usize = 16;
 /// Magnitude from which on LLM.int8() takes an input column for an outlier (Dettmers et al., arXiv 2208.07339,
 /// section 3).
 const OUTLIER: f32 = 6.0;
@@ -41,8 +39,8 @@ pub(crate) enum Solver {
         options: GptqOptions,
         /// Whether v is solved by the attention-mixed Hessian.
         mixed: bool,
-        /// Whether rows pay back each other's errors, and codes are searched wider at few bits.
-        best: bool,
+        /// Where codes are searched wider, if they are.
+        beam: Option<Beam>,
     },
     /// Rounding under clipped ranges; the scaling before it is [`crate::scale`]'s.
     Awq {
@@ -60,8 +58,8 @@ pub(crate) enum Solver {
 }
 
 impl Solver {
-    /// What the pipeline asks for.
-    pub(crate) fn new(pipeline: &Pipeline, signed_scales: bool) -> Self {
+    /// What the pipeline asks for, with the recipe's beam.
+    pub(crate) fn new(pipeline: &Pipeline, signed_scales: bool, beam: Option<Beam>) -> Self {
         let quant = &pipeline.quant;
         let damp = match quant.damp_percent {
             Damp::Auto => None,
@@ -104,7 +102,7 @@ impl Solver {
                 Self::Gptq {
                     options,
                     mixed: !reference,
-                    best: recipe == Recipe::Best,
+                    beam,
                 }
             }
         }
@@ -128,7 +126,7 @@ impl Solver {
             Self::Gptq { options, mixed, .. } => Self::Gptq {
                 options: options.clone(),
                 mixed: *mixed,
-                best: false,
+                beam: None,
             },
             other => other.clone(),
         }
@@ -167,10 +165,10 @@ impl Solver {
         scheme: &Scheme,
     ) -> Result<Solution> {
         Ok(match (self, factor) {
-            (Self::Gptq { options, best, .. }, Some(factor)) => {
-                let wide = *best && scheme.bits() <= WIDE_BITS;
+            (Self::Gptq { options, beam, .. }, Some(factor)) => {
+                let wide = beam.filter(|beam| scheme.bits() <= beam.most_bits);
                 let options = GptqOptions {
-                    beam: if wide { BEAM } else { options.beam },
+                    beam: wide.map_or(options.beam, |beam| beam.width),
                     ..options.clone()
                 };
                 if row_factors.is_empty() {
@@ -231,9 +229,12 @@ impl Solver {
         }
     }
 
-    /// Whether rows are to be solved with regard to each other.
-    pub(crate) fn wants_gradients(&self) -> bool {
-        matches!(self, Self::Gptq { best: true, .. })
+    /// Where codes are searched wider, if they are.
+    pub(crate) fn beam(&self) -> Option<Beam> {
+        match self {
+            Self::Gptq { beam, .. } => *beam,
+            _ => None,
+        }
     }
 
     /// Whether another solve may stand in for its own: not where it is to be another tool's to the bit, or sees no text.
@@ -810,14 +811,10 @@ fn solve_codebook(options: &CodebookOptions, task: &Task<'_>) -> Result<Outcome<
     })
 }
 
-/// Damping of row Hessians, more than an input's: gradients differ more from text to text than inputs do. results/LOG.md has
-/// what others give.
-const ROW_DAMP: f64 = 0.5;
-
 /// Factors a row Hessian.
-pub(crate) fn factor_rows(hessian: &ActivationStats) -> Result<Factor> {
+pub(crate) fn factor_rows(hessian: &ActivationStats, damp_percent: f64) -> Result<Factor> {
     let options = GptqOptions {
-        damp: halfbyte_solve::Damp::Percent(ROW_DAMP),
+        damp: halfbyte_solve::Damp::Percent(damp_percent),
         ..GptqOptions::default()
     };
     Ok(factor(hessian, &options)?)

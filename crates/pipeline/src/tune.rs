@@ -6,79 +6,28 @@ use halfbyte_model::{Block, Decoder, LinearKind, ModelError, NormKind};
 use halfbyte_report::TuneRecord;
 use halfbyte_tune::{SolvedLinears, TuneOptions, TuneWindow};
 
-use crate::config::{Pipeline, Recipe};
 use crate::event::{Event, phase};
+use crate::recipe::Tuning;
 use crate::work::{Solved, Work};
 
-/// What the best recipe does where the pipeline file says nothing; see results/LOG.md.
-const EPOCHS: usize = 1;
-/// Widths up to which the best recipe tunes; above them its row Hessians leave tuning nothing to gain.
-const TUNED_BITS: u8 = 3;
-/// Windows that the model writes to be tuned on in the best recipe.
-const GENERATED_SAMPLES: usize = 24;
-/// Calibration windows of an epoch in the best recipe where there are no such windows.
-const SAMPLES: usize = 32;
-/// At 3 bits and above, where there is less to mend.
-const LEARNING_RATE: f64 = 1e-3;
-/// At 2 bits.
-const LARGE_LEARNING_RATE: f64 = 2e-3;
-/// Windows a step: with a few dozen windows, more steps are worth more than smoother ones.
-const BATCH_WINDOWS: usize = 1;
-/// Adam's `ε`, a share of the tensor's own root mean second moment.
-const DAMPING: f32 = 0.1;
-
-/// Times the pipeline wants every calibration window to be learned from.
-pub(crate) fn epochs(pipeline: &Pipeline) -> usize {
-    let usual = if pipeline.recipe == Recipe::Best && pipeline.quant.scheme.bits() <= TUNED_BITS {
-        EPOCHS
-    } else {
-        0
-    };
-    pipeline.tune.epochs.unwrap_or(usual)
-}
-
-/// Windows that the model is to write for tuning alone.
-pub(crate) fn generated_samples(pipeline: &Pipeline) -> usize {
-    let usual = match pipeline.recipe {
-        Recipe::Best => GENERATED_SAMPLES,
-        _ => 0,
-    };
-    match epochs(pipeline) {
-        0 => 0,
-        _ => pipeline.tune.generated_samples.unwrap_or(usual),
-    }
-}
-
-/// How the pipeline wants its blocks tuned, given so many windows for that alone; none for not at all.
+/// How a run tunes its blocks, given so many windows for that alone.
 pub(crate) fn options(
-    pipeline: &Pipeline,
+    tuning: &Tuning,
+    seed: u64,
     decoder: &Decoder,
-    generated_samples: usize,
-) -> Result<Option<TuneOptions>> {
-    let epochs = epochs(pipeline);
-    if epochs == 0 {
-        return Ok(None);
-    }
+    own_windows: usize,
+) -> Result<TuneOptions> {
     let norm = decoder.weights().folder().tensor("model.norm.weight")?;
-    let usual = match pipeline.recipe {
-        Recipe::Best if generated_samples == 0 => SAMPLES,
-        _ => usize::MAX,
-    };
-    let usual_rate = match pipeline.quant.scheme.bits() {
-        ..=2 => LARGE_LEARNING_RATE,
-        _ => LEARNING_RATE,
-    };
-    let learning_rate = pipeline.tune.learning_rate.unwrap_or(usual_rate);
-    Ok(Some(TuneOptions {
-        epochs,
-        learning_rate,
-        damping: DAMPING,
-        batch_windows: BATCH_WINDOWS,
-        num_samples: pipeline.tune.num_samples.unwrap_or(usual),
-        seed: pipeline.calibration.seed,
+    Ok(TuneOptions {
+        epochs: tuning.epochs,
+        learning_rate: tuning.learning_rate,
+        damping: tuning.damping,
+        batch_windows: tuning.batch_windows,
+        num_samples: tuning.num_samples(own_windows),
+        seed,
         round_scale: halfbyte_solve::ScaleDtype::portable,
         round_norm: halfbyte_checkpoint::rounding(norm.dtype),
-    }))
+    })
 }
 
 /// Tunes the scales of all finished blocks, and the norms, and puts them in their place: on the windows that are for tuning

@@ -6,7 +6,8 @@
 //! all windows carry into block 8; and `state.json`, which names the run by its fingerprint and says how many
 //! blocks are done. Where scales and norms were tuned in the end, `tuned-0007.safetensors` stand beside the blocks and
 //! `tuned.safetensors` holds the norms; state.json then says so; `float-stream.bin` is what the float model's last block gave
-//! where tuning is to come and that model walked along. `budget.json` has the widths where they were chosen. Every file
+//! where tuning is to come and that model walked along. Where a finished run's codes are read back for one more export,
+//! `changed.safetensors` has the tensors of no block that had changed. `budget.json` has the widths where they were chosen. Every file
 //! is written beside and renamed, state.json last, so a run that dies at any moment leaves a folder whose state.json tells the truth. The stream is large and a
 //! disk may be slow, so it is saved only as often as costs a twentieth of the time; blocks solved since are solved
 //! again. Every block names its run too, and none of another run is read. Where the folder is another run's, nothing is done
@@ -20,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use halfbyte_checkpoint::{
-    Dtype, SafetensorsWriter, TensorInfo, create_folder, remove_partial_files, write_file,
-    write_json,
+    Dtype, SafetensorsWriter, TensorInfo, create_folder, remove_file, remove_folder,
+    remove_partial_files, write_file, write_json,
 };
 use halfbyte_quant::{
     BlockScales, Codebook, CodebookWeight, CodedWeight, GroupSize, NestedScales, QuantizedWeight,
@@ -332,12 +333,23 @@ impl Work {
         read_floats(&self.file("block", block, "safetensors"), wanted)
     }
 
-    /// Those that tuning changed.
-    pub(crate) fn tuned(&self) -> Result<HashMap<String, Vec<f32>>> {
+    /// Those of all blocks that tuning changed, and those of no block that were kept as changed.
+    pub(crate) fn changed(&self) -> Result<HashMap<String, Vec<f32>>> {
+        let kept = self.changed_file();
         match self.tuned {
             Some(_) => read_floats(&self.replaced_file(), |_| true),
+            None if kept.exists() => read_floats(&kept, |_| true),
             None => Ok(HashMap::new()),
         }
+    }
+
+    /// Keeps tensors of no block that came out other than they were, flat.
+    pub(crate) fn save_changed(&self, changed: &[(String, Vec<f32>)]) -> Result<()> {
+        self.write_solved(&self.changed_file(), &[], changed)
+    }
+
+    fn changed_file(&self) -> PathBuf {
+        self.folder.join("changed.safetensors")
     }
 
     /// Writes a finished block, with the tensors beside its linears that changed; and, when it is time, the stream
@@ -459,8 +471,7 @@ impl Work {
         )?;
         for earlier in (0..blocks_done).map(|block| self.stream_file(block)) {
             if earlier.exists() {
-                std::fs::remove_file(&earlier)
-                    .with_context(|| format!("{}: cannot be removed", earlier.display()))?;
+                remove_file(&earlier)?;
             }
         }
         Ok(())
@@ -567,19 +578,8 @@ impl Work {
 
     /// Removes the folder, its state first, so that what a kill leaves of it is not believed.
     fn remove_all(&self) -> Result<()> {
-        let place = || format!("{}: cannot be removed", self.folder.display());
-        for gone in [
-            std::fs::remove_file(self.folder.join("state.json")),
-            std::fs::remove_dir_all(&self.folder),
-        ] {
-            match gone {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(place);
-                }
-                _ => (),
-            }
-        }
-        Ok(())
+        remove_file(&self.folder.join("state.json"))?;
+        Ok(remove_folder(&self.folder)?)
     }
 }
 

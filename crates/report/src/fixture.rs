@@ -1,6 +1,6 @@
 //! A small run for the tests: two blocks of two linears.
 
-use serde_json::json;
+use serde_json::{Map, json};
 
 use crate::*;
 
@@ -20,6 +20,8 @@ pub(crate) fn run() -> RunRecord {
         },
     ];
     RunRecord {
+        recipe_version: String::new(),
+        settings: Map::new(),
         schema_version: SCHEMA_VERSION,
         version: "0.1.0".into(),
         fingerprint: "a1b2".into(),

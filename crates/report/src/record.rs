@@ -1,5 +1,5 @@
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::Verdict;
 
@@ -16,6 +16,13 @@ pub struct RunRecord {
     /// Names the run by all that decides its codes: settings, model, text and build. Empty in records of earlier builds.
     #[serde(default)]
     pub fingerprint: String,
+    /// Names the build by what decides codes in it; two runs of one recipe version, settings, model and text have the same codes.
+    /// Empty in records of earlier builds.
+    #[serde(default)]
+    pub recipe_version: String,
+    /// What the recipe and the pipeline settled, by name, in words.
+    #[serde(default)]
+    pub settings: Map<String, Value>,
     /// The checked pipeline, with every default filled in.
     pub pipeline: Value,
     /// What was quantized.

@@ -117,7 +117,6 @@ impl Bench {
         let options = RunOptions {
             out: self.folder.path().join(what),
             fresh: false,
-            replaces: false,
         };
         let run =
             quantize(&pipeline, &options, &mut |_| ()).unwrap_or_else(|e| panic!("{place}: {e:#}"));

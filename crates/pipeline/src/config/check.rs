@@ -15,12 +15,7 @@ use super::{
     Quant, Recipe, Report, Resources, Rule, SignedScales, Source, TextSource, Treatment, Tune,
     Windows, sweep,
 };
-
-/// Of so many windows of text there is one that the float model writes, where Hessians are solved and unless the file says
-/// otherwise; see results/LOG.md.
-const WINDOWS_A_GENERATED_ONE: usize = 8;
-/// The same in the best recipe.
-const WINDOWS_A_GENERATED_ONE_IN_BEST: usize = 2;
+use crate::recipe;
 
 /// Checks what the schema cannot say; `base_dir` is the pipeline file's folder.
 pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fault> {
@@ -54,10 +49,9 @@ pub(super) fn check(file: PipelineFile, base_dir: &Path) -> Result<Pipeline, Fau
             loss: file.awq.loss,
             loss_tokens: file.awq.loss_tokens,
         },
-        propagation: file.propagation.unwrap_or(match file.recipe {
-            Recipe::Best => Propagation::Asymmetric,
-            _ => Propagation::Sequential,
-        }),
+        propagation: file
+            .propagation
+            .unwrap_or(recipe::usual(file.recipe).propagation),
         tune: Tune {
             epochs: file.tune.epochs,
             generated_samples: file.tune.generated_samples,
@@ -221,16 +215,10 @@ fn model(file: &ModelFile, base_dir: &Path) -> Result<Model, Fault> {
 /// read.
 pub(super) fn generated_samples(file: &PipelineFile) -> usize {
     let windows = file.calibration.num_samples;
-    match (file.calibration.generated_samples, file.method, file.recipe) {
-        (_, method, _) if method.is_data_free() => 0,
-        (Some(asked), ..) => asked,
-        (None, Method::Gptq | Method::AwqGptq, Recipe::Default) => {
-            windows / WINDOWS_A_GENERATED_ONE
-        }
-        (None, Method::Gptq | Method::AwqGptq, Recipe::Best) => {
-            windows / WINDOWS_A_GENERATED_ONE_IN_BEST
-        }
-        (None, ..) => 0,
+    match file.calibration.generated_samples {
+        _ if file.method.is_data_free() => 0,
+        Some(asked) => asked,
+        None => recipe::generated_samples(file.method, file.recipe, windows),
     }
 }
 

@@ -292,6 +292,10 @@ pub struct Resources {
     pub device: Device,
 }
 
+/// Sections that do not decide the codes.
+pub(crate) const NOT_OF_CODES: [&str; 6] =
+    ["evaluate", "gate", "report", "resources", "export", "sweep"];
+
 impl Pipeline {
     /// Reads and checks a pipeline file. `overrides` are `key.path=value` with the value in YAML, applied in order.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
@@ -371,12 +375,7 @@ impl Pipeline {
     pub fn fingerprint(&self) -> String {
         let mut value = self.to_value();
         if let Some(sections) = value.as_object_mut() {
-            sections.retain(|key, _| {
-                !matches!(
-                    key.as_str(),
-                    "evaluate" | "gate" | "report" | "resources" | "export" | "sweep"
-                )
-            });
+            sections.retain(|key, _| !NOT_OF_CODES.contains(&key.as_str()));
             if self.budget.is_some() {
                 let formats: Vec<_> = self.export.iter().map(|e| e.format.to_string()).collect();
                 sections.insert("formats".to_owned(), serde_json::json!(formats));

@@ -10,7 +10,7 @@ use crate::config::{self, Pipeline, Sweep};
 use crate::error::user_error;
 use crate::export::tensor_infos;
 use crate::quantize::Layout;
-use crate::stage::Solver;
+use crate::recipe::Settings;
 use crate::work::Work;
 
 /// A cell that can be solved.
@@ -20,7 +20,7 @@ pub(super) struct Cell<'a> {
     pub(super) name: &'a str,
     pub(super) pipeline: &'a Pipeline,
     pub(super) layout: Layout,
-    pub(super) solver: Solver,
+    pub(super) settings: Settings,
     /// Where its blocks lie.
     pub(super) work: Work,
 }
@@ -53,7 +53,7 @@ pub(super) fn cells<'a>(
                 name: &cell.name,
                 pipeline,
                 layout,
-                solver: Solver::new(pipeline, signed_scales),
+                settings: Settings::new(pipeline, signed_scales),
                 work: Work::stateless(work.join(&cell.name)),
             });
         }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use halfbyte_checkpoint::{remove_file, remove_folder};
 use halfbyte_report::{
     CellRecord, EvaluationRecord, LinearRecord, PhaseRecord, SweepRecord, doubtful_linears,
     geometric_means, is_beaten, write_sweep,
@@ -83,17 +84,9 @@ pub(super) fn forget(
     let mut paths: Vec<PathBuf> = own.map(|cell| score_path(sweep, cell.name)).collect();
     paths.push(shard_folder(sweep, shard).join("shard.json"));
     for path in paths {
-        if path.exists() {
-            std::fs::remove_file(&path)
-                .with_context(|| format!("{}: cannot be removed", path.display()))?;
-        }
+        remove_file(&path)?;
     }
-    let reported = reported(sweep, fingerprint);
-    if reported.exists() {
-        std::fs::remove_dir(&reported)
-            .with_context(|| format!("{}: cannot be removed", reported.display()))?;
-    }
-    Ok(())
+    Ok(remove_folder(&reported(sweep, fingerprint))?)
 }
 
 /// Shards whose blocks are not all solved, counted from 0.

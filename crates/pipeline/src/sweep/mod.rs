@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{EvaluationText, Windows};
-use halfbyte_checkpoint::{create_folder, write_json};
+use halfbyte_checkpoint::{create_folder, remove_file, remove_folder, write_json};
 use halfbyte_model::{Decoder, LinearKind, open_device};
 use halfbyte_report::{
     CellRecord, SCHEMA_VERSION, SweepRecord, SweepSummaryRecord, WinnerRecord, broken_cells,
@@ -191,21 +191,11 @@ fn write_all(
     linears: &[(String, Vec<halfbyte_report::LinearRecord>)],
 ) -> Result<()> {
     // No page of another sweep stands beside these records, whenever this is cut off.
-    forget_page(out)?;
+    remove_file(&sweep_page_path(out))?;
     write_sweep(out, record, linears)?;
     match pipeline.report.html {
         true => draw(out, record),
         false => Ok(()),
-    }
-}
-
-fn forget_page(out: &Path) -> Result<()> {
-    let page = sweep_page_path(out);
-    match std::fs::remove_file(&page) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("{}: cannot be removed", page.display()))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -304,11 +294,10 @@ impl<'a> SweepRun<'a> {
         let mut digest = Sha256::new();
         for cell in &cells {
             digest.update(cell.name);
-            digest.update(cell.pipeline.fingerprint());
+            digest.update(cell.settings.fingerprint(cell.pipeline));
         }
         digest.update(&identity.fingerprint);
         digest.update(&windows.report.windows_sha256);
-        digest.update(env!("CARGO_PKG_VERSION"));
         let solves = hex(&digest.clone().finalize());
         for cell in &mut cells {
             cell.work.belong_to(&solves);
@@ -510,11 +499,7 @@ impl<'a> SweepRun<'a> {
 
     /// Removes the work once all is reported.
     fn clear(&self) -> Result<()> {
-        if !self.folder.exists() {
-            return Ok(());
-        }
-        std::fs::remove_dir_all(&self.folder)
-            .with_context(|| format!("{}: cannot be removed", self.folder.display()))
+        Ok(remove_folder(&self.folder)?)
     }
 
     /// Whether this process is the one that reports: of several shards that see all work done, the first to ask.
@@ -566,11 +551,17 @@ impl<'a> SweepRun<'a> {
         let options = RunOptions {
             out: self.options.out.clone(),
             fresh: false,
-            replaces: true,
         };
         let location = pipeline.model.source.location();
         let folder = open_model(&location, pipeline.model.revision.clone(), on_event)?;
-        let run = quantize_into(&pipeline, &options, &mut self.output, folder, on_event)?;
+        let run = quantize_into(
+            &pipeline,
+            &options,
+            true,
+            &mut self.output,
+            folder,
+            on_event,
+        )?;
         let score = run.record.evaluation.as_ref();
         record.winner = Some(WinnerRecord {
             cell: best,

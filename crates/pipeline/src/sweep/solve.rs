@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{Cell, SweepRun};
 use crate::event::Event;
 use crate::judge::Judge;
-use crate::quantize::MIXED_WINDOWS;
+use crate::recipe::{MIXED_WINDOWS, Settings};
 use crate::stage::{Prepared, Solver, Task};
 use crate::work::{Solved, Work};
 
@@ -200,7 +200,7 @@ impl InBlock<'_> {
                 prepared,
                 statistics,
             } = &shared.sources[prepared];
-            let (solved, mut record) = prepared.solve(&cell.solver, &task)?;
+            let (solved, mut record) = prepared.solve(&cell.settings.solver, &task)?;
             let loss = match statistics {
                 Statistics::Judging => record.relative_loss * judge.signal,
                 Statistics::Other => judge.loss(&solved.weight.dequantize())?,
@@ -251,7 +251,9 @@ impl<'a> Shared<'a> {
         let mut known = Vec::new();
         let (mut sources, mut of_cell) = (Vec::new(), Vec::new());
         for Cell {
-            solver, pipeline, ..
+            settings: Settings { solver, .. },
+            pipeline,
+            ..
         } in block.cells
         {
             let statistics = if !pipeline.reads_text() {
