@@ -1,3 +1,4 @@
+#[cfg(feature = "gpu")]
 use cubecl::server::{IoError, LaunchError, ServerError};
 
 use crate::PackError;
@@ -54,6 +55,9 @@ pub enum KernelError {
 /// What is wrong with a device, found when it was opened, tested or read.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum DeviceError {
+    /// The program was built for the processor alone.
+    #[error("this build has no GPU in it; use the CPU device, or build with the feature `gpu`")]
+    NotBuilt,
     /// wgpu found none.
     #[error(
         "no adapter: {0}; install a Vulkan driver (mesa-vulkan-drivers has one that runs on the CPU), or use the CPU device"
@@ -93,6 +97,7 @@ pub enum DeviceError {
     Failed(String),
 }
 
+#[cfg(feature = "gpu")]
 impl From<ServerError> for DeviceError {
     fn from(error: ServerError) -> Self {
         // Messages carry backtraces; the first line says what happened, the cause stands in the second or third.

@@ -50,21 +50,43 @@
 //! with a reduction by subgroup operations, wants a second path where those are missing and decodes scales once per lane
 //! rather than once per row.
 
+//! # Without a GPU
+//! A build without the feature `gpu` has the processor's products alone, and none of the GPU's stack is compiled.
+
 pub mod bf16;
+mod capabilities;
+#[cfg(feature = "gpu")]
 mod device;
 mod error;
 mod host;
+#[cfg(feature = "gpu")]
 mod kernel;
+#[cfg_attr(
+    not(feature = "gpu"),
+    expect(dead_code, reason = "what only the GPU's kernels ask a layout")
+)]
 mod layout;
+#[cfg(any(feature = "gpu", test))]
 mod reference;
+#[cfg(feature = "gpu")]
 mod self_test;
+#[cfg(feature = "gpu")]
 mod weight;
+#[cfg(not(feature = "gpu"))]
+mod without_gpu;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "gpu"))]
 mod tests;
 
-pub use device::Capabilities;
+pub use capabilities::Capabilities;
 pub use error::{DeviceError, KernelError};
 pub use layout::{PackError, PackedWeight, ScaleType};
+#[cfg(feature = "gpu")]
 pub use self_test::{devices, self_test};
-pub use weight::{DeviceWeight, MATVEC_TOKENS};
+#[cfg(feature = "gpu")]
+pub use weight::DeviceWeight;
+#[cfg(not(feature = "gpu"))]
+pub use without_gpu::{DeviceWeight, devices, self_test};
+
+/// Tokens up to which the matrix-vector kernel runs; the matrix-matrix kernel takes more.
+pub const MATVEC_TOKENS: usize = 8;

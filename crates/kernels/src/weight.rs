@@ -12,10 +12,7 @@ use cubecl::server::Handle;
 
 use crate::device::{MatvecShape, open};
 use crate::layout::{Format, TILE_ROWS};
-use crate::{Capabilities, KernelError, PackedWeight, kernel, self_test};
-
-/// Tokens up to which the matrix-vector kernel runs; the matrix-matrix kernel takes more.
-pub const MATVEC_TOKENS: usize = 8;
+use crate::{Capabilities, KernelError, MATVEC_TOKENS, PackedWeight, kernel, self_test};
 
 /// A packed weight in a device's memory, ready to multiply.
 #[derive(Clone)]

@@ -2,8 +2,9 @@ use std::str::FromStr;
 use std::sync::Mutex;
 
 use burn::prelude::*;
-use burn::tensor::wgpu::WgpuBackend;
-use burn::tensor::{Device, DeviceKind};
+use burn::tensor::Device;
+#[cfg(feature = "gpu")]
+use burn::tensor::{DeviceKind, wgpu::WgpuBackend};
 
 use crate::ModelError;
 
@@ -75,25 +76,42 @@ pub fn open_device(choice: DeviceChoice) -> Result<Device, ModelError> {
     let device = match choice {
         DeviceChoice::Cpu => Device::flex(),
         DeviceChoice::Auto => hardware_gpu().unwrap_or_else(Device::flex),
-        DeviceChoice::Vulkan => wgpu(choice, WgpuBackend::Vulkan)?,
-        DeviceChoice::Metal => wgpu(choice, WgpuBackend::Metal)?,
-        DeviceChoice::Dx12 => wgpu(choice, WgpuBackend::Dx12)?,
-        DeviceChoice::WebGpu => wgpu(choice, WgpuBackend::WebGpu)?,
+        _ => gpu(choice)?,
     };
     opened.push((choice, device.clone()));
     Ok(device)
 }
 
-fn wgpu(choice: DeviceChoice, api: WgpuBackend) -> Result<Device, ModelError> {
-    Device::wgpu_options()
-        .graphics_api(api)
-        .init()
-        .map_err(|e| ModelError::Device {
-            asked: choice.as_str(),
-            reason: e.to_string(),
-        })
+#[cfg(feature = "gpu")]
+fn gpu(choice: DeviceChoice) -> Result<Device, ModelError> {
+    let options = Device::wgpu_options();
+    let options = match choice {
+        DeviceChoice::Auto | DeviceChoice::Cpu => options,
+        DeviceChoice::Vulkan => options.graphics_api(WgpuBackend::Vulkan),
+        DeviceChoice::Metal => options.graphics_api(WgpuBackend::Metal),
+        DeviceChoice::Dx12 => options.graphics_api(WgpuBackend::Dx12),
+        DeviceChoice::WebGpu => options.graphics_api(WgpuBackend::WebGpu),
+    };
+    options.init().map_err(|e| ModelError::Device {
+        asked: choice.as_str(),
+        reason: e.to_string(),
+    })
 }
 
+#[cfg(not(feature = "gpu"))]
+fn gpu(choice: DeviceChoice) -> Result<Device, ModelError> {
+    Err(ModelError::Device {
+        asked: choice.as_str(),
+        reason: halfbyte_kernels::DeviceError::NotBuilt.to_string(),
+    })
+}
+
+#[cfg(not(feature = "gpu"))]
+fn hardware_gpu() -> Option<Device> {
+    None
+}
+
+#[cfg(feature = "gpu")]
 fn hardware_gpu() -> Option<Device> {
     let kinds = [DeviceKind::DiscreteGpu(0), DeviceKind::IntegratedGpu(0)];
     kinds
