@@ -53,7 +53,7 @@ fn crates_see_only_what_the_architecture_allows() {
         ("kernels", &["quant"]),
         ("report", &["quant"]),
         ("model", &["quant", "checkpoint", "pack", "kernels"]),
-        ("calibrate", &["quant", "model", "kernels"]),
+        ("calibrate", &["quant", "checkpoint", "model", "kernels"]),
         ("tune", &["quant", "model"]),
         ("evaluate", &["quant", "model"]),
         (
@@ -73,6 +73,18 @@ fn crates_see_only_what_the_architecture_allows() {
         ("cli", &["kernels", "pipeline"]),
         // of tests alone
         ("testing", &[]),
+        (
+            "fuzz",
+            &[
+                "quant",
+                "checkpoint",
+                "pack",
+                "report",
+                "model",
+                "calibrate",
+                "pipeline",
+            ],
+        ),
     ]);
     let found = dependencies();
     let ours: BTreeSet<&str> = allowed.keys().copied().collect();

@@ -16,6 +16,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
+use crate::caught::caught;
 use crate::config::expected_tensors;
 use crate::json::{parse_json, parse_value, without_mark};
 use crate::{CheckpointError, ModelConfig, Result, copy_file, write_file};
@@ -199,6 +200,7 @@ impl ModelFolder {
         };
         folder.pass_over_stale_quantization();
         folder.untie_differing_head();
+        folder.tell_of_links()?;
         Ok(folder)
     }
 
@@ -470,7 +472,13 @@ impl ModelFolder {
 
     /// Checks that every tensor the config requires exists with its shape, in F64, F32, F16 or BF16.
     pub fn check_tensors(&self) -> Result<()> {
-        let expected = expected_tensors(&self.config);
+        self.check_tensors_but(&|_| false)
+    }
+
+    /// [`Self::check_tensors`] without those that `skip` names, such as weights that are there as codes.
+    pub fn check_tensors_but(&self, skip: &dyn Fn(&str) -> bool) -> Result<()> {
+        let mut expected = expected_tensors(&self.config);
+        expected.retain(|(name, _)| !skip(name));
         let missing: Vec<_> = expected
             .iter()
             .map(|(name, _)| name)
@@ -496,8 +504,22 @@ impl ModelFolder {
     /// Names of the files that go with the model unchanged: tokenizer, chat template, generation config, code, licence.
     pub fn other_files(&self) -> Result<Vec<String>> {
         let mut names = self.home.list()?;
-        names.retain(|name| goes_with_model(name));
+        names.retain(|name| goes_with_model(name) && self.home.is_own(name));
         Ok(names)
+    }
+
+    /// Tells of files that would go with the model but are links to somewhere else: what lies there is not the folder's to
+    /// give away.
+    fn tell_of_links(&mut self) -> Result<()> {
+        let mut names = self.home.list()?;
+        names.retain(|name| goes_with_model(name) && !self.home.is_own(name));
+        self.notices.extend(names.iter().map(|name| {
+            format!(
+                "{name} is a link to a file outside the folder and is not copied into what is written; put the file itself \
+                 there if it belongs to the model"
+            )
+        }));
+        Ok(())
     }
 
     /// A file of the folder whole.
@@ -536,8 +558,13 @@ impl ModelFolder {
             ));
         }
         let text = self.home.read("tokenizer.json")?;
-        Tokenizer::from_bytes(without_mark(&text))
-            .map_err(|error| fail(format!("cannot be read: {error}")))
+        // A merge of pieces that are too short, for one, is met with a panic.
+        match caught(|| Tokenizer::from_bytes(without_mark(&text))) {
+            Ok(read) => read.map_err(|error| fail(format!("cannot be read: {error}"))),
+            Err(panic) => Err(fail(format!(
+                "cannot be read: it contradicts itself ({panic}); copy or download it again"
+            ))),
+        }
     }
 
     /// A fingerprint for resuming and provenance. Every file is read once, several at a time, at some gigabyte a second and
@@ -633,6 +660,21 @@ impl Home {
             Self::Disk(folder) => folder.join(name).is_file(),
             Self::Embedded(model) => model.files.iter().any(|(file, _)| *file == name),
         }
+    }
+
+    /// Whether a file lies in the folder, be it by a link, or in the blobs of the hub cache that the folder is a snapshot of.
+    fn is_own(&self, name: &str) -> bool {
+        let Self::Disk(folder) = self else {
+            return true;
+        };
+        let (Ok(folder), Ok(file)) = (folder.canonicalize(), folder.join(name).canonicalize())
+        else {
+            return false;
+        };
+        let snapshots = folder.parent().filter(|above| above.ends_with("snapshots"));
+        let repository = snapshots.and_then(Path::parent);
+        let blobs = repository.and_then(|repository| repository.join("blobs").canonicalize().ok());
+        file.starts_with(&folder) || blobs.is_some_and(|blobs| file.starts_with(blobs))
     }
 
     /// Files directly in the folder, sorted.

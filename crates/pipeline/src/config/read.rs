@@ -295,6 +295,7 @@ impl Visitor<'_> for Key<'_> {
 
 /// YAML to plain values, or the line and the problem.
 fn parse_yaml(text: &str) -> Result<Value, (Option<usize>, String)> {
+    guard(text)?;
     let parse = || {
         let mut value: serde_yaml::Value = serde_yaml::from_str(text)?;
         value.apply_merge()?;
@@ -309,6 +310,122 @@ fn parse_yaml(text: &str) -> Result<Value, (Option<usize>, String)> {
         )
     })?;
     plain(value).map_err(|problem| (None, problem))
+}
+
+/// Bytes, brackets within brackets, and values once its aliases are followed, that a pipeline file has at most: hundreds of
+/// times what any use has, and little enough that the parser, whose time grows with the square of the nesting, and whose
+/// memory grows with every alias of an alias, is soon done.
+const MOST_BYTES: usize = 1 << 20;
+const MOST_NESTED: usize = 100;
+const MOST_VALUES: usize = 100_000;
+
+/// Refuses what the parser would take all time or memory for.
+fn guard(text: &str) -> Result<(), (Option<usize>, String)> {
+    if text.len() > MOST_BYTES {
+        let problem = format!("{} bytes, wanted {MOST_BYTES} or fewer", text.len());
+        return Err((None, problem));
+    }
+    // Brackets in texts and comments are counted too: those of a pattern are closed, and a hundred are many.
+    let mut open = 0usize;
+    for (line, words) in text.lines().enumerate() {
+        for mark in words.bytes() {
+            match mark {
+                b'[' | b'{' => open += 1,
+                b']' | b'}' => open = open.saturating_sub(1),
+                _ => {}
+            }
+            if open > MOST_NESTED {
+                let problem =
+                    format!("brackets stand more than {MOST_NESTED} deep within each other");
+                return Err((Some(line + 1), problem));
+            }
+        }
+    }
+    let mut left = MOST_VALUES;
+    let parser = serde_yaml::Deserializer::from_str(text);
+    match (Counter { left: &mut left }).deserialize(parser) {
+        Err(error) if error.to_string().contains(MANY) => Err((
+            None,
+            format!("more than {MOST_VALUES} values, those that aliases repeat included"),
+        )),
+        // other errors are told with their place by who parses
+        _ => Ok(()),
+    }
+}
+
+const MANY: &str = "halfbyte too many values";
+
+/// Visits all values and stops at one too many.
+struct Counter<'n> {
+    left: &'n mut usize,
+}
+
+impl Counter<'_> {
+    fn one<E: serde::de::Error>(&mut self) -> Result<(), E> {
+        *self.left = self.left.checked_sub(1).ok_or_else(|| E::custom(MANY))?;
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Counter<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counter<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        self.one()?;
+        while map.next_key_seed(Counter { left: self.left })?.is_some() {
+            map.next_value_seed(Counter { left: self.left })?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        self.one()?;
+        while list
+            .next_element_seed(Counter { left: self.left })?
+            .is_some()
+        {}
+        Ok(())
+    }
+
+    fn visit_enum<A: serde::de::EnumAccess<'de>>(mut self, _: A) -> Result<(), A::Error> {
+        self.one()
+    }
+
+    fn visit_bool<E: serde::de::Error>(mut self, _: bool) -> Result<(), E> {
+        self.one()
+    }
+
+    fn visit_i64<E: serde::de::Error>(mut self, _: i64) -> Result<(), E> {
+        self.one()
+    }
+
+    fn visit_u64<E: serde::de::Error>(mut self, _: u64) -> Result<(), E> {
+        self.one()
+    }
+
+    fn visit_f64<E: serde::de::Error>(mut self, _: f64) -> Result<(), E> {
+        self.one()
+    }
+
+    fn visit_str<E: serde::de::Error>(mut self, _: &str) -> Result<(), E> {
+        self.one()
+    }
+
+    fn visit_unit<E: serde::de::Error>(mut self) -> Result<(), E> {
+        self.one()
+    }
 }
 
 fn plain(value: serde_yaml::Value) -> Result<Value, String> {

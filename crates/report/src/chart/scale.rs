@@ -139,7 +139,11 @@ impl Scale {
     /// The power of ten that labels leave out.
     fn power(&self) -> i32 {
         let power = self.high.abs().max(self.low.abs()).log10().floor() as i32;
-        if !self.is_wide() && power < -2 { power } else { 0 }
+        if !self.is_wide() && power < -2 {
+            power
+        } else {
+            0
+        }
     }
 
     /// The ends.
@@ -303,7 +307,21 @@ mod tests {
     #[test]
     fn no_size_of_a_number_makes_ticks_without_end() {
         let sizes = [
-            0.0, 5e-324, 1e-308, 1e-300, 1e-20, 1e-3, 1.0, 1.0 + 1e-15, 1e16, 1e17, 1e300, 1.7e308, -1e-308, -1.0, -1.7e308,
+            0.0,
+            5e-324,
+            1e-308,
+            1e-300,
+            1e-20,
+            1e-3,
+            1.0,
+            1.0 + 1e-15,
+            1e16,
+            1e17,
+            1e300,
+            1.7e308,
+            -1e-308,
+            -1.0,
+            -1.7e308,
         ];
         for log in [false, true] {
             for whole in [false, true] {
@@ -311,10 +329,16 @@ mod tests {
                     for high in sizes {
                         let scale = scale(log, whole, &[low, high]);
                         let ticks = scale.ticks();
-                        assert!((1..=TICKS).contains(&ticks.len()), "{low} {high}: {ticks:?}");
+                        assert!(
+                            (1..=TICKS).contains(&ticks.len()),
+                            "{low} {high}: {ticks:?}"
+                        );
                         let shown = ticks.iter().filter_map(|(value, _)| scale.at(*value));
                         assert!(shown.count() > 0, "{low} {high}: {ticks:?}");
-                        assert!(ticks.iter().all(|(_, label)| label.len() < 330), "{ticks:?}");
+                        assert!(
+                            ticks.iter().all(|(_, label)| label.len() < 330),
+                            "{ticks:?}"
+                        );
                         scale.unit();
                     }
                 }
