@@ -1,7 +1,7 @@
 //! A model folder opened for reading: config, tensor index over one or many mapped safetensors files, tokenizer.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, btree_map};
 use std::fs;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -18,6 +18,7 @@ use tokenizers::Tokenizer;
 
 use crate::caught::caught;
 use crate::config::expected_tensors;
+use crate::header::read_header;
 use crate::json::{parse_json, parse_value, without_mark};
 use crate::{CheckpointError, ModelConfig, Result, copy_file, write_file};
 
@@ -877,22 +878,21 @@ fn index_tensors(
     tensors: &mut BTreeMap<String, Entry>,
 ) -> Result<()> {
     check_frame(bytes, path)?;
-    let (header, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|error| header_error(error, bytes, path))?;
-    let data = 8 + header;
-    for (name, info) in metadata.tensors() {
-        let (start, end) = info.data_offsets;
+    for found in read_header(bytes, path)? {
         let entry = Entry {
             weight_file,
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            range: data + start..data + end,
+            dtype: found.dtype,
+            shape: found.shape,
+            range: found.range,
         };
-        if tensors.insert(name.clone(), entry).is_some() {
-            return Err(CheckpointError::Header {
-                path: path.to_owned(),
-                reason: format!("{name} stands in another weight file as well"),
-            });
+        match tensors.entry(found.name) {
+            btree_map::Entry::Vacant(place) => drop(place.insert(entry)),
+            btree_map::Entry::Occupied(place) => {
+                return Err(CheckpointError::Header {
+                    path: path.to_owned(),
+                    reason: format!("{} stands in another weight file as well", place.key()),
+                });
+            }
         }
     }
     Ok(())
@@ -938,43 +938,6 @@ fn check_frame(bytes: &[u8], path: &Path) -> Result<()> {
         });
     }
     Ok(())
-}
-
-/// Says a cut file apart from a damaged header.
-fn header_error(error: safetensors::SafeTensorError, bytes: &[u8], path: &Path) -> CheckpointError {
-    let damaged = |reason: String| CheckpointError::Header {
-        path: path.to_owned(),
-        reason,
-    };
-    if !matches!(
-        error,
-        safetensors::SafeTensorError::MetadataIncompleteBuffer
-    ) {
-        return damaged(error.to_string());
-    }
-    let header = match bytes.first_chunk::<8>() {
-        Some(length) => u64::from_le_bytes(*length) as usize,
-        None => return damaged(error.to_string()),
-    };
-    let parsed: Option<safetensors::tensor::Metadata> = bytes
-        .get(8..8 + header)
-        .and_then(|text| serde_json::from_slice(text).ok());
-    let Some(metadata) = parsed else {
-        return damaged(error.to_string());
-    };
-    let wanted = 8 + header + metadata.data_len();
-    if bytes.len() < wanted {
-        CheckpointError::Truncated {
-            path: path.to_owned(),
-            bytes: bytes.len() as u64,
-            wanted: wanted as u64,
-        }
-    } else {
-        damaged(format!(
-            "{} bytes follow the last tensor, wanted none",
-            bytes.len() - wanted
-        ))
-    }
 }
 
 /// Whether a tensor of this type is read as it stands.

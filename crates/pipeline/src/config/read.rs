@@ -1,5 +1,6 @@
 //! Text and overrides in, one plain value out, with a way back from a key to its line.
 
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{
@@ -20,7 +21,13 @@ pub(super) struct Document<'a> {
     renamed: Vec<Renamed>,
     /// Paths set by an override, as the user wrote them and as ours.
     overridden: Vec<Renamed>,
+    /// Bytes that may still be looked through for lines.
+    to_look_through: Cell<usize>,
 }
+
+/// Every line told costs a reading of the text up to it; where thousands are to be told of a long one, the later places go
+/// without.
+const LOOKED_THROUGH: usize = 4 << 20;
 
 impl<'a> Document<'a> {
     /// Reads `text`, called `name` in messages, and applies `key.path=value` overrides in order.
@@ -35,6 +42,7 @@ impl<'a> Document<'a> {
             value: Value::Null,
             renamed: Vec::new(),
             overridden: Vec::new(),
+            to_look_through: Cell::new(LOOKED_THROUGH),
         };
         let value = parse_yaml(text).map_err(|(line, problem)| ConfigError {
             place: line.map_or_else(|| name.to_owned(), |line| format!("{name}:{line}")),
@@ -103,7 +111,11 @@ impl<'a> Document<'a> {
             return format!("--set {}", found.written.join("."));
         }
         let written = self.as_written(path);
-        let lines = |depth: usize| line_of(self.text, &written[..depth]);
+        let lines = |depth: usize| {
+            let left = self.to_look_through.get().checked_sub(self.text.len())?;
+            self.to_look_through.set(left);
+            line_of(self.text, &written[..depth])
+        };
         // A section that only an override made is the override's.
         let below = |o: &&Renamed| o.ours.starts_with(path) && !path.is_empty();
         if let Some(found) = self.overridden.iter().rev().find(below)
