@@ -18,6 +18,7 @@ use tokenizers::Tokenizer;
 
 use crate::caught::caught;
 use crate::config::expected_tensors;
+use crate::growth::{MOST, growth};
 use crate::header::read_header;
 use crate::json::{parse_json, parse_value, without_mark};
 use crate::{CheckpointError, ModelConfig, Result, copy_file, write_file};
@@ -559,6 +560,12 @@ impl ModelFolder {
             ));
         }
         let text = self.home.read("tokenizer.json")?;
+        let growth = growth(without_mark(&text));
+        if growth > MOST {
+            return Err(fail(format!(
+                "its steps would lengthen a text up to {growth:.0} times, wanted {MOST} or less; copy or download it again"
+            )));
+        }
         // A merge of pieces that are too short, for one, is met with a panic.
         match caught(|| Tokenizer::from_bytes(without_mark(&text))) {
             Ok(read) => read.map_err(|error| fail(format!("cannot be read: {error}"))),
@@ -1526,7 +1533,7 @@ mod tests {
             (
                 [&9u64.to_le_bytes()[..], b"{\"a\": 1}}"].concat(),
                 "DIR/model.safetensors: damaged safetensors header: invalid JSON in header: invalid type: integer `1`, \
-                 expected struct TensorInfo at line 1 column 8"
+                 expected struct TensorInfo at line 1 column 7"
                     .to_owned(),
             ),
         ];

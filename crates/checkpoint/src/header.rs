@@ -179,7 +179,7 @@ mod tests {
         check(
             &format!("{{{a}}}"),
             3,
-            "66 bytes, but the header wants 67; the file is cut short, copy or download it again",
+            "72 bytes, but the header wants 73; the file is cut short, copy or download it again",
         );
     }
 

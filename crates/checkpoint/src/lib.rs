@@ -10,6 +10,7 @@ mod config;
 mod error;
 mod folder;
 mod foreign;
+mod growth;
 mod header;
 #[cfg(feature = "hub")]
 mod hub;
