@@ -1697,6 +1697,46 @@ mod tests {
         assert_eq!(embedded.copy_other_files(out.path()).unwrap(), wanted);
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn links_out_of_the_folder_are_not_copied_and_told() {
+        use std::os::unix::fs::symlink;
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "a secret").unwrap();
+        let dir = model(json!({}), ONE_FILE);
+        symlink(outside.path().join("secret"), dir.path().join("LICENSE")).unwrap();
+        fs::write(dir.path().join("terms"), "terms").unwrap();
+        symlink("terms", dir.path().join("NOTICE")).unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(folder.other_files().unwrap(), ["NOTICE", "tokenizer.json"]);
+        assert_eq!(
+            folder.notices(),
+            [
+                "LICENSE is a link to a file outside the folder and is not copied into what is written; put the file itself \
+              there if it belongs to the model"
+            ]
+        );
+        let out = tempfile::tempdir().unwrap();
+        folder.copy_other_files(out.path()).unwrap();
+        assert!(!out.path().join("LICENSE").exists());
+        assert_eq!(fs::read(out.path().join("NOTICE")).unwrap(), b"terms");
+
+        // a hub cache keeps files in blobs, and a snapshot is a folder of links to them
+        let cache = tempfile::tempdir().unwrap();
+        let repository = cache.path().join("models--org--name");
+        let snapshot = repository.join("snapshots/abc");
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::create_dir(repository.join("blobs")).unwrap();
+        for name in ["config.json", SINGLE, "tokenizer.json"] {
+            fs::copy(dir.path().join(name), repository.join("blobs").join(name)).unwrap();
+            symlink(Path::new("../../blobs").join(name), snapshot.join(name)).unwrap();
+        }
+        symlink(outside.path().join("secret"), snapshot.join("merges.txt")).unwrap();
+        let folder = ModelFolder::open(&snapshot).unwrap();
+        assert_eq!(folder.other_files().unwrap(), ["tokenizer.json"]);
+        assert_eq!(folder.notices().len(), 1);
+    }
+
     #[test]
     fn a_missing_or_broken_tokenizer_is_told() {
         let dir = model(json!({}), ONE_FILE);

@@ -40,7 +40,9 @@ fn of(step: &Value) -> f64 {
         // a byte as a letter of two
         Some("ByteLevel") => 2.0,
         Some("Replace") => {
-            let from = step.get("pattern").and_then(|pattern| pattern.get("String"));
+            let from = step
+                .get("pattern")
+                .and_then(|pattern| pattern.get("String"));
             // a regular expression may match nothing, before every letter
             let from = from.and_then(Value::as_str).map_or(0, str::len);
             let to = bytes("content").unwrap_or(0) as f64;
@@ -67,7 +69,8 @@ mod tests {
         let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
         let byte_level = json!({"type": "ByteLevel"});
         let of_parts = |normalizer: Value, pre_tokenizer: Value| {
-            let file = json!({"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "model": {}});
+            let file =
+                json!({"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "model": {}});
             growth(file.to_string().as_bytes())
         };
         assert_eq!(of_parts(json!(null), json!(null)), 1.0);

@@ -17,4 +17,4 @@ mod targets;
 
 pub use run::{Figures, Judged, fuzz, replay};
 pub use shared::{Shared, State};
-pub use targets::names;
+pub use targets::{names, scratch};

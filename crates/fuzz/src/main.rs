@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use halfbyte_fuzz::{Figures, Shared, fuzz, names, replay};
+use halfbyte_fuzz::{Figures, Shared, fuzz, names, replay, scratch};
 
 /// An execution that lasts longer is taken for one that never ends.
 const ENDLESS: Duration = Duration::from_secs(20);
@@ -143,7 +143,7 @@ fn finding(name: &str, what: &str, path: &Path) {
 
 /// A target in as many processes as it takes; how many executions, and whether all went well.
 fn target(name: &str, options: &Options) -> io::Result<(u64, bool)> {
-    let folder = tempfile::tempdir()?;
+    let folder = scratch();
     let (mut executions, mut clean) = (0, true);
     let began = Instant::now();
     for death in 0..MOST_DEATHS {

@@ -67,7 +67,7 @@ pub(crate) fn target(name: &str) -> io::Result<Target> {
 }
 
 /// A folder to write inputs to, in memory where the system has such.
-fn scratch() -> tempfile::TempDir {
+pub fn scratch() -> tempfile::TempDir {
     let in_memory = Path::new("/dev/shm");
     let folder = match in_memory.is_dir() {
         true => tempfile::tempdir_in(in_memory),
