@@ -111,6 +111,8 @@ fn cpu_time() -> Duration {
 
 struct Judge<'a> {
     read: Reader,
+    /// How many times the usual an input may cost.
+    allowance: u32,
     shared: Option<&'a Shared>,
     state: State,
     coverage: Coverage,
@@ -134,8 +136,8 @@ impl Judge<'_> {
         let (took, held) = (cpu_time() - began, peak.bytes());
         self.state.largest = self.state.largest.max(held as u64);
         self.state.slowest = self.state.slowest.max(took.as_micros() as u64);
-        let allowed = BYTES + BYTES_A_BYTE * bytes.len();
-        let time = CPU.mul_f64((bytes.len() as f64 / 1e5).max(1.0));
+        let allowed = self.allowance as usize * (BYTES + BYTES_A_BYTE * bytes.len());
+        let time = self.allowance * CPU.mul_f64((bytes.len() as f64 / 1e5).max(1.0));
         match said {
             Err(_) => {
                 let words = LAST_PANIC
@@ -217,6 +219,7 @@ pub fn fuzz(
     let mut figures = Figures::default();
     let mut judge = Judge {
         read: (target.reader)(),
+        allowance: target.allowance(),
         shared,
         state: State::default(),
         coverage: Coverage::new(),
@@ -293,8 +296,10 @@ pub fn fuzz(
 /// No target of that name.
 pub fn replay(name: &str, bytes: &[u8]) -> io::Result<(String, Option<Judged>)> {
     set_panic_hook();
+    let target = target(name)?;
     let mut judge = Judge {
-        read: (target(name)?.reader)(),
+        read: (target.reader)(),
+        allowance: target.allowance(),
         shared: None,
         state: State::default(),
         coverage: Coverage::new(),
@@ -339,6 +344,7 @@ mod tests {
         let judged = |read: Reader, bytes: &[u8]| {
             let mut judge = Judge {
                 read,
+                allowance: 1,
                 shared: None,
                 state: State::default(),
                 coverage: Coverage::new(),

@@ -3,6 +3,12 @@
 //! The inputs at hand and those of `corpus/`, which were faults once, are read first, so that they are read in any case.
 //! Inputs follow from the seed alone; how many there are hangs on the machine.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests end at what they do not expect, and figures are for who asks with --nocapture"
+)]
+
 use std::process::Command;
 
 fn fuzz(target: &str) {
