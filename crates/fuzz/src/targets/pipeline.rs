@@ -1,11 +1,16 @@
 //! The pipeline file, what `--set` says, and the grid of a sweep.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use halfbyte_pipeline::config::{ConfigError, Pipeline};
 
 use super::{Target, root};
 use crate::mutate::Format;
+
+/// Where relative paths begin: the folder of the project's own pipeline files.
+fn base() -> PathBuf {
+    root().join("pipelines")
+}
 
 /// What a command asks of a checked pipeline before a model is opened.
 fn use_it(pipeline: Result<Pipeline, ConfigError>) -> String {
@@ -18,7 +23,7 @@ fn use_it(pipeline: Result<Pipeline, ConfigError>) -> String {
     pipeline.calibration.held_out_samples();
     pipeline.treatment("model.layers.0.self_attn.q_proj");
     pipeline.export_folders(Path::new("out"));
-    let again = Pipeline::parse(&written.to_string(), "written", Path::new(""));
+    let again = Pipeline::parse(&written.to_string(), "written", &base());
     assert_eq!(
         again
             .map(|again| again.to_value())
@@ -40,13 +45,16 @@ fn files(wanted: fn(&str) -> bool) -> Vec<Vec<u8>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name.ends_with(".yaml") && name != "sweep-job.yaml" && wanted(&name)
     });
-    yaml.flat_map(std::fs::read).collect()
+    // a model that is there, so that reading does not end at its place
+    let of_tiny = |text: String| text.replace("SmolLM2-135M-Instruct", "embedded:tiny");
+    let texts = yaml.flat_map(std::fs::read_to_string);
+    texts.map(|text| of_tiny(text).into_bytes()).collect()
 }
 
 /// All keys there are.
 const WHOLE: &str = "model: {source: org/name, revision: main}
 calibration:
-  sources: [{path: a.jsonl, weight: 2, text_column: body}, {dataset: org/data}]
+  sources: [{path: ../tests/data/evaluation.txt, weight: 2, text_column: body}, {dataset: org/data}]
   num_samples: 64
   sequence_length: 256
   packing: concat
@@ -65,9 +73,9 @@ rules:
   - {match: '*.down_proj', bits: 4, group_size: 32}
   - {match: 're:.*gate.*', skip: true}
 ignore: [lm_head, 'model.layers.0.*']
-export: [{format: gptq, path: a}, {format: compressed-tensors}]
-evaluate: {text: wiki.txt, sequence_length: 512, windows: [0, 3, 5]}
-gate: {max_kl: 0.5, max_ppl_ratio: 1.2}
+export: [{format: gptq, out: a}, {format: compressed-tensors}]
+evaluate: {text: ../tests/data/evaluation.txt, sequence_length: 512, windows: [0, 3, 5]}
+gate: {max_kl: 0.5}
 report: {html: true, llm_int8: true, calibration_curve: false}
 resources: {threads: 2, max_memory: 4GB, device: cpu}
 ";
@@ -133,7 +141,7 @@ pub(super) fn pipeline() -> Target {
 /// As a file is read: what is no text is refused before.
 fn parse(bytes: &[u8], overrides: &[String]) -> Result<Pipeline, ConfigError> {
     let text = String::from_utf8_lossy(bytes);
-    Pipeline::parse_with(&text, "pipeline.yaml", Path::new(""), overrides)
+    Pipeline::parse_with(&text, "pipeline.yaml", &base(), overrides)
 }
 
 pub(super) fn overrides() -> Target {
@@ -178,7 +186,7 @@ pub(super) fn sweep() -> Target {
     let mut seeds = files(|name| name.contains("sweep"));
     seeds.push(
         b"model: {source: embedded:tiny}\nsweep:\n  method: [gptq, rtn, awq]\n  bits: [2, 3, 4]\n  group_size: [32, -1]\n  sym: [true, \
-          false]\n  measure: pareto\n  winner: {by: size, max_kl: 0.1}\nevaluate: {text: a.txt}\n"
+          false]\n  measure: pareto\n  winner: {by: size, max_kl: 0.1}\nevaluate: {text: ../tests/data/evaluation.txt}\n"
             .to_vec(),
     );
     Target {
