@@ -374,7 +374,14 @@ struct Counter<'n> {
 
 impl Counter<'_> {
     fn one<E: serde::de::Error>(&mut self) -> Result<(), E> {
-        *self.left = self.left.checked_sub(1).ok_or_else(|| E::custom(MANY))?;
+        self.many(1)
+    }
+
+    fn many<E: serde::de::Error>(&mut self, values: usize) -> Result<(), E> {
+        *self.left = self
+            .left
+            .checked_sub(values)
+            .ok_or_else(|| E::custom(MANY))?;
         Ok(())
     }
 }
@@ -431,8 +438,9 @@ impl<'de> Visitor<'de> for Counter<'_> {
         self.one()
     }
 
-    fn visit_str<E: serde::de::Error>(mut self, _: &str) -> Result<(), E> {
-        self.one()
+    fn visit_str<E: serde::de::Error>(mut self, text: &str) -> Result<(), E> {
+        // a long text is as many values as its memory is
+        self.many(1 + text.len() / 16)
     }
 
     fn visit_unit<E: serde::de::Error>(mut self) -> Result<(), E> {
