@@ -53,7 +53,7 @@ fn crates_see_only_what_the_architecture_allows() {
         ("kernels", &["quant"]),
         ("report", &["quant"]),
         ("model", &["quant", "checkpoint", "pack", "kernels"]),
-        ("calibrate", &["quant", "model", "kernels"]),
+        ("calibrate", &["quant", "checkpoint", "model", "kernels"]),
         ("tune", &["quant", "model"]),
         ("evaluate", &["quant", "model"]),
         (
@@ -73,6 +73,18 @@ fn crates_see_only_what_the_architecture_allows() {
         ("cli", &["kernels", "pipeline"]),
         // of tests alone
         ("testing", &[]),
+        (
+            "fuzz",
+            &[
+                "quant",
+                "checkpoint",
+                "pack",
+                "report",
+                "model",
+                "calibrate",
+                "pipeline",
+            ],
+        ),
     ]);
     let found = dependencies();
     let ours: BTreeSet<&str> = allowed.keys().copied().collect();
@@ -119,7 +131,7 @@ fn only_checkpoint_and_report_write_files() {
     // The spill file of activations and the removal of the work folder are the two exceptions the document names.
     let writers = ["fs::write", "File::create", "fs::rename", "OpenOptions"];
     let all = dependencies();
-    let may_write = ["checkpoint", "report", "calibrate", "testing"];
+    let may_write = ["checkpoint", "report", "calibrate", "testing", "fuzz"];
     for name in all
         .keys()
         .filter(|name| !may_write.contains(&name.as_str()))

@@ -8,6 +8,7 @@
 mod architecture;
 mod bad_input;
 mod consumers;
+mod damaged;
 mod generate;
 mod geometry;
 mod golden;

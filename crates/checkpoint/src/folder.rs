@@ -1,7 +1,7 @@
 //! A model folder opened for reading: config, tensor index over one or many mapped safetensors files, tokenizer.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, btree_map};
 use std::fs;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -10,13 +10,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
+use crate::caught::caught;
 use crate::config::expected_tensors;
+use crate::growth::{MOST, growth};
+use crate::header::read_header;
 use crate::json::{parse_json, parse_value, without_mark};
 use crate::{CheckpointError, ModelConfig, Result, copy_file, write_file};
 
@@ -199,6 +202,7 @@ impl ModelFolder {
         };
         folder.pass_over_stale_quantization();
         folder.untie_differing_head();
+        folder.tell_of_links()?;
         Ok(folder)
     }
 
@@ -470,7 +474,13 @@ impl ModelFolder {
 
     /// Checks that every tensor the config requires exists with its shape, in F64, F32, F16 or BF16.
     pub fn check_tensors(&self) -> Result<()> {
-        let expected = expected_tensors(&self.config);
+        self.check_tensors_but(&|_| false)
+    }
+
+    /// [`Self::check_tensors`] without those that `skip` names, such as weights that are there as codes.
+    pub fn check_tensors_but(&self, skip: &dyn Fn(&str) -> bool) -> Result<()> {
+        let mut expected = expected_tensors(&self.config);
+        expected.retain(|(name, _)| !skip(name));
         let missing: Vec<_> = expected
             .iter()
             .map(|(name, _)| name)
@@ -496,8 +506,22 @@ impl ModelFolder {
     /// Names of the files that go with the model unchanged: tokenizer, chat template, generation config, code, licence.
     pub fn other_files(&self) -> Result<Vec<String>> {
         let mut names = self.home.list()?;
-        names.retain(|name| goes_with_model(name));
+        names.retain(|name| goes_with_model(name) && self.home.is_own(name));
         Ok(names)
+    }
+
+    /// Tells of files that would go with the model but are links to somewhere else: what lies there is not the folder's to
+    /// give away.
+    fn tell_of_links(&mut self) -> Result<()> {
+        let mut names = self.home.list()?;
+        names.retain(|name| goes_with_model(name) && !self.home.is_own(name));
+        self.notices.extend(names.iter().map(|name| {
+            format!(
+                "{name} is a link to a file outside the folder and is not copied into what is written; put the file itself \
+                 there if it belongs to the model"
+            )
+        }));
+        Ok(())
     }
 
     /// A file of the folder whole.
@@ -536,8 +560,19 @@ impl ModelFolder {
             ));
         }
         let text = self.home.read("tokenizer.json")?;
-        Tokenizer::from_bytes(without_mark(&text))
-            .map_err(|error| fail(format!("cannot be read: {error}")))
+        let growth = growth(without_mark(&text));
+        if growth > MOST {
+            return Err(fail(format!(
+                "its steps would lengthen a text up to {growth:.0} times, wanted {MOST} or less; copy or download it again"
+            )));
+        }
+        // A merge of pieces that are too short, for one, is met with a panic.
+        match caught(|| Tokenizer::from_bytes(without_mark(&text))) {
+            Ok(read) => read.map_err(|error| fail(format!("cannot be read: {error}"))),
+            Err(panic) => Err(fail(format!(
+                "cannot be read: it contradicts itself ({panic}); copy or download it again"
+            ))),
+        }
     }
 
     /// A fingerprint for resuming and provenance. Every file is read once, several at a time, at some gigabyte a second and
@@ -633,6 +668,21 @@ impl Home {
             Self::Disk(folder) => folder.join(name).is_file(),
             Self::Embedded(model) => model.files.iter().any(|(file, _)| *file == name),
         }
+    }
+
+    /// Whether a file lies in the folder, be it by a link, or in the blobs of the hub cache that the folder is a snapshot of.
+    fn is_own(&self, name: &str) -> bool {
+        let Self::Disk(folder) = self else {
+            return true;
+        };
+        let (Ok(folder), Ok(file)) = (folder.canonicalize(), folder.join(name).canonicalize())
+        else {
+            return false;
+        };
+        let snapshots = folder.parent().filter(|above| above.ends_with("snapshots"));
+        let repository = snapshots.and_then(Path::parent);
+        let blobs = repository.and_then(|repository| repository.join("blobs").canonicalize().ok());
+        file.starts_with(&folder) || blobs.is_some_and(|blobs| file.starts_with(blobs))
     }
 
     /// Files directly in the folder, sorted.
@@ -835,22 +885,21 @@ fn index_tensors(
     tensors: &mut BTreeMap<String, Entry>,
 ) -> Result<()> {
     check_frame(bytes, path)?;
-    let (header, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|error| header_error(error, bytes, path))?;
-    let data = 8 + header;
-    for (name, info) in metadata.tensors() {
-        let (start, end) = info.data_offsets;
+    for found in read_header(bytes, path)? {
         let entry = Entry {
             weight_file,
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            range: data + start..data + end,
+            dtype: found.dtype,
+            shape: found.shape,
+            range: found.range,
         };
-        if tensors.insert(name.clone(), entry).is_some() {
-            return Err(CheckpointError::Header {
-                path: path.to_owned(),
-                reason: format!("{name} stands in another weight file as well"),
-            });
+        match tensors.entry(found.name) {
+            btree_map::Entry::Vacant(place) => drop(place.insert(entry)),
+            btree_map::Entry::Occupied(place) => {
+                return Err(CheckpointError::Header {
+                    path: path.to_owned(),
+                    reason: format!("{} stands in another weight file as well", place.key()),
+                });
+            }
         }
     }
     Ok(())
@@ -896,43 +945,6 @@ fn check_frame(bytes: &[u8], path: &Path) -> Result<()> {
         });
     }
     Ok(())
-}
-
-/// Says a cut file apart from a damaged header.
-fn header_error(error: safetensors::SafeTensorError, bytes: &[u8], path: &Path) -> CheckpointError {
-    let damaged = |reason: String| CheckpointError::Header {
-        path: path.to_owned(),
-        reason,
-    };
-    if !matches!(
-        error,
-        safetensors::SafeTensorError::MetadataIncompleteBuffer
-    ) {
-        return damaged(error.to_string());
-    }
-    let header = match bytes.first_chunk::<8>() {
-        Some(length) => u64::from_le_bytes(*length) as usize,
-        None => return damaged(error.to_string()),
-    };
-    let parsed: Option<safetensors::tensor::Metadata> = bytes
-        .get(8..8 + header)
-        .and_then(|text| serde_json::from_slice(text).ok());
-    let Some(metadata) = parsed else {
-        return damaged(error.to_string());
-    };
-    let wanted = 8 + header + metadata.data_len();
-    if bytes.len() < wanted {
-        CheckpointError::Truncated {
-            path: path.to_owned(),
-            bytes: bytes.len() as u64,
-            wanted: wanted as u64,
-        }
-    } else {
-        damaged(format!(
-            "{} bytes follow the last tensor, wanted none",
-            bytes.len() - wanted
-        ))
-    }
 }
 
 /// Whether a tensor of this type is read as it stands.
@@ -1521,7 +1533,7 @@ mod tests {
             (
                 [&9u64.to_le_bytes()[..], b"{\"a\": 1}}"].concat(),
                 "DIR/model.safetensors: damaged safetensors header: invalid JSON in header: invalid type: integer `1`, \
-                 expected struct TensorInfo at line 1 column 8"
+                 expected struct TensorInfo at line 1 column 7"
                     .to_owned(),
             ),
         ];
@@ -1683,6 +1695,46 @@ mod tests {
             "tokenizer_config.json",
         ];
         assert_eq!(embedded.copy_other_files(out.path()).unwrap(), wanted);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_out_of_the_folder_are_not_copied_and_told() {
+        use std::os::unix::fs::symlink;
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "a secret").unwrap();
+        let dir = model(json!({}), ONE_FILE);
+        symlink(outside.path().join("secret"), dir.path().join("LICENSE")).unwrap();
+        fs::write(dir.path().join("terms"), "terms").unwrap();
+        symlink("terms", dir.path().join("NOTICE")).unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(folder.other_files().unwrap(), ["NOTICE", "tokenizer.json"]);
+        assert_eq!(
+            folder.notices(),
+            [
+                "LICENSE is a link to a file outside the folder and is not copied into what is written; put the file itself \
+              there if it belongs to the model"
+            ]
+        );
+        let out = tempfile::tempdir().unwrap();
+        folder.copy_other_files(out.path()).unwrap();
+        assert!(!out.path().join("LICENSE").exists());
+        assert_eq!(fs::read(out.path().join("NOTICE")).unwrap(), b"terms");
+
+        // a hub cache keeps files in blobs, and a snapshot is a folder of links to them
+        let cache = tempfile::tempdir().unwrap();
+        let repository = cache.path().join("models--org--name");
+        let snapshot = repository.join("snapshots/abc");
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::create_dir(repository.join("blobs")).unwrap();
+        for name in ["config.json", SINGLE, "tokenizer.json"] {
+            fs::copy(dir.path().join(name), repository.join("blobs").join(name)).unwrap();
+            symlink(Path::new("../../blobs").join(name), snapshot.join(name)).unwrap();
+        }
+        symlink(outside.path().join("secret"), snapshot.join("merges.txt")).unwrap();
+        let folder = ModelFolder::open(&snapshot).unwrap();
+        assert_eq!(folder.other_files().unwrap(), ["tokenizer.json"]);
+        assert_eq!(folder.notices().len(), 1);
     }
 
     #[test]

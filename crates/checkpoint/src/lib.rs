@@ -5,10 +5,13 @@
 //! data; the rejected alternative, a type per family, repeats the same checks four times. Nothing here computes with
 //! weights beyond turning F64, F32, F16 and BF16 into `f32`.
 
+mod caught;
 mod config;
 mod error;
 mod folder;
 mod foreign;
+mod growth;
+mod header;
 #[cfg(feature = "hub")]
 mod hub;
 mod json;
@@ -17,6 +20,7 @@ mod place;
 mod source;
 mod write;
 
+pub use caught::{caught, decode, encode, is_caught};
 pub use config::{
     Activation, AttentionBias, FAMILIES, Family, FamilyRow, HeadDimDefault, ModelConfig, Rope,
     RopeScaling, WindowRule, expected_tensors,

@@ -29,6 +29,10 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
 /// Makes a panic say that it is a bug, where, and how to report it. The backtrace comes only when asked for.
 pub(crate) fn set_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
+        // A dependency met a file it cannot read; that is told as the file's error.
+        if halfbyte_pipeline::is_caught(info.location()) {
+            return;
+        }
         let mut text = describe_panic(info);
         if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
             let backtrace = std::backtrace::Backtrace::force_capture();

@@ -1,6 +1,6 @@
 //! `halfbyte generate`: text on stdout as it grows, what it took on stderr.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
@@ -8,7 +8,7 @@ use halfbyte_pipeline::{GenerateRequest, Generator, SamplingRequest};
 
 use crate::args::Generate;
 use crate::progress::Progress;
-use crate::{json, print_error, print_exactly, results, use_threads};
+use crate::{json, print_error, print_exactly, results, shown, use_threads};
 
 pub(crate) fn generate(args: Generate, progress: &mut Progress) -> Result<()> {
     use_threads(args.machine.threads.map(usize::from))?;
@@ -34,6 +34,7 @@ pub(crate) fn generate(args: Generate, progress: &mut Progress) -> Result<()> {
             return ControlFlow::Continue(());
         }
         let mut stdout = io::stdout().lock();
+        let text = shown(text, stdout.is_terminal());
         written = write!(stdout, "{text}").and_then(|()| stdout.flush());
         match written {
             Ok(()) => ControlFlow::Continue(()),

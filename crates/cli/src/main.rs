@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use halfbyte_pipeline::config::{Measure, Pipeline, Windows};
-use halfbyte_pipeline::report::broken_cells;
+use halfbyte_pipeline::report::{broken_cells, printable};
 use halfbyte_pipeline::{
     EvalRequest, Inspection, NotGood, Parts, Plan, RunOptions, SensitivityRequest, SweepOptions,
     exit_code, user_error,
@@ -250,22 +250,33 @@ fn print(text: &str) -> Result<()> {
     print_exactly(&for_terminal(terminal_size_of(io::stdout()), text))
 }
 
-/// The text with long lines broken where it goes to a terminal of this size.
+/// What a person reads: names and words that come from files command nothing, and where it goes to a terminal of this size
+/// long lines are broken. All that is printed but a result for programs passes through here.
 fn for_terminal(size: Option<(Width, Height)>, text: &str) -> Cow<'_, str> {
+    let text = printable(text);
     match size {
-        Some((width, _)) => wrap::wrap(text, usize::from(width.0)),
-        None => Cow::Borrowed(text),
+        Some((width, _)) => Cow::Owned(wrap::wrap(&text, usize::from(width.0)).into_owned()),
+        None => text,
     }
 }
 
-/// The same for what a program or another file takes: no line is broken.
+/// The same for what a program or another file takes: no line is broken, and only on a terminal anything is replaced.
 fn print_exactly(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
-    let written = writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush());
+    let text = shown(text.trim_end(), stdout.is_terminal());
+    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
     match written {
         // The reader, `head` perhaps, has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("writing to stdout"),
+    }
+}
+
+/// Text of a model or for a program: exact, but that it commands no terminal.
+fn shown(text: &str, on_terminal: bool) -> Cow<'_, str> {
+    match on_terminal {
+        true => printable(text),
+        false => Cow::Borrowed(text),
     }
 }
 

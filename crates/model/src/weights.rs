@@ -6,10 +6,10 @@ use halfbyte_kernels::PackedWeight;
 use halfbyte_pack::{QuantizedLayout, read_quantization_config};
 use halfbyte_quant::{CodedWeight, Coding};
 
-use crate::block::Norm;
+use crate::block::{Norm, linear_shape};
 use crate::linear::Form;
 use crate::stored::StoredWeight;
-use crate::{Execution, Linear, ModelError};
+use crate::{Execution, Linear, LinearKind, ModelError};
 
 /// A folder's tensors as a decoder wants them: linears dense or packed, norms, embedding, head.
 #[derive(Debug)]
@@ -29,6 +29,27 @@ impl Weights {
             None => None,
         };
         Ok(Self { folder, layout })
+    }
+
+    /// Checks that what config.json calls for is there in its shape, before anything is allocated by its numbers: every tensor
+    /// of floats by its header, and of codes those of the first block's q and k, which give the width and the heads away. All
+    /// other codes are checked where they are read.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape or of no floats where it must be.
+    pub fn check(&self) -> Result<(), ModelError> {
+        let has_codes = |name: &str| {
+            let module = name.strip_suffix(".weight");
+            module.is_some_and(|module| self.has_codes(module))
+        };
+        self.folder.check_tensors_but(&has_codes)?;
+        for kind in [LinearKind::Q, LinearKind::K] {
+            let module = kind.module(0);
+            if self.has_codes(&module) {
+                self.quantized(&module, linear_shape(self.config(), kind))?;
+            }
+        }
+        Ok(())
     }
 
     /// The model's shape.

@@ -42,6 +42,7 @@ pub use event::Event;
 pub use generate::{
     Cost, GenerateRequest, Generation, Generator, Sampling, SamplingRequest, StoppedBy,
 };
+pub use halfbyte_checkpoint::is_caught;
 pub use halfbyte_evaluate::{Against, Agreement, Evaluation, GenerationCost, KeptDense};
 pub use halfbyte_report as report;
 pub use inspect::{Inspection, TensorLine, inspect};

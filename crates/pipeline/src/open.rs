@@ -169,7 +169,9 @@ pub(crate) fn told_weights(
     for notice in told::of_model(&folder)? {
         on_event(Event::Warning(format!("{source}: {notice}")));
     }
-    Weights::new(folder).with_context(|| source.to_owned())
+    let weights = Weights::new(folder).with_context(|| source.to_owned())?;
+    weights.check()?;
+    Ok(weights)
 }
 
 /// Token windows of the pipeline's calibration sources; none where the method reads no text.

@@ -11,6 +11,7 @@ use halfbyte_calibrate::text::{EvaluationText, Window, Windows};
 use halfbyte_calibrate::{
     GradientOptions, LinearStats, OutputGradients, RowStats, Walk, WalkOptions,
 };
+use halfbyte_checkpoint::decode;
 use halfbyte_model::{Block, Decoder, DeviceChoice, LinearKind, Weights, open_device};
 use halfbyte_pack::{Format, ScaleDtype};
 use halfbyte_quant::{Coding, Scheme};
@@ -474,12 +475,12 @@ pub(crate) fn scored(
     );
     let scores = evaluate::scores(&quantized, Some(decoder), &text.windows, on_event)?;
     // A token that does not decode shows as nothing; its scores stand all the same.
-    let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
+    let text_of = |ids: &[u32]| decode(tokenizer, ids, false).unwrap_or_default();
     Ok(record::evaluation(
         &settings.text.written,
         &scores,
         text,
-        &decode,
+        &text_of,
     ))
 }
 

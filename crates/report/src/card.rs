@@ -1,3 +1,4 @@
+use crate::markup::printable;
 use crate::text::{bytes, count, grouped};
 use crate::{ExportRecord, RunRecord};
 
@@ -92,7 +93,7 @@ fn card(run: &RunRecord, exports: &[ExportRecord]) -> String {
         }
     }
     out += "\nThe figures of every linear are in `halfbyte/linears.csv`, the whole record in `halfbyte/run.json`.\n";
-    out
+    printable(&out).into_owned()
 }
 
 /// The block that model hubs read. The licence is the original's, which only a person can state.

@@ -24,6 +24,7 @@ pub use card::{export_card, model_card};
 pub use compare::{Comparison, is_beaten};
 pub use explain::{ExplainError, explain};
 pub use files::{ReportError, export_places, find_run, page_path, read_run, write_page, write_run};
+pub use markup::printable;
 pub use page::{comparison_page, run_page, sweep_page};
 pub use record::{
     BudgetRecord, CalibrationRecord, CodesRecord, CurvePointRecord, EvaluationRecord, ExportRecord,
@@ -32,8 +33,8 @@ pub use record::{
 };
 pub use sweep::{
     CellRecord, SweepRecord, SweepSummaryRecord, WinnerRecord, broken_cells, geometric_means,
-    rank_correlation, read_cells, read_sweep, refusals, sweep_markdown, sweep_page_path,
-    sweep_text, write_sweep,
+    is_cell_name, rank_correlation, read_cells, read_sweep, refusals, sweep_markdown,
+    sweep_page_path, sweep_text, write_sweep,
 };
 pub use text::{bytes, linears_table, summary_text};
 pub use verdict::{FELL_BACK, Scores, Verdict, doubtful_linears};

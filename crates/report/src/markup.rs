@@ -1,4 +1,29 @@
-//! Text as HTML.
+//! Text from files as what shows it takes it: HTML, a terminal, Markdown.
+
+use std::borrow::Cow;
+
+/// Whether a character commands what shows it instead of being shown: control characters but for line ends and tabs, and
+/// those that turn the direction of what follows.
+fn commands(c: char) -> bool {
+    let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || (c.is_control() && !matches!(c, '\n' | '\t'))
+}
+
+/// Text as it may go to a terminal or into a file that is shown on one: an escape byte in a tensor's name, say, stands there as
+/// `\u{1b}` and does nothing. Line ends and tabs stay.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(commands) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match commands(c) {
+            true => out.extend(c.escape_unicode()),
+            false => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
 
 /// Text as the content of an element or the value of a quoted attribute: whatever a name or a token holds shows as
 /// itself and does nothing.
@@ -12,7 +37,7 @@ pub(crate) fn escape(text: &str) -> String {
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
             // XML has no way to write the other control characters.
-            c if c.is_control() && !matches!(c, '\n' | '\t') => out.push('\u{fffd}'),
+            c if commands(c) => out.push('\u{fffd}'),
             c => out.push(c),
         }
     }
@@ -50,6 +75,16 @@ pub(crate) mod tests {
         assert_eq!(
             escape("<a href=\"x\" id='y'>&\u{7}\n"),
             "&lt;a href=&quot;x&quot; id=&#39;y&#39;&gt;&amp;\u{fffd}\n"
+        );
+    }
+
+    #[test]
+    fn no_text_commands_a_terminal() {
+        let plain = "model.layers.0\n\tµ ± 日本 \u{1f680}";
+        assert!(matches!(printable(plain), Cow::Borrowed(text) if text == plain));
+        assert_eq!(
+            printable("a\u{1b}[2J\u{7}\r\u{9b}1m\u{202e}b"),
+            "a\\u{1b}[2J\\u{7}\\u{d}\\u{9b}1m\\u{202e}b"
         );
     }
 

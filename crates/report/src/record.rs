@@ -71,6 +71,7 @@ pub struct ModelRecord {
     /// Kind of model, `model_type` of its config.
     pub architecture: String,
     /// Decoder blocks.
+    #[serde(deserialize_with = "blocks")]
     pub blocks: usize,
     /// Elements of all tensors.
     pub parameters: u64,
@@ -144,6 +145,7 @@ impl HessianKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinearRecord {
     /// Index of the decoder block.
+    #[serde(deserialize_with = "blocks")]
     pub block: usize,
     /// Path inside the block, as `self_attn.q_proj`.
     pub linear: String,
@@ -459,6 +461,19 @@ pub struct TokenRecord {
     pub top_float: String,
     /// The token the exported files find likeliest.
     pub top: String,
+}
+
+/// No model that is read has more blocks; charts have a place for each.
+const MOST_BLOCKS: usize = 4096;
+
+fn blocks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let blocks = usize::deserialize(deserializer)?;
+    match blocks <= MOST_BLOCKS {
+        true => Ok(blocks),
+        false => Err(serde::de::Error::custom(format!(
+            "{blocks} blocks, wanted {MOST_BLOCKS} or fewer"
+        ))),
+    }
 }
 
 /// JSON has no NaN: what was written as null must not make the whole record unreadable.

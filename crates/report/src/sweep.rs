@@ -214,6 +214,13 @@ pub fn write_sweep(
     write_whole(&path, &json)
 }
 
+/// Whether a cell's name is one that a file can be called by: a record that came from elsewhere could name a place outside the
+/// folder.
+pub fn is_cell_name(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_+.".contains(c);
+    !name.is_empty() && !name.starts_with('.') && name.len() <= 200 && name.chars().all(is_plain)
+}
+
 fn cell_path(dir: &Path, cell: &str) -> PathBuf {
     dir.join("cells").join(format!("{cell}.csv"))
 }
@@ -225,6 +232,7 @@ pub fn read_cells(
 ) -> Result<Vec<(String, Vec<LinearRecord>)>, ReportError> {
     let dir = dir.join("halfbyte");
     let cells = sweep.cells.iter().filter(|cell| cell.refused.is_none());
+    let cells = cells.filter(|cell| is_cell_name(&cell.cell));
     let paths = cells.map(|cell| (&cell.cell, cell_path(&dir, &cell.cell)));
     let there = paths.filter(|(_, path)| path.is_file());
     there

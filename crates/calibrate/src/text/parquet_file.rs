@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use halfbyte_checkpoint::caught;
 use parquet::basic::Type as PhysicalType;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
@@ -19,8 +20,22 @@ use super::read::{Record, Visit, open};
 /// Rows decoded at once.
 const BATCH_ROWS: usize = 256;
 
-/// The records of the text column, row group by row group.
+/// The records of the text column, row group by row group. The parquet crate panics on some damaged files; that is an error
+/// like its others.
 pub(super) fn read_records(
+    path: &Path,
+    column: Option<&str>,
+    visit: &mut Visit,
+) -> Result<ControlFlow<()>, TextError> {
+    caught(|| read_unguarded(path, column, visit)).unwrap_or_else(|panic| {
+        Err(TextError::Parquet {
+            path: path.into(),
+            source: ParquetError::General(format!("it contradicts itself ({panic})")),
+        })
+    })
+}
+
+fn read_unguarded(
     path: &Path,
     column: Option<&str>,
     visit: &mut Visit,

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use halfbyte_checkpoint::{caught, encode};
 use tokenizers::Tokenizer;
 
 use super::TextError;
@@ -29,10 +30,7 @@ pub(super) fn plain(tokenizer: &Tokenizer) -> Result<Cow<'_, Tokenizer>, TextErr
 
 /// The ids of one text, which is tokenized as one string.
 pub(super) fn ids(name: &str, text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>, TextError> {
-    let encoding = tokenizer
-        .encode_fast(text, false)
-        .map_err(|e| failed(name, &e))?;
-    Ok(encoding.get_ids().to_vec())
+    encode(tokenizer, text, false).map_err(|problem| failed(name, problem))
 }
 
 /// The ids of each text, on all cores, in order.
@@ -50,18 +48,18 @@ pub(super) fn ids_of_each(
             count += 1;
         }
         let (batch, after) = rest.split_at(count);
-        let encodings = tokenizer
-            .encode_batch_fast(batch.to_vec(), false)
-            .map_err(|e| failed(name, &e))?;
+        let encodings = caught(|| tokenizer.encode_batch_fast(batch.to_vec(), false))
+            .and_then(|encodings| encodings.map_err(|error| error.to_string()))
+            .map_err(|problem| failed(name, problem))?;
         all.extend(encodings.iter().map(|encoding| encoding.get_ids().to_vec()));
         rest = after;
     }
     Ok(all)
 }
 
-fn failed(name: &str, error: &tokenizers::Error) -> TextError {
+fn failed(name: &str, problem: String) -> TextError {
     TextError::Tokenize {
         name: name.to_string(),
-        problem: error.to_string(),
+        problem,
     }
 }

@@ -124,22 +124,27 @@ impl Bars {
     }
 
     fn downloaded(&mut self, file: &str, bytes: u64, total: Option<u64>, now: Instant) {
-        if self.download.as_ref().is_none_or(|(name, ..)| name != file) {
+        let shown = crate::for_terminal(None, file);
+        if self
+            .download
+            .as_ref()
+            .is_none_or(|(name, ..)| *name != shown)
+        {
             if let Some((_, bar, _)) = self.download.take() {
                 bar.finish_and_clear();
             }
             let bar = self.add("download", total.unwrap_or(0));
             let pace = PhasePace::new(bytes, total.unwrap_or(0), now);
-            self.download = Some((file.to_owned(), bar, pace));
+            self.download = Some((shown.into_owned(), bar, pace));
         }
-        let Some((_, bar, pace)) = &mut self.download else {
+        let Some((file, bar, pace)) = &mut self.download else {
             return;
         };
         pace.update(bytes, total.unwrap_or(0));
         bar.set_position(bytes);
         match pace.rate(now) {
             Some(rate) => bar.set_message(format!("{file}, {}", told(pace, rate, "bytes", now))),
-            None => bar.set_message(file.to_owned()),
+            None => bar.set_message(file.clone()),
         }
         if total == Some(bytes)
             && let Some((_, bar, _)) = self.download.take()

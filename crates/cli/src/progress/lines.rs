@@ -122,7 +122,7 @@ impl<W: Write> Lines<W> {
     fn line(&mut self, text: &str, now: Instant) {
         self.last_line = Some(now);
         // Nobody reads stderr any more: that is no reason to stop the work.
-        let _ = writeln!(self.to, "{text}");
+        let _ = writeln!(self.to, "{}", crate::for_terminal(None, text));
     }
 }
 

@@ -335,8 +335,8 @@ impl Pipeline {
             hint: None,
         })?;
         let mut pipeline = check::check(file, base_dir).map_err(|fault| document.error(fault))?;
-        pipeline.notices = document.notices();
         pipeline.place_patterns(&|path| document.whole_place(path));
+        pipeline.notices = document.notices();
         Ok(pipeline)
     }
 

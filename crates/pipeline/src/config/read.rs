@@ -1,5 +1,6 @@
 //! Text and overrides in, one plain value out, with a way back from a key to its line.
 
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{
@@ -20,7 +21,13 @@ pub(super) struct Document<'a> {
     renamed: Vec<Renamed>,
     /// Paths set by an override, as the user wrote them and as ours.
     overridden: Vec<Renamed>,
+    /// Bytes that may still be looked through for lines.
+    to_look_through: Cell<usize>,
 }
+
+/// Every line told costs a reading of the text up to it; where thousands are to be told of a long one, the later places go
+/// without.
+const LOOKED_THROUGH: usize = 4 << 20;
 
 impl<'a> Document<'a> {
     /// Reads `text`, called `name` in messages, and applies `key.path=value` overrides in order.
@@ -35,6 +42,7 @@ impl<'a> Document<'a> {
             value: Value::Null,
             renamed: Vec::new(),
             overridden: Vec::new(),
+            to_look_through: Cell::new(LOOKED_THROUGH),
         };
         let value = parse_yaml(text).map_err(|(line, problem)| ConfigError {
             place: line.map_or_else(|| name.to_owned(), |line| format!("{name}:{line}")),
@@ -103,7 +111,11 @@ impl<'a> Document<'a> {
             return format!("--set {}", found.written.join("."));
         }
         let written = self.as_written(path);
-        let lines = |depth: usize| line_of(self.text, &written[..depth]);
+        let lines = |depth: usize| {
+            let left = self.to_look_through.get().checked_sub(self.text.len())?;
+            self.to_look_through.set(left);
+            line_of(self.text, &written[..depth])
+        };
         // A section that only an override made is the override's.
         let below = |o: &&Renamed| o.ours.starts_with(path) && !path.is_empty();
         if let Some(found) = self.overridden.iter().rev().find(below)
@@ -295,6 +307,7 @@ impl Visitor<'_> for Key<'_> {
 
 /// YAML to plain values, or the line and the problem.
 fn parse_yaml(text: &str) -> Result<Value, (Option<usize>, String)> {
+    guard(text)?;
     let parse = || {
         let mut value: serde_yaml::Value = serde_yaml::from_str(text)?;
         value.apply_merge()?;
@@ -309,6 +322,130 @@ fn parse_yaml(text: &str) -> Result<Value, (Option<usize>, String)> {
         )
     })?;
     plain(value).map_err(|problem| (None, problem))
+}
+
+/// Bytes, brackets within brackets, and values once its aliases are followed, that a pipeline file has at most: hundreds of
+/// times what any use has, and little enough that the parser, whose time grows with the square of the nesting, and whose
+/// memory grows with every alias of an alias, is soon done.
+const MOST_BYTES: usize = 1 << 20;
+const MOST_NESTED: usize = 100;
+const MOST_VALUES: usize = 100_000;
+
+/// Refuses what the parser would take all time or memory for.
+fn guard(text: &str) -> Result<(), (Option<usize>, String)> {
+    if text.len() > MOST_BYTES {
+        let problem = format!("{} bytes, wanted {MOST_BYTES} or fewer", text.len());
+        return Err((None, problem));
+    }
+    // Brackets in texts and comments are counted too: those of a pattern are closed, and a hundred are many.
+    let mut open = 0usize;
+    for (line, words) in text.lines().enumerate() {
+        for mark in words.bytes() {
+            match mark {
+                b'[' | b'{' => open += 1,
+                b']' | b'}' => open = open.saturating_sub(1),
+                _ => {}
+            }
+            if open > MOST_NESTED {
+                let problem =
+                    format!("brackets stand more than {MOST_NESTED} deep within each other");
+                return Err((Some(line + 1), problem));
+            }
+        }
+    }
+    let mut left = MOST_VALUES;
+    let parser = serde_yaml::Deserializer::from_str(text);
+    match (Counter { left: &mut left }).deserialize(parser) {
+        Err(error) if error.to_string().contains(MANY) => Err((
+            None,
+            format!("more than {MOST_VALUES} values, those that aliases repeat included"),
+        )),
+        // other errors are told with their place by who parses
+        _ => Ok(()),
+    }
+}
+
+const MANY: &str = "halfbyte too many values";
+
+/// Visits all values and stops at one too many.
+struct Counter<'n> {
+    left: &'n mut usize,
+}
+
+impl Counter<'_> {
+    fn one<E: serde::de::Error>(&mut self) -> Result<(), E> {
+        self.many(1)
+    }
+
+    fn many<E: serde::de::Error>(&mut self, values: usize) -> Result<(), E> {
+        *self.left = self
+            .left
+            .checked_sub(values)
+            .ok_or_else(|| E::custom(MANY))?;
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Counter<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counter<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        self.one()?;
+        while map.next_key_seed(Counter { left: self.left })?.is_some() {
+            map.next_value_seed(Counter { left: self.left })?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        self.one()?;
+        while list
+            .next_element_seed(Counter { left: self.left })?
+            .is_some()
+        {}
+        Ok(())
+    }
+
+    fn visit_enum<A: serde::de::EnumAccess<'de>>(mut self, _: A) -> Result<(), A::Error> {
+        self.one()
+    }
+
+    fn visit_bool<E: serde::de::Error>(mut self, _: bool) -> Result<(), E> {
+        self.one()
+    }
+
+    fn visit_i64<E: serde::de::Error>(mut self, _: i64) -> Result<(), E> {
+        self.one()
+    }
+
+    fn visit_u64<E: serde::de::Error>(mut self, _: u64) -> Result<(), E> {
+        self.one()
+    }
+
+    fn visit_f64<E: serde::de::Error>(mut self, _: f64) -> Result<(), E> {
+        self.one()
+    }
+
+    fn visit_str<E: serde::de::Error>(mut self, text: &str) -> Result<(), E> {
+        // a long text is as many values as its memory is
+        self.many(1 + text.len() / 16)
+    }
+
+    fn visit_unit<E: serde::de::Error>(mut self) -> Result<(), E> {
+        self.one()
+    }
 }
 
 fn plain(value: serde_yaml::Value) -> Result<Value, String> {

@@ -1,3 +1,5 @@
+use std::io;
+
 use anyhow::Result;
 use halfbyte_checkpoint::ModelFolder;
 use minijinja::syntax::SyntaxConfig;
@@ -39,6 +41,7 @@ impl ChatTemplate {
         let mut syntax = SyntaxConfig::builder();
         let syntax = syntax.trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| self.fault(&e))?);
+        environment.set_fuel(Some(STEPS));
         // strings' and dicts' methods as Python has them
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -58,9 +61,12 @@ impl ChatTemplate {
         ] {
             names.extend(token.as_deref().map(|token| (name, Jinja::from(token))));
         }
-        let text =
-            environment.render_named_str("chat_template", &self.source, Jinja::from_pairs(names));
-        text.map_err(|e| self.fault(&e))
+        let template = environment.template_from_named_str("chat_template", &self.source);
+        let mut text = Bounded(Vec::new());
+        template
+            .and_then(|template| template.render_captured_to(Jinja::from_pairs(names), &mut text))
+            .map_err(|e| self.fault(&e))?;
+        Ok(String::from_utf8_lossy(&text.0).into_owned())
     }
 
     fn fault(&self, error: &minijinja::Error) -> anyhow::Error {
@@ -68,6 +74,29 @@ impl ChatTemplate {
             format!("{}: chat template: {error}", self.place),
             "give the prompt as it stands with --raw",
         )
+    }
+}
+
+/// Steps of a template and bytes of its text at most: a conversation takes thousands, a loop within loops all time and memory.
+const STEPS: u64 = 2_000_000;
+const MOST_BYTES: usize = 16 << 20;
+
+/// A text that does not grow past [`MOST_BYTES`].
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MOST_BYTES {
+            return Err(io::Error::other(format!(
+                "its text passes {MOST_BYTES} bytes"
+            )));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -130,6 +159,18 @@ mod tests {
             eos_token: None,
         };
         template.render(" Hello ")
+    }
+
+    #[test]
+    fn a_template_without_end_is_refused() {
+        let range = "range(3000)";
+        let loops = format!(
+            "{{% for a in {range} %}}{{% for b in {range} %}}{{% set x = a %}}{{% endfor %}}{{% endfor %}}"
+        );
+        let found = render(&loops).unwrap_err().to_string();
+        assert!(found.contains("chat template"), "{found}");
+        let long = "{% for a in range(3000) %}{{ 'a' * 9000 }}{% endfor %}";
+        assert!(render(long).is_err());
     }
 
     /// What jinja2 3.1 gives with `trim_blocks` and `lstrip_blocks`, as transformers sets them.

@@ -2,11 +2,11 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use halfbyte_calibrate::text::read_text;
-use halfbyte_checkpoint::ModelFolder;
+use halfbyte_checkpoint::{ModelFolder, encode};
 use tokenizers::Tokenizer;
 
 use super::chat::special_token;
-use crate::error::user_error;
+use crate::error::{UserError, user_error};
 
 /// Token ids of a folder's tokenizer without the truncation and padding that its file may carry.
 pub(crate) fn plain_tokenizer(folder: &ModelFolder) -> Result<Tokenizer> {
@@ -18,15 +18,17 @@ pub(crate) fn plain_tokenizer(folder: &ModelFolder) -> Result<Tokenizer> {
 
 /// The ids of a text; `special` has the tokenizer add what it opens texts with.
 pub(super) fn ids(text: &str, special: bool, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let encoding = tokenizer.encode(text, special);
-    let encoding = encoding.map_err(|e| anyhow!("the prompt cannot be tokenized: {e}"))?;
-    if encoding.get_ids().is_empty() {
+    let ids = encode(tokenizer, text, special).map_err(|problem| UserError {
+        message: format!("prompt: cannot be tokenized: {problem}"),
+        hint: None,
+    })?;
+    if ids.is_empty() {
         return Err(user_error(
             "prompt: the tokenizer makes no token of it",
             "give a prompt with some words",
         ));
     }
-    Ok(encoding.get_ids().to_vec())
+    Ok(ids)
 }
 
 /// The ids of a prompt that opens a text, with the tokenizer's opening token unless the prompt brings it.

@@ -1,5 +1,7 @@
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use tokenizers::Tokenizer;
+
+use crate::error::UserError;
 
 /// Tokens of the prompt that stand before the first piece: what a token means can hang on those before it.
 const CONTEXT: usize = 5;
@@ -57,8 +59,12 @@ impl<'a> TextStream<'a> {
 
 /// The text of some tokens, special ones left out.
 pub(super) fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String> {
-    let text = tokenizer.decode(ids, true);
-    text.map_err(|e| anyhow!("tokenizer.json: cannot decode token ids: {e}"))
+    let text = halfbyte_checkpoint::decode(tokenizer, ids, true);
+    text.map_err(|problem| UserError {
+        message: format!("tokenizer.json: cannot decode token ids: {problem}"),
+        hint: None,
+    })
+    .map_err(anyhow::Error::from)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use halfbyte_calibrate::text::EvaluationText;
-use halfbyte_checkpoint::write_json;
+use halfbyte_checkpoint::{decode, write_json};
 use halfbyte_evaluate::{EvaluateError, Judged, evaluate_against, own_blocks, walk};
 use halfbyte_model::{Block, LinearKind};
 use halfbyte_report::EvaluationRecord;
@@ -86,8 +86,8 @@ pub(super) fn measure(
         let scores = clock.time("evaluate", || {
             evaluate_against(cell_model, &reference, &text.windows, &mut tick)
         })?;
-        let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
-        let found = record::evaluation(&settings.text.written, &scores, text, &decode);
+        let text_of = |ids: &[u32]| decode(tokenizer, ids, false).unwrap_or_default();
+        let found = record::evaluation(&settings.text.written, &scores, text, &text_of);
         // a score against a reference always has one; the worst tokens are for the page of a run
         if let Some(evaluation) = found {
             let file = ScoreFile {

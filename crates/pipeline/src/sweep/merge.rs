@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use halfbyte_checkpoint::{remove_file, remove_folder};
 use halfbyte_report::{
     CellRecord, EvaluationRecord, LinearRecord, PhaseRecord, SweepRecord, doubtful_linears,
-    geometric_means, is_beaten, write_sweep,
+    geometric_means, is_beaten, is_cell_name, write_sweep,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,10 +27,22 @@ pub(super) struct ShardFile {
     pub(super) record: SweepRecord,
 }
 
+/// Shards of a sweep at most: more than anyone has machines.
+const MOST_SHARDS: usize = 10_000;
+
 impl ShardFile {
+    /// Whether its numbers and names can be those of a shard: files and folders are called by them.
+    fn is_sound(&self) -> bool {
+        let cells = &self.record.cells;
+        self.shard.index < self.shard.of
+            && self.shard.of <= MOST_SHARDS
+            && cells.iter().all(|cell| is_cell_name(&cell.cell))
+    }
+
     pub(super) fn read(sweep: &Path, shard: Shard) -> Option<Self> {
         let text = std::fs::read(shard_folder(sweep, shard).join("shard.json")).ok()?;
-        serde_json::from_slice(&text).ok()
+        let file: Self = serde_json::from_slice(&text).ok()?;
+        file.is_sound().then_some(file)
     }
 }
 
@@ -226,7 +238,10 @@ fn all_shards(sweep: &Path) -> Vec<(ShardFile, Option<std::time::SystemTime>)> {
     let entries = std::fs::read_dir(sweep).into_iter().flatten().flatten();
     let files = entries.filter_map(|entry| {
         let path = entry.path().join("shard.json");
-        let file = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+        let file: ShardFile = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+        if !file.is_sound() {
+            return None;
+        }
         let written = path.metadata().and_then(|data| data.modified()).ok();
         Some((file, written))
     });

@@ -34,6 +34,12 @@ impl Axis {
     }
 }
 
+/// Beyond these sizes, which no measurement has, values stand at the end of an axis: between them nothing overflows.
+const LEAST: f64 = 1e-300;
+const MOST: f64 = 1e300;
+/// Ticks of an axis at most.
+const TICKS: usize = 24;
+
 /// Values to pixels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scale {
@@ -49,7 +55,12 @@ impl Scale {
     /// Over all values, with a little room at both ends of an axis that is not of whole numbers. Values that are no
     /// number, or not positive on a logarithmic axis, do not count.
     pub(crate) fn over(axis: Axis, values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
-        let usable = values.filter(|v| v.is_finite() && (!axis.log || *v > 0.0));
+        let usable = values
+            .filter(|v| v.is_finite() && (!axis.log || *v > 0.0))
+            .map(|v| match axis.log {
+                true => v.clamp(LEAST, MOST),
+                false => v.clamp(-MOST, MOST),
+            });
         let (mut low, mut high) = usable
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
                 (low.min(v), high.max(v))
@@ -58,14 +69,17 @@ impl Scale {
             (low, high) = (1.0, 1.0);
         }
         if axis.log {
+            // in logarithms, since the quotient may be too large for a number
             let room = if high > low {
-                (high / low).powf(0.06)
+                0.06 * (high.ln() - low.ln())
             } else {
-                1.5
+                1.5f64.ln()
             };
-            (low, high) = (low / room, high * room);
+            low = (low.ln() - room).exp().max(LEAST / 10.0);
+            high = (high.ln() + room).exp().min(10.0 * MOST);
         } else if axis.whole {
-            high = high.max(low + 1.0);
+            // far from 0 the next number is more than 1 away
+            high = high.max(low + 1.0).max(low + 1e-9 * low.abs());
         } else {
             let room = if high > low {
                 0.06 * (high - low)
@@ -93,7 +107,7 @@ impl Scale {
     /// Where a value stands; `None` where it cannot be shown.
     pub(crate) fn at(&self, value: f64) -> Option<f64> {
         let share = if self.log {
-            (value / self.low).ln() / (self.high / self.low).ln()
+            (value.ln() - self.low.ln()) / (self.high.ln() - self.low.ln())
         } else {
             (value - self.low) / (self.high - self.low)
         };
@@ -105,11 +119,15 @@ impl Scale {
     /// Values worth a line, each with its label.
     pub(crate) fn ticks(&self) -> Vec<(f64, String)> {
         // Over less than a factor of five a logarithm is nearly straight, and has too few round powers.
-        if self.log && self.high > 5.0 * self.low {
+        if self.is_wide() {
             self.log_ticks()
         } else {
             self.linear_ticks()
         }
+    }
+
+    fn is_wide(&self) -> bool {
+        self.log && self.high > 5.0 * self.low
     }
 
     /// The unit that labels are in, where straight ticks would have too many zeros: such as `10⁻⁴`.
@@ -121,8 +139,11 @@ impl Scale {
     /// The power of ten that labels leave out.
     fn power(&self) -> i32 {
         let power = self.high.abs().max(self.low.abs()).log10().floor() as i32;
-        let straight = !(self.log && self.high > 5.0 * self.low);
-        if straight && power < -2 { power } else { 0 }
+        if !self.is_wide() && power < -2 {
+            power
+        } else {
+            0
+        }
     }
 
     /// The ends.
@@ -138,13 +159,24 @@ impl Scale {
         if self.whole {
             step = step.max(1.0);
         }
+        let first = (self.low / step).ceil();
+        // Where numbers lie no closer than the ticks would, there is nothing between the ends.
+        if !(step.is_normal() && first.abs() < 1e15) {
+            let ends = [self.low, self.high].into_iter();
+            return ends.map(|v| (v, format!("{v:.2e}"))).collect();
+        }
         let unit = self.power();
         let digits = (f64::from(unit) - step.log10().floor()).max(0.0) as usize;
-        let first = (self.low / step).ceil() as i64;
+        let (first, in_unit) = (first as i64, |v: f64| {
+            // in two steps, since the unit itself may be too small for a number
+            let half = unit / 2;
+            v / 10f64.powi(half) / 10f64.powi(unit - half)
+        });
         (first..)
+            .take(TICKS)
             .map(|k| k as f64 * step)
             .take_while(|v| *v <= self.high + 1e-9 * step)
-            .map(|v| (v, format!("{:.digits$}", v / 10f64.powi(unit))))
+            .map(|v| (v, format!("{:.digits$}", in_unit(v))))
             .collect()
     }
 
@@ -154,7 +186,7 @@ impl Scale {
             self.low.log10().floor() as i32,
             self.high.log10().ceil() as i32,
         );
-        let wide = (self.high / self.low).log10() >= 2.0;
+        let wide = self.high.log10() - self.low.log10() >= 2.0;
         let every = if wide { 1 + (last - first) / 8 } else { 1 };
         let multiples: &[u32] = if wide { &[1] } else { &[1, 2, 5] };
         (first..=last)
@@ -162,6 +194,7 @@ impl Scale {
             .flat_map(|power| multiples.iter().map(move |m| (*m, power)))
             .map(|(m, power)| (f64::from(m) * 10f64.powi(power), m, power))
             .filter(|(v, _, _)| (self.low..=self.high).contains(v))
+            .take(TICKS)
             .map(|(v, m, power)| (v, log_label(m, power)))
             .collect()
     }
@@ -269,5 +302,47 @@ mod tests {
         assert!(scale(true, false, &[3.0]).at(3.0).unwrap() > 0.0);
         assert!(scale(false, false, &[0.0]).at(0.0).is_some());
         assert!(!scale(false, false, &[]).ticks().is_empty());
+    }
+
+    #[test]
+    fn no_size_of_a_number_makes_ticks_without_end() {
+        let sizes = [
+            0.0,
+            5e-324,
+            1e-308,
+            1e-300,
+            1e-20,
+            1e-3,
+            1.0,
+            1.0 + 1e-15,
+            1e16,
+            1e17,
+            1e300,
+            1.7e308,
+            -1e-308,
+            -1.0,
+            -1.7e308,
+        ];
+        for log in [false, true] {
+            for whole in [false, true] {
+                for low in sizes {
+                    for high in sizes {
+                        let scale = scale(log, whole, &[low, high]);
+                        let ticks = scale.ticks();
+                        assert!(
+                            (1..=TICKS).contains(&ticks.len()),
+                            "{low} {high}: {ticks:?}"
+                        );
+                        let shown = ticks.iter().filter_map(|(value, _)| scale.at(*value));
+                        assert!(shown.count() > 0, "{low} {high}: {ticks:?}");
+                        assert!(
+                            ticks.iter().all(|(_, label)| label.len() < 330),
+                            "{ticks:?}"
+                        );
+                        scale.unit();
+                    }
+                }
+            }
+        }
     }
 }
