@@ -81,7 +81,7 @@ impl Scale {
             // far from 0 the next number is more than 1 away
             high = high.max(low + 1.0).max(low + 1e-9 * low.abs());
         } else {
-            let room = if high > low {
+            let room = if high - low > LEAST {
                 0.06 * (high - low)
             } else {
                 0.5 * high.abs().max(1.0)
