@@ -156,7 +156,7 @@ impl Scale {
         let power = 10f64.powf(raw.log10().floor());
         let nice = [1.0, 2.0, 5.0, 10.0].map(|m| m * power);
         let mut step = nice.into_iter().find(|s| *s >= raw).unwrap_or(raw);
-        if self.whole {
+        if self.whole && !self.log {
             step = step.max(1.0);
         }
         let first = (self.low / step).ceil();
