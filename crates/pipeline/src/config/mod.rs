@@ -687,4 +687,6 @@ impl From<&Export> for ExportFile {
 }
 
 #[cfg(test)]
+mod spelled;
+#[cfg(test)]
 mod tests;

@@ -306,7 +306,7 @@ impl Translator {
                     let text = format!(
                         "`{}: {}` is read as `{}`",
                         written.join("."),
-                        shown(&value),
+                        in_quotes(&value),
                         shown(&respelled)
                     );
                     self.note(&at, text);
@@ -728,6 +728,16 @@ pub(super) fn shown(value: &Value) -> String {
             format!("{{{}}}", section.join(", "))
         }
         plain => plain.to_string(),
+    }
+}
+
+/// A value as YAML has it, a number or a truth that is a text in its quotes.
+fn in_quotes(value: &Value) -> String {
+    match value.as_str() {
+        Some(word) if word.parse::<f64>().is_ok() || respelled_flag(value).is_some() => {
+            format!("'{word}'")
+        }
+        _ => shown(value),
     }
 }
 
