@@ -249,10 +249,10 @@ pub(super) fn export(t: &mut Translator, at: &Here, value: &Value) -> Result<(),
         false => at.clone(),
     };
     let mut exports = Vec::new();
-    for (index, entry) in entries.into_iter().enumerate() {
-        exports.push(match &entry {
+    for (index, entry) in entries.iter().enumerate() {
+        exports.push(match entry {
             Value::String(word) => json!({"format": format_of(&place(index), word)?}),
-            _ => entry,
+            _ => entry.clone(),
         });
     }
     // Several keys of a file of another tool tell its format.
@@ -263,12 +263,12 @@ pub(super) fn export(t: &mut Translator, at: &Here, value: &Value) -> Result<(),
         return Ok(());
     }
     t.list(&ours, &at.written)?;
-    for (index, entry) in exports.iter().enumerate() {
-        t.descend(
-            &join(&ours, &index.to_string()),
-            &place(index).written,
-            entry.clone(),
-        )?;
+    for (index, (entry, export)) in entries.iter().zip(&exports).enumerate() {
+        let (ours, written) = (join(&ours, &index.to_string()), place(index).written);
+        match entry.is_string() {
+            true => t.put(&join(&ours, "format"), &written, export["format"].clone())?,
+            false => t.descend(&ours, &written, export.clone())?,
+        }
     }
     let text = format!(
         "`{}: {}` is read as `export: {}`",
@@ -336,19 +336,15 @@ pub(super) fn texts(t: &mut Translator, at: &Here, value: &Value) -> Result<(), 
             true => at.key(&index.to_string()),
             false => at.clone(),
         };
-        let entry = match entry {
-            Value::String(word) => {
-                let (key, text) = text_of(&place, word, at.is_named("data"))?;
-                json!({key: text})
-            }
-            other => other.clone(),
-        };
-        t.descend(
-            &join(&ours, &index.to_string()),
-            &place.written,
-            entry.clone(),
-        )?;
-        shown_entries.push(entry);
+        let ours = join(&ours, &index.to_string());
+        if let Value::String(word) = entry {
+            let (key, text) = text_of(&place, word, at.is_named("data"))?;
+            t.put(&join(&ours, key), &place.written, text.as_str().into())?;
+            shown_entries.push(json!({key: text}));
+        } else {
+            t.descend(&ours, &place.written, entry.clone())?;
+            shown_entries.push(entry.clone());
+        }
     }
     let text = format!(
         "`{}: {}` is read as `calibration.sources: {}`",

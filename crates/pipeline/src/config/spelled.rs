@@ -134,11 +134,11 @@ fn schemes_that_cannot_be_are_refused_by_name() {
         ),
         (
             "quant: {bits: 3, scheme: W4A16}",
-            "p.yaml:2: quant.scheme: another name of `quant.bits`, which is given as well: 3 there, 4 here\nhint: keep `quant.bits`",
+            "p.yaml:2: quant.scheme: sets `bits`, which is given as well: 3 there, 4 here\nhint: keep `bits`",
         ),
         (
             "quant: {strategy: channel, group_size: 128}",
-            "p.yaml:2: quant.strategy: another name of `quant.group_size`, which is given as well: 128 there, -1 here\nhint: keep `quant.group_size`",
+            "p.yaml:2: quant.strategy: sets `group_size`, which is given as well: 128 there, -1 here\nhint: keep `group_size`",
         ),
         (
             "quant: {strategy: block}",
@@ -176,7 +176,7 @@ fn switches_of_other_tools_mean_what_is_so_here_or_are_refused() {
         ),
         (
             "true_sequential: true\npropagation: float",
-            "p.yaml:2: true_sequential: means `propagation: sequential`, which is float as well\nhint: take it out, or write `propagation: sequential`",
+            "p.yaml:2: true_sequential: means `propagation: sequential`, and `propagation: float` is given as well\nhint: take it out, or write `propagation: sequential`",
         ),
         (
             "output_dir: my/out",
@@ -240,7 +240,7 @@ fn formats_are_read_by_all_their_names() {
         ),
         (
             "checkpoint_format: gptq\nexport: [{format: awq}]",
-            "p.yaml:2: checkpoint_format: another name of `export`, which is given as well\nhint: keep `export`",
+            "p.yaml:2: checkpoint_format: sets `export`, which is given as well\nhint: keep `export`",
         ),
     ]);
 }
@@ -301,7 +301,7 @@ fn gptqmodels_dynamic_keeps_its_order() {
         ),
         (
             "dynamic: {'+:a': {bits: 8}}\nrules: [{match: a, bits: 3}]",
-            "p.yaml:2: dynamic: another name of `rules`, which is given as well\nhint: keep `rules`",
+            "p.yaml:2: dynamic: sets `rules`, which is given as well\nhint: keep `rules`",
         ),
     ]);
 }
@@ -339,7 +339,7 @@ fn names_left_alone_may_be_parts_of_names() {
     )]);
     check_refused(&[(
         "ignore: [lm_head]\nmodules_to_not_convert: [down_proj]",
-        "p.yaml:3: modules_to_not_convert: another name of `ignore`, which is given as well\nhint: keep `ignore`",
+        "p.yaml:3: modules_to_not_convert: sets `ignore`, which is given as well\nhint: keep `ignore`",
     )]);
 }
 
@@ -409,7 +409,7 @@ fn blocks_of_other_tools_are_read_as_a_whole() {
     check_refused(&[
         (
             "quantization_config: {bits: 3}\nquant: {bits: 4}",
-            "p.yaml:2: quantization_config.bits: another name of `quant.bits`, which is given as well: 4 there, 3 here\nhint: keep `quant.bits`",
+            "p.yaml:2: quantization_config.bits: sets `quant.bits`, which is given as well: 4 there, 3 here\nhint: keep `quant.bits`",
         ),
         (
             "quantization_config:\n  load_in_8bit: true",
@@ -519,7 +519,7 @@ fn models_and_texts_are_read_in_their_short_forms_and_by_address() {
         ),
         (
             "dataset: org/a\ncalibration: {sources: [{path: src}]}",
-            "p.yaml:2: dataset: another name of `calibration.sources`, which is given as well\nhint: keep `calibration.sources`",
+            "p.yaml:2: dataset: sets `calibration.sources`, which is given as well\nhint: keep `calibration.sources`",
         ),
     ]);
 }
@@ -583,7 +583,7 @@ fn values_and_keys_are_read_in_other_letters() {
         ),
         (
             "quant: {wbits: 3, w_bit: 4}",
-            "p.yaml:2: quant.w_bit: another name of `bits`, which `quant.wbits` gives as well: 3 there, 4 here\nhint: keep one of the two",
+            "p.yaml:2: quant.w_bit: sets `bits`, which `quant.wbits` gives as well: 3 there, 4 here\nhint: keep one of the two",
         ),
     ]);
 }

@@ -453,7 +453,7 @@ fn a_key_in_the_wrong_section_is_sent_home() {
 fn two_names_of_one_key_are_one_too_many() {
     check_error(
         "model: {source: embedded:tiny}\nquant:\n  bits: 4\n  w_bit: 3\n",
-        "p.yaml:4: quant.w_bit: another name of `bits`, which is given as well: 4 there, 3 here\nhint: keep `bits`",
+        "p.yaml:4: quant.w_bit: sets `bits`, which is given as well: 4 there, 3 here\nhint: keep `bits`",
     );
 }
 

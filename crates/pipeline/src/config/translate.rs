@@ -560,18 +560,14 @@ impl Translator {
                 && *there != value
                 && *there != "auto"
             {
+                let key = ours.join(".");
                 return Err(at.fault(
                     format!(
-                        "means `{}: {}`, which is {} as well",
-                        ours.join("."),
+                        "means `{key}: {}`, and `{key}: {}` is given as well",
                         shown(&value),
                         shown(there)
                     ),
-                    format!(
-                        "take it out, or write `{}: {}`",
-                        ours.join("."),
-                        shown(&value)
-                    ),
+                    format!("take it out, or write `{key}: {}`", shown(&value)),
                 ));
             }
         }
@@ -601,7 +597,7 @@ fn twice(
     });
     Fault {
         path: written.to_vec(),
-        problem: format!("another name of `{name}`, which {by}{values}"),
+        problem: format!("sets `{name}`, which {by}{values}"),
         hint: Some(match before == ours {
             true => format!("keep `{name}`"),
             false => "keep one of the two".to_owned(),
