@@ -179,6 +179,10 @@ fn switches_of_other_tools_mean_what_is_so_here_or_are_refused() {
             "p.yaml:2: true_sequential: means `propagation: sequential`, and `propagation: float` is given as well\nhint: take it out, or write `propagation: sequential`",
         ),
         (
+            "load_in_4bit: true\nquant: {bits: 8}",
+            "p.yaml:2: load_in_4bit: means `quant.bits: 4`, and `quant.bits: 8` is given as well\nhint: take it out, or write `quant: {bits: 4}`",
+        ),
+        (
             "output_dir: my/out",
             "p.yaml:2: output_dir: found `my/out`: where results go is told when the program starts, not in the file\nhint: take it out, and run `halfbyte run FILE --out my/out`",
         ),
@@ -504,6 +508,10 @@ fn models_and_texts_are_read_in_their_short_forms_and_by_address() {
         (
             "model: https://example.com/model",
             "p.yaml:1: model: `https://example.com/model` is an address, and of those only the hub's are known\nhint: download it and give its path, or write a hub id `org/name`",
+        ),
+        (
+            "quant: {dataset: org/data}",
+            "p.yaml:2: quant.dataset: unknown key\nhint: `dataset` is `calibration.sources` here",
         ),
         (
             "dataset: wikitext2",

@@ -172,13 +172,13 @@ pub(super) const SPELLINGS: &[Spelling] = &[
 
     // AWQ.
     by!(SOLVER, &["apply_clip"],
-        Flag(true) => [Idle("awq always searches ranges")],
-        Flag(false) => [Wrong("awq always searches ranges", "take it out")]),
+        Flag(true) => [Idle("ranges are always searched")],
+        Flag(false) => [Wrong("ranges are always searched", "take it out")]),
     by!(SOLVER, &["duo_scaling"],
-        Words(&["both"]) => [Idle("which scales are tried is ours to choose")],
-        Flag(true) => [Idle("which scales are tried is ours to choose")],
-        Flag(false) => [Idle("which scales are tried is ours to choose")]),
-    by!(SOLVER, &["n_grid", "max_chunk_memory"], Any => [Idle("which scales are tried is ours to choose")]),
+        Words(&["both"]) => [Idle("how channel scales are searched is ours to choose")],
+        Flag(true) => [Idle("how channel scales are searched is ours to choose")],
+        Flag(false) => [Idle("how channel scales are searched is ours to choose")]),
+    by!(SOLVER, &["n_grid", "max_chunk_memory"], Any => [Idle("how channel scales are searched is ours to choose")]),
     by!(SOLVER, &["mappings"], Any => [Idle("which layers are scaled together follows from the model")]),
 
     // bitsandbytes.
@@ -247,6 +247,7 @@ pub(super) const SPELLINGS: &[Spelling] = &[
     by!(TEXT, &["dataset", "datasets", "calibration_dataset", "calib_data", "calib_dataset", "calibration_data", "dataset_path",
         "dataset_id", "dataset_name", "calibration_texts"], Any => [Form(forms::texts)]),
     by!(&["calibration"], &["path", "paths", "file", "files", "data_path", "texts", "source"], Any => [Form(forms::texts)]),
+    by!(&[BLOCK, ""], &["sources"], Any => [Form(forms::texts)]),
     by!(&["calibration"], &["sources"], Text => [Form(forms::texts)], Like(has_words) => [Form(forms::texts)],
         Like(one_entry) => [Form(forms::texts)]),
     by!(&[""], &["calibration"], Text => [Form(forms::texts)], List => [Form(forms::texts)]),
@@ -425,10 +426,13 @@ pub(super) fn home(key: &str) -> Option<String> {
         .iter()
         .flat_map(|case| case.1)
         .find_map(|then| match then {
-            Ours(ours) | Inverse(ours) => Some(match ours.strip_prefix('.') {
-                Some(key) => format!("{section}.{key}"),
-                None => (*ours).to_owned(),
-            }),
+            Ours(ours) | Inverse(ours) | Sets([(ours, _), ..]) => {
+                Some(match ours.strip_prefix('.') {
+                    Some(key) => format!("{section}.{key}"),
+                    None => (*ours).to_owned(),
+                })
+            }
+            Form(_) if *section == "calibration" => Some("calibration.sources".to_owned()),
             _ => None,
         })
 }

@@ -567,7 +567,7 @@ impl Translator {
                         shown(&value),
                         shown(there)
                     ),
-                    format!("take it out, or write `{key}: {}`", shown(&value)),
+                    format!("take it out, or write `{}`", in_sections(&ours, &value)),
                 ));
             }
         }
@@ -724,6 +724,15 @@ pub(super) fn shown(value: &Value) -> String {
             format!("{{{}}}", section.join(", "))
         }
         plain => plain.to_string(),
+    }
+}
+
+/// A value below its sections, as YAML has it on one line.
+fn in_sections(ours: &[String], value: &Value) -> String {
+    match ours {
+        [] => shown(value),
+        [key] => format!("{key}: {}", shown(value)),
+        [key, rest @ ..] => format!("{key}: {{{}}}", in_sections(rest, value)),
     }
 }
 
