@@ -48,23 +48,22 @@ pub(super) fn scheme(t: &mut Translator, at: &Here, value: &Value) -> Result<(),
 
 /// GPTQModel's exceptions: expressions by Python's `re.match`, `-:` leaves a module as it is, the first that matches wins.
 pub(super) fn dynamic(t: &mut Translator, at: &Here, value: &Value) -> Result<(), Fault> {
-    let rules = path("rules");
-    t.list(&rules, &at.written)?;
+    t.list(&path("rules"), &at.written)?;
     for (index, (key, overrides)) in entries(value).enumerate() {
         let (skip, expression) = match key.strip_prefix("-:") {
             Some(expression) => (true, expression),
             None => (false, key.strip_prefix("+:").unwrap_or(key)),
         };
         let pattern = format!("re:{expression}");
-        rule(t, &rules, index, &at.key(key), &pattern, skip, overrides)?;
+        let settings = (!skip).then_some(overrides);
+        rule(t, index, &at.key(key), &pattern, settings)?;
     }
     Ok(())
 }
 
 /// AutoRound's exceptions: names or parts of names, 16 bits and more for modules that stay as they are.
 pub(super) fn layer_config(t: &mut Translator, at: &Here, value: &Value) -> Result<(), Fault> {
-    let rules = path("rules");
-    t.list(&rules, &at.written)?;
+    t.list(&path("rules"), &at.written)?;
     for (index, (name, settings)) in entries(value).enumerate() {
         let is_float = |key: &str, word: &str| {
             (key == "bits" && word.parse::<u32>().is_ok_and(|bits| bits >= 16))
@@ -81,7 +80,13 @@ pub(super) fn layer_config(t: &mut Translator, at: &Here, value: &Value) -> Resu
         } else {
             settings
         };
-        rule(t, &rules, index, &at.key(name), &part(name), skip, settings)?;
+        rule(
+            t,
+            index,
+            &at.key(name),
+            &part(name),
+            (!skip).then_some(settings),
+        )?;
     }
     Ok(())
 }
@@ -124,25 +129,22 @@ pub(super) fn config_groups(t: &mut Translator, at: &Here, value: &Value) -> Res
     if named.is_empty() {
         return Ok(());
     }
-    let rules = path("rules");
-    t.list(&rules, &at.written)?;
+    t.list(&path("rules"), &at.written)?;
     let count = named.len();
     for (index, (here, targets, weights)) in named.into_iter().enumerate() {
         let pattern = any_target(&here.key("targets"), &targets)?;
         rule_of(
             t,
-            &rules,
             index,
             &here,
             &here.key("weights"),
             &pattern,
-            false,
-            &weights,
+            Some(&weights),
         )?;
     }
     if some_only {
         // What no group names stays as it is.
-        rule(t, &rules, count, at, "*", true, &Value::Null)?;
+        rule(t, count, at, "*", None)?;
     }
     Ok(())
 }
@@ -483,44 +485,39 @@ pub(super) fn modifiers(
     Ok(())
 }
 
-/// A rule whose settings stand below its pattern.
+/// A rule whose settings stand below its pattern; none leaves the module as it is.
 fn rule(
     t: &mut Translator,
-    rules: &[String],
     index: usize,
     at: &Here,
     pattern: &str,
-    skip: bool,
-    settings: &Value,
+    settings: Option<&Value>,
 ) -> Result<(), Fault> {
-    rule_of(t, rules, index, at, at, pattern, skip, settings)
+    rule_of(t, index, at, at, pattern, settings)
 }
 
-/// A rule at a place of the list, and the note about it.
-#[allow(clippy::too_many_arguments)]
+/// A rule at a place of the list, its settings at a place of their own, and the note about it.
 fn rule_of(
     t: &mut Translator,
-    rules: &[String],
     index: usize,
     at: &Here,
     settings_at: &Here,
     pattern: &str,
-    skip: bool,
-    settings: &Value,
+    settings: Option<&Value>,
 ) -> Result<(), Fault> {
-    let ours = join(rules, &index.to_string());
+    let ours = join(&path("rules"), &index.to_string());
     t.remember(&ours, &at.written);
     t.put(&join(&ours, "match"), &at.written, pattern.into())?;
-    match (skip, settings) {
-        (true, _) => t.put(&join(&ours, "skip"), &at.written, Value::Bool(true))?,
-        (_, Value::Object(settings)) => {
+    match settings {
+        None => t.put(&join(&ours, "skip"), &at.written, Value::Bool(true))?,
+        Some(Value::Object(settings)) => {
             t.section(
                 &Here::of(ours.clone(), settings_at.written.clone()),
                 settings.clone(),
             )?;
         }
-        (_, Value::Null) => {}
-        (_, other) => {
+        Some(Value::Null) => {}
+        Some(other) => {
             return Err(at.fault(
                 format!("found `{}`, wanted a section", shown(other)),
                 "write `{bits: 8, group_size: 64}`, or `{}` for the settings of `quant`",

@@ -46,9 +46,9 @@ pub(super) fn respell(schema: &Value, path: &[String], value: &Value) -> Option<
         Value::String(word) => {
             let word = word.trim();
             let plain = |word: &str| word.to_lowercase().replace('_', "-");
-            let listed = wanted.iter().flat_map(|schema| words(schema));
-            let same = listed.filter(|listed| plain(listed) == plain(word));
-            match (same.last(), plain(word).as_str(), word.parse::<i64>()) {
+            let mut listed = wanted.iter().flat_map(|schema| words(schema));
+            let same = listed.find(|listed| plain(listed) == plain(word));
+            match (same, plain(word).as_str(), word.parse::<i64>()) {
                 (Some(same), ..) => Value::from(same),
                 (_, "true", _) => Value::Bool(true),
                 (_, "false", _) => Value::Bool(false),
