@@ -329,21 +329,21 @@ fn rule(index: usize, file: &RuleFile, quant: &QuantFile) -> Result<Rule, Fault>
     let pattern = pattern(&["rules", &index, "match"], &file.pattern)?;
     let changes = file.bits.is_some() || file.group_size.is_some() || file.sym.is_some();
     let treatment = match (file.skip, changes) {
-        (true, false) => Treatment::Keep,
-        (false, true) => Treatment::Quantize(scheme(
+        (Some(true), false) => Treatment::Keep,
+        (Some(false), _) | (None, true) => Treatment::Quantize(scheme(
             &at,
             file.bits.unwrap_or(quant.bits),
             file.group_size.unwrap_or(quant.group_size),
             file.sym.unwrap_or(quant.sym),
         )?),
-        (true, true) => {
+        (Some(true), true) => {
             return Err(Fault::new(
                 &at,
                 "found `skip: true` beside settings that it would make idle",
                 "keep either `skip` or the settings",
             ));
         }
-        (false, false) => {
+        (None, false) => {
             return Err(Fault::new(
                 &at,
                 "changes nothing",

@@ -293,9 +293,9 @@ pub(super) struct RuleFile {
     /// In place of `quant.sym`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) sym: Option<bool>,
-    /// Leaves the module as it is.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(super) skip: bool,
+    /// True leaves the module as it is. False, with nothing else, quantizes it as `quant` says, whatever rules come after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) skip: Option<bool>,
 }
 
 /// One thing to write.

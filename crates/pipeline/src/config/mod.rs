@@ -11,11 +11,14 @@
 mod check;
 mod error;
 mod file;
+mod forms;
+mod hub;
 mod pattern;
 mod read;
 mod schema;
 mod sweep;
 mod synonyms;
+mod translate;
 mod words;
 
 use std::collections::BTreeMap;
@@ -669,7 +672,7 @@ impl From<&Rule> for RuleFile {
             bits: scheme.map(|s| s.bits()),
             group_size: scheme.map(|s| s.group_size().as_i64()),
             sym: scheme.map(|s| s.sym()),
-            skip: scheme.is_none(),
+            skip: scheme.is_none().then_some(true),
         }
     }
 }
@@ -683,5 +686,7 @@ impl From<&Export> for ExportFile {
     }
 }
 
+#[cfg(test)]
+mod spelled;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use serde::de::{
 use serde_json::{Map, Number, Value};
 
 use super::error::{ConfigError, Fault};
-use super::synonyms::{Renamed, rename};
+use super::translate::{Note, Renamed, Translated, lookup, translate};
 
 /// A pipeline file as a plain value in our own spelling, overrides applied.
 pub(super) struct Document<'a> {
@@ -17,6 +17,8 @@ pub(super) struct Document<'a> {
     text: &'a str,
     /// What stands in it; keys without a value are left out.
     pub(super) value: Value,
+    /// What was understood other than written, in the file and by overrides.
+    notes: Vec<(bool, Note)>,
     /// Keys the user wrote otherwise.
     renamed: Vec<Renamed>,
     /// Paths set by an override, as the user wrote them and as ours.
@@ -40,6 +42,7 @@ impl<'a> Document<'a> {
             name,
             text,
             value: Value::Null,
+            notes: Vec::new(),
             renamed: Vec::new(),
             overridden: Vec::new(),
             to_look_through: Cell::new(LOOKED_THROUGH),
@@ -50,11 +53,18 @@ impl<'a> Document<'a> {
             problem,
             hint: Some("`halfbyte schema` prints what may stand in a pipeline file".to_owned()),
         })?;
-        document.value = match value {
+        let value = match value {
             Value::Null => Value::Object(Map::new()),
             value => value,
         };
-        document.renamed = rename(&mut document.value).map_err(|fault| document.error(fault))?;
+        let translated = translate(value, false).map_err(|fault| document.error(fault))?;
+        document.value = translated.value;
+        document.renamed = translated.renamed;
+        document.notes = translated
+            .notes
+            .into_iter()
+            .map(|note| (false, note))
+            .collect();
         for text in overrides {
             document.apply(text)?;
         }
@@ -76,22 +86,16 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// What was read by another name, one line each.
+    /// What was understood other than written, one line each.
     pub(super) fn notices(&self) -> Vec<String> {
-        let respelled = self.overridden.iter().filter(|o| o.ours != o.written);
-        self.renamed
-            .iter()
-            .chain(respelled)
-            .map(|renamed| {
-                format!(
-                    "{}: `{}` is read as `{}`{}",
-                    self.place(&renamed.ours),
-                    renamed.written.join("."),
-                    renamed.ours.join("."),
-                    renamed.note
-                )
-            })
-            .collect()
+        let notes = self.notes.iter().map(|(by_override, note)| {
+            let place = match by_override {
+                true => format!("--set {}", note.written.join(".")),
+                false => self.place_of(&note.written),
+            };
+            format!("{place}: {}", note.text)
+        });
+        notes.collect()
     }
 
     /// Where a key stands and how the user spelled it, as errors have it: `p.yaml:12: rules.0.match`.
@@ -123,7 +127,21 @@ impl<'a> Document<'a> {
         {
             return format!("--set {}", found.written.join("."));
         }
-        match (1..=written.len()).rev().find_map(lines) {
+        if let Some(line) = (1..=written.len()).rev().find_map(lines) {
+            return format!("{}:{line}", self.name);
+        }
+        // A section that only another tool's key made is that key's.
+        let below = |r: &&Renamed| r.ours.starts_with(path) && !path.is_empty();
+        match self.renamed.iter().find(below) {
+            Some(found) => self.place_of(&found.written),
+            None => self.name.to_owned(),
+        }
+    }
+
+    /// `file:line` of a key as written, or of the nearest section around it.
+    fn place_of(&self, written: &[String]) -> String {
+        let line = |depth: usize| line_of(self.text, &written[..depth]);
+        match (1..=written.len()).rev().find_map(line) {
             Some(line) => format!("{}:{line}", self.name),
             None => self.name.to_owned(),
         }
@@ -131,8 +149,15 @@ impl<'a> Document<'a> {
 
     /// The path with the user's spelling.
     fn as_written(&self, path: &[String]) -> Vec<String> {
-        let renamed = self.overridden.iter().rev().chain(&self.renamed);
-        match renamed.into_iter().find(|r| path.starts_with(&r.ours)) {
+        let around = |r: &&Renamed| path.starts_with(&r.ours);
+        let overridden = self.overridden.iter().rev().find(around);
+        let renamed = || {
+            self.renamed
+                .iter()
+                .filter(around)
+                .max_by_key(|r| r.ours.len())
+        };
+        match overridden.or_else(renamed) {
             Some(renamed) => [&renamed.written, &path[renamed.ours.len()..]].concat(),
             None => path.to_vec(),
         }
@@ -153,29 +178,59 @@ impl<'a> Document<'a> {
             return Err(wrong(format!("`{path}` is no key path")));
         }
         let value = parse_yaml(value).map_err(|(_, problem)| wrong(problem))?;
-        // Nested as it would stand in a file, so that synonyms are read by the same rules.
-        let mut nested = written.iter().rev().fold(value, |value, key| {
+        // Nested as it would stand in a file, so that other tools' spellings are read by the same rules.
+        let nested = written.iter().rev().fold(value, |value, key| {
             Value::Object(Map::from_iter([(key.clone(), value)]))
         });
-        let inner = rename(&mut nested).map_err(|fault| wrong(fault.problem))?;
-        for (index, (ours, value)) in leaves(nested, written.len()).into_iter().enumerate() {
-            set(&mut self.value, &ours, value).map_err(&wrong)?;
-            let renamed = match index {
-                0 => inner.first(),
-                // A synonym that stands for two keys.
-                _ => inner.last(),
-            };
-            let written = match index {
-                0 => &written,
-                _ => renamed.map_or(&written, |renamed| &renamed.written),
-            };
+        let translated = translate(nested, true).map_err(|fault| ConfigError {
+            place: format!("--set {}", fault.path.join(".")),
+            key: String::new(),
+            problem: fault.problem,
+            hint: fault.hint,
+        })?;
+        let Translated {
+            value,
+            renamed,
+            notes,
+            soft,
+        } = translated;
+        let respelled = |r: &Renamed| r.written == written && r.ours != written;
+        if let Some(value) = lookup(&value, &written)
+            && !renamed.iter().any(respelled)
+        {
+            set(&mut self.value, &written, without_nulls(value)).map_err(&wrong)?;
             self.overridden.push(Renamed {
-                ours,
+                ours: written.clone(),
                 written: written.clone(),
-                note: renamed.map_or_else(String::new, |renamed| renamed.note.clone()),
             });
+        } else {
+            for Renamed { ours, .. } in &renamed {
+                let unsaid = soft.iter().any(|soft| ours.starts_with(soft));
+                if unsaid && lookup(&self.value, ours).is_some() {
+                    continue;
+                }
+                let value = lookup(&value, ours).map_or(Value::Null, without_nulls);
+                set(&mut self.value, ours, value).map_err(&wrong)?;
+            }
         }
+        let respelled = renamed.into_iter().filter(|r| r.ours != r.written);
+        self.overridden.extend(respelled);
+        self.notes
+            .extend(notes.into_iter().map(|note| (true, note)));
         Ok(())
+    }
+}
+
+/// The value without keys that have none, all through; null itself stays.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(section) => {
+            let full = section.iter().filter(|(_, value)| !value.is_null());
+            let section = full.map(|(key, value)| (key.clone(), without_nulls(value)));
+            Value::Object(section.collect())
+        }
+        Value::Array(list) => Value::Array(list.iter().map(without_nulls).collect()),
+        plain => plain.clone(),
     }
 }
 
@@ -470,33 +525,12 @@ fn plain(value: serde_yaml::Value) -> Result<Value, String> {
                 let Yaml::String(key) = key else {
                     return Err(format!("found the key {key:?}, wanted a word"));
                 };
-                // A key left empty, its lines commented out perhaps, is an absent key.
-                if !value.is_null() {
-                    section.insert(key, plain(value)?);
-                }
+                section.insert(key, plain(value)?);
             }
             Value::Object(section)
         }
         Yaml::Tagged(tagged) => return Err(format!("found the tag {}, wanted none", tagged.tag)),
     })
-}
-
-/// The values at a depth of single-keyed sections, with their paths; more than one where a rename added a key.
-fn leaves(value: Value, depth: usize) -> Vec<(Vec<String>, Value)> {
-    match value {
-        Value::Object(section) if depth > 0 => section
-            .into_iter()
-            .flat_map(|(key, value)| {
-                leaves(value, depth - 1)
-                    .into_iter()
-                    .map(move |(mut path, value)| {
-                        path.insert(0, key.clone());
-                        (path, value)
-                    })
-            })
-            .collect(),
-        value => vec![(Vec::new(), value)],
-    }
 }
 
 /// Puts a value at a path, making sections and lists on the way; null takes the key away.

@@ -9,11 +9,75 @@ use serde_json::{Map, Value};
 
 use super::error::{Fault, any_of};
 use super::file::PipelineFile;
-use super::synonyms::{SYNONYMS, later};
+use super::synonyms::{home, later};
 
 /// The JSON Schema of the pipeline file.
 pub(super) fn schema() -> Value {
     schemars::schema_for!(PipelineFile).to_value()
+}
+
+/// The keys of the section at `path`, by their schemas; none where there is no section.
+pub(super) fn keys<'a>(schema: &'a Value, path: &[String]) -> Option<&'a Map<String, Value>> {
+    (at(schema, path).into_iter()).find_map(|schema| schema["properties"].as_object())
+}
+
+/// Whether a list may stand at `path`.
+pub(super) fn is_list(schema: &Value, path: &[String]) -> bool {
+    at(schema, path)
+        .iter()
+        .any(|schema| kind(schema) == "array")
+}
+
+/// A word or number as the schema has it at `path`, where it is written otherwise but leaves no doubt: a number or a truth
+/// in quotes, a whole number with `.0`, a word in other letters. None where it fits as it is, or not at all.
+pub(super) fn respell(schema: &Value, path: &[String], value: &Value) -> Option<Value> {
+    let wanted = at(schema, path);
+    let fits = |value: &Value| wanted.iter().any(|schema| accepts_scalar(value, schema));
+    if wanted.is_empty() || fits(value) {
+        return None;
+    }
+    let found = match value {
+        Value::Number(number) => {
+            let whole = number
+                .as_f64()
+                .filter(|n| n.fract() == 0.0 && n.abs() < 1e15)?;
+            Value::from(whole as i64)
+        }
+        Value::String(word) => {
+            let word = word.trim();
+            let plain = |word: &str| word.to_lowercase().replace('_', "-");
+            let mut listed = wanted.iter().flat_map(|schema| words(schema));
+            let same = listed.find(|listed| plain(listed) == plain(word));
+            match (same, plain(word).as_str(), word.parse::<i64>()) {
+                (Some(same), ..) => Value::from(same),
+                (_, "true", _) => Value::Bool(true),
+                (_, "false", _) => Value::Bool(false),
+                (.., Ok(whole)) => Value::from(whole),
+                _ => {
+                    let number = word.parse::<f64>().ok().filter(|n| n.is_finite())?;
+                    match number.fract() == 0.0 && number.abs() < 1e15 {
+                        true => Value::from(number as i64),
+                        false => Value::from(number),
+                    }
+                }
+            }
+        }
+        _ => return None,
+    };
+    fits(&found).then_some(found)
+}
+
+/// The schemas of which a value at `path` needs to fit one; list places are numbers or `*`.
+fn at<'a>(schema: &'a Value, path: &[String]) -> Vec<&'a Value> {
+    let walk = Walk { root: schema };
+    path.iter().fold(walk.alternatives(schema), |schemas, key| {
+        let inner = |schema: &&'a Value| match kind(schema) {
+            "array" => Some(&schema["items"]),
+            _ => schema["properties"].get(key),
+        };
+        let inner = schemas.iter().filter_map(inner);
+        inner.flat_map(|schema| walk.alternatives(schema)).collect()
+    })
 }
 
 /// The first thing in `value` that the schema does not allow.
@@ -130,14 +194,8 @@ impl<'a> Walk<'a> {
 
     /// Where a key belongs that stands in a section that does not know it.
     fn elsewhere(&self, key: &str) -> Option<String> {
-        let synonym = SYNONYMS
-            .iter()
-            .find(|s| s.theirs == key && !s.section.contains('*'));
-        if let Some(synonym) = synonym {
-            return Some(match synonym.section {
-                "" => synonym.ours.to_owned(),
-                section => format!("{section}.{}", synonym.ours),
-            });
+        if let Some(home) = home(key) {
+            return Some(home);
         }
         let mut homes = BTreeMap::new();
         self.homes(self.root, "", &mut homes);
