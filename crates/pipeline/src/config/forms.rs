@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::Fault;
 use super::hub::{self, Kind};
-use super::synonyms::{DATASETS, FORMATS, MODIFIERS, NO_SCHEMES, TOGETHER};
+use super::synonyms::{DATASETS, FORMATS, MODIFIERS, NO_SCHEMES, TOGETHER, is_empty};
 use super::translate::{Here, Translator, all_of, join, path, plain_word, shown};
 
 /// `W4A16`, `W4A16_ASYM`, `W2A16G64` and the like.
@@ -117,6 +117,9 @@ pub(super) fn config_groups(t: &mut Translator, at: &Here, value: &Value) -> Res
             ));
         }
         t.section(&here.block(), group)?;
+        if is_empty(&weights) {
+            t.idle(&here.key("weights"), "it is empty");
+        }
         match targets.is_empty() || targets.iter().any(|target| is_all(target)) {
             true => all.push((here.key("weights"), weights)),
             false => named.push((here, targets, weights)),

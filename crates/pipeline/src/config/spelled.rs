@@ -158,6 +158,10 @@ fn switches_of_other_tools_mean_what_is_so_here_or_are_refused() {
         ("quant: {true_sequential: true}", ""),
         ("lm_head: false", ""),
         (
+            "dynamic: {}\nrules: [{match: a, bits: 8}]",
+            "rules: [{match: a, bits: 8}]",
+        ),
+        (
             "quant: {damp_auto_increment: 0.0025, damp_percent: 0.05}",
             "quant: {damp_percent: 0.05}",
         ),
@@ -684,4 +688,69 @@ fn every_spelling_is_lower_case_and_known_once_in_a_place() {
             }
         }
     }
+}
+
+#[test]
+fn no_spelling_is_dropped_in_silence_whatever_its_value() {
+    let values = [
+        "true", "0", "-1", "4.5", "word", "''", "[]", "[a, b]", "[[]]", "{}", "{a: {}}", "{0: a}",
+    ];
+    // those that are ours, too, in one of their shapes
+    let own = [
+        "export",
+        "ignore",
+        "source",
+        "sources",
+        "evaluate",
+        "calibration",
+        "path",
+        "dataset",
+        "format",
+        "model",
+        "recipe",
+    ];
+    let mut silent = String::new();
+    for spelling in super::synonyms::SPELLINGS {
+        for theirs in spelling
+            .theirs
+            .iter()
+            .filter(|theirs| !own.contains(theirs))
+            .take(1)
+        {
+            for at in spelling.at {
+                for value in values {
+                    let key = format!("{theirs}: {value}");
+                    let text = match *at {
+                        "" => whole(&key),
+                        "model" => format!("model: {{source: embedded:tiny, {key}}}"),
+                        "rules.*" => whole(&format!("rules: [{{match: a, bits: 3, {key}}}]")),
+                        "export.*" => whole(&format!("export: [{{{key}}}]")),
+                        "calibration.sources.*" => {
+                            whole(&format!("calibration: {{sources: [{{path: src, {key}}}]}}"))
+                        }
+                        super::synonyms::BLOCK => whole(&format!("quantization_config: {{{key}}}")),
+                        section => whole(&format!("{section}: {{{key}}}")),
+                    };
+                    if parse(&text).is_ok_and(|pipeline| pipeline.notices.is_empty()) {
+                        silent += &format!("{text}\n");
+                    }
+                    // and once more as an override: told or refused, and no panic
+                    let key = match *at {
+                        "" | super::synonyms::BLOCK => format!("{theirs}={value}"),
+                        at => format!("{}.{theirs}={value}", at.replace('*', "0")),
+                    };
+                    let set = Pipeline::parse_with(
+                        MODEL,
+                        "p.yaml",
+                        Path::new("base"),
+                        std::slice::from_ref(&key),
+                    );
+                    if set.is_ok_and(|pipeline| pipeline.notices.is_empty()) {
+                        silent += &format!("--set {key}\n");
+                    }
+                }
+            }
+        }
+    }
+    assert!(silent.is_empty(), "{silent}");
 }

@@ -443,7 +443,8 @@ fn fits(pattern: &str, path: &[String]) -> bool {
     pattern.len() == path.len() && pattern.iter().zip(path).all(|(p, s)| *p == "*" || p == s)
 }
 
-fn is_empty(value: &Value) -> bool {
+/// A section or list with nothing in it.
+pub(super) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Object(section) => section.is_empty(),
         Value::Array(list) => list.is_empty(),

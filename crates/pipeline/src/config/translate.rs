@@ -423,6 +423,11 @@ impl Translator {
                 return Ok(());
             }
         }
+        let is_form = matches!(effects, [Then::Form(_)]);
+        if is_form && synonyms::is_empty(&value) {
+            self.idle(at, "it is empty");
+            return Ok(());
+        }
         for effect in *effects {
             self.effect(at, effect, &value)?;
         }
