@@ -57,6 +57,7 @@ fn memory(texts: Vec<String>) -> TextSource {
         },
         weight: 1.0,
         text_column: None,
+        chat_template: true,
     }
 }
 
@@ -65,6 +66,7 @@ fn path(path: &Path) -> TextSource {
         kind: SourceKind::Path(path.into()),
         weight: 1.0,
         text_column: None,
+        chat_template: true,
     }
 }
 
@@ -77,7 +79,7 @@ fn file(name: &str, bytes: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
 }
 
 fn load(sources: &[TextSource], options: &WindowOptions) -> Windows {
-    let windows = load_windows(sources, &TOKENIZER, options).unwrap();
+    let windows = load_windows(sources, &TOKENIZER, None, options).unwrap();
     check_accounts(&windows, options);
     windows
 }
@@ -97,8 +99,8 @@ fn random_windows_come_on_top_and_leave_the_text_as_it_is() {
         random_samples: 300,
         ..plain.clone()
     };
-    let plain = load_windows(&source, &tokenizer, &plain).unwrap();
-    let windows = load_windows(&source, &tokenizer, &mixed).unwrap();
+    let plain = load_windows(&source, &tokenizer, None, &plain).unwrap();
+    let windows = load_windows(&source, &tokenizer, None, &mixed).unwrap();
     assert_eq!(windows.holdout, plain.holdout);
     let (text, random) = windows.calibration.split_at(plain.calibration.len());
     assert_eq!(text, plain.calibration);
@@ -144,7 +146,7 @@ fn random_windows_come_on_top_and_leave_the_text_as_it_is() {
     assert!(counts.iter().all(|n| *n < 30));
     assert_eq!(
         windows,
-        load_windows(&source, &tokenizer, &mixed).unwrap(),
+        load_windows(&source, &tokenizer, None, &mixed).unwrap(),
         "the same seed"
     );
 }
@@ -200,7 +202,7 @@ fn check_accounts(windows: &Windows, options: &WindowOptions) {
 }
 
 fn error(sources: &[TextSource], options: &WindowOptions) -> String {
-    load_windows(sources, &TOKENIZER, options)
+    load_windows(sources, &TOKENIZER, None, options)
         .unwrap_err()
         .to_string()
 }
@@ -272,7 +274,8 @@ fn truncate_pads_short_documents_and_drops_shorter_ones() {
         DroppedDocuments {
             empty: 1,
             too_short: 1,
-            not_utf8: 0
+            not_utf8: 0,
+            refused: 0
         }
     );
     assert_eq!(
@@ -408,6 +411,7 @@ fn a_truncation_in_the_tokenizer_file_is_ignored() {
     let windows = load_windows(
         &[memory(vec![words(0, 40)])],
         &tokenizer,
+        None,
         &options(1, 40, Packing::Truncate),
     )
     .unwrap();
@@ -834,7 +838,7 @@ proptest! {
         ];
         let mut options = WindowOptions { seed, holdout: 0.2, ..options(100_000, length, packing) };
         // What the error says is there is what can be had.
-        let available = match load_windows(&sources, &TOKENIZER, &options) {
+        let available = match load_windows(&sources, &TOKENIZER, None, &options) {
             Err(TextError::TooLittle { windows_found, .. }) => windows_found,
             Err(TextError::NoText { .. }) => 0,
             other => panic!("{other:?}"),
@@ -846,6 +850,6 @@ proptest! {
         options.num_samples = available;
         load(&sources, &options);
         options.num_samples = available + 1;
-        prop_assert!(load_windows(&sources, &TOKENIZER, &options).is_err());
+        prop_assert!(load_windows(&sources, &TOKENIZER, None, &options).is_err());
     }
 }
