@@ -205,7 +205,7 @@ pub enum TextError {
     /// Evaluation text with fewer windows than asked for.
     #[error(
         "too little evaluation text: {n_tokens} tokens are {available} windows of {sequence_length}, wanted {wanted}; \
-         add text, set windows: {}, or shorten sequence_length",
+         add text, set windows: {}, or shorten sequence_length{told}",
         if *available == 0 { "all".to_string() } else { available.to_string() }
     )]
     TooFewWindows {
@@ -217,7 +217,12 @@ pub enum TextError {
         sequence_length: usize,
         /// Windows asked for; at least 1.
         wanted: usize,
+        /// What is to be told of how the text was read, each after a semicolon.
+        told: String,
     },
+    /// A text that was read twice and is not the same.
+    #[error("the evaluation text changed while it was read; start again when nothing writes to it")]
+    Changed,
     /// A window index past the end, or named twice.
     #[error("evaluation window {index} {problem}; the text has windows 0 to {last}")]
     WindowIndex {

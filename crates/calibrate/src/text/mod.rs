@@ -31,6 +31,7 @@ mod read;
 mod record;
 mod report;
 mod source;
+mod token_stream;
 mod tokenize;
 mod windows;
 
@@ -39,7 +40,7 @@ mod tests;
 
 pub use chat::{Message, RenderChat};
 pub use error::TextError;
-pub use evaluation::{EvaluationText, WindowChoice, evaluation_windows};
+pub use evaluation::{EvaluationText, WindowChoice, evaluation_windows, evaluation_windows_of};
 pub use random::SplitMix64;
 pub use read::read_text;
 pub use report::{DroppedDocuments, SourceReport, TextReport};

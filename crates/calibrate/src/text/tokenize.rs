@@ -65,7 +65,7 @@ pub(super) fn ids_of_each(
     Ok(all)
 }
 
-fn failed(name: &str, error: &tokenizers::Error) -> TextError {
+pub(super) fn failed(name: &str, error: &tokenizers::Error) -> TextError {
     TextError::Tokenize {
         name: name.to_string(),
         problem: error.to_string(),
