@@ -267,7 +267,10 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::Arc;
 
+    use super::super::decode;
+    use super::super::record::Found;
     use parquet::basic::Compression;
+    use parquet::data_type::Int32Type;
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
@@ -308,14 +311,24 @@ mod tests {
         (folder, path)
     }
 
-    fn read(path: &Path, column: Option<&str>) -> Result<Vec<Record>, String> {
+    fn read(path: &Path, column: Option<&str>) -> Result<Vec<Found>, String> {
         let mut found = Vec::new();
-        let _ = read_records(path, column, &mut |record| {
+        read_until(path, column, &mut |record| {
             found.push(record);
-            Ok(ControlFlow::Continue(()))
+            ControlFlow::Continue(())
         })
         .map_err(|e| e.to_string())?;
         Ok(found)
+    }
+
+    fn read_until(
+        path: &Path,
+        column: Option<&str>,
+        take: &mut dyn FnMut(Found) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, TextError> {
+        let unpacked = decode::unpack(open(path)?, path)?;
+        let mut columns = Columns::new(column);
+        read_records(unpacked, path, &mut columns, &mut |found, _| Ok(take(found)))
     }
 
     const TWO_COLUMNS: &str =
@@ -326,6 +339,10 @@ mod tests {
         for compression in [
             Compression::UNCOMPRESSED,
             Compression::SNAPPY,
+            Compression::GZIP(Default::default()),
+            Compression::BROTLI(Default::default()),
+            Compression::LZ4,
+            Compression::LZ4_RAW,
             Compression::ZSTD(Default::default()),
         ] {
             let ids = || (vec![b"x".as_slice(), b"y", b"z"], None, None);
@@ -340,13 +357,13 @@ mod tests {
                 compression,
                 &[vec![ids(), texts], vec![ids(), more]],
             );
-            let text = |t: &str| Record::Text(t.into());
+            let text = |t: &str| Found::Text(t.into());
             assert_eq!(
                 read(&path, None).unwrap(),
                 [
                     text("one"),
                     text(""),
-                    Record::NotUtf8,
+                    Found::NotUtf8,
                     text("two"),
                     text(""),
                     text("drei ü")
@@ -368,23 +385,22 @@ mod tests {
             Compression::SNAPPY,
             &[vec![leaf]],
         );
-        let expected: Vec<Record> = texts.into_iter().map(Record::Text).collect();
+        let expected: Vec<Found> = texts.into_iter().map(Found::Text).collect();
         assert_eq!(read(&path, None).unwrap(), expected);
         let mut seen = 0;
-        let flow = read_records(&path, None, &mut |_| {
+        let flow = read_until(&path, None, &mut |_| {
             seen += 1;
-            Ok(if seen == 3 {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            })
+            match seen {
+                3 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
         });
         assert!(flow.unwrap().is_break());
         assert_eq!(seen, 3);
     }
 
     #[test]
-    fn a_column_of_chats_is_joined() {
+    fn a_column_of_chats_keeps_its_roles() {
         let schema = "message m { optional group messages (LIST) { repeated group list { \
                       optional group element { optional binary role (STRING); optional binary content (STRING); } } } }";
         // Two chats: two messages, then one.
@@ -400,13 +416,71 @@ mod tests {
             repetitions,
         );
         let (_folder, path) = file(schema, Compression::SNAPPY, &[vec![roles, contents]]);
+        let chats: Vec<_> = read(&path, None)
+            .unwrap()
+            .into_iter()
+            .map(|found| match found {
+                Found::Chat(chat) => chat.messages,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let message = |role: &str, text: &str| (Some(role.to_owned()), text.to_owned());
         assert_eq!(
-            read(&path, None).unwrap(),
+            chats,
             [
-                Record::Chat("ask\n\nanswer".into()),
-                Record::Chat("more".into())
+                vec![message("user", "ask"), message("assistant", "answer")],
+                vec![message("user", "more")]
             ]
         );
+    }
+
+    #[test]
+    fn null_text_beside_a_chat_and_the_only_column_of_strings_are_found() {
+        let schema = "message m { optional binary text (STRING); optional binary prompt (STRING); \
+                      optional binary completion (STRING); required int32 n; }";
+        let columns = "message m { required binary words (STRING); required int32 n; }";
+        let (_folder, path) = file_with_numbers(schema, &[
+            (vec![], Some(vec![0, 0])),
+            (vec![b"ask", b"and"], Some(vec![1, 1])),
+            (vec![b"answer", b"so"], Some(vec![1, 1])),
+        ], 2);
+        match &read(&path, None).unwrap()[..] {
+            [Found::Chat(one), Found::Chat(two)] => {
+                assert_eq!((one.plain(), two.plain()), ("ask\n\nanswer".into(), "and\n\nso".into()));
+            }
+            other => panic!("{other:?}"),
+        }
+        let (_folder, path) = file_with_numbers(columns, &[(vec![b"one", b"two"], None)], 2);
+        let text = |t: &str| Found::Text(t.into());
+        assert_eq!(read(&path, None).unwrap(), [text("one"), text("two")]);
+    }
+
+    /// One row group of columns of strings, then one of numbers.
+    fn file_with_numbers(
+        schema: &str,
+        leaves: &[(Vec<&[u8]>, Option<Vec<i16>>)],
+        rows: usize,
+    ) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let out = std::fs::File::create(&path).unwrap();
+        let mut writer = SerializedFileWriter::new(out, schema, Default::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        for (values, definitions) in leaves {
+            let values: Vec<ByteArray> = values.iter().map(|v| v.to_vec().into()).collect();
+            let mut column = group.next_column().unwrap().unwrap();
+            let typed = column.typed::<ByteArrayType>();
+            typed.write_batch(&values, definitions.as_deref(), None).unwrap();
+            column.close().unwrap();
+        }
+        let mut column = group.next_column().unwrap().unwrap();
+        let numbers: Vec<i32> = (0..rows as i32).collect();
+        column.typed::<Int32Type>().write_batch(&numbers, None, None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        (folder, path)
     }
 
     #[test]

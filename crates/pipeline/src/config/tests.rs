@@ -991,11 +991,7 @@ fn evaluation_takes_the_text_inside_the_program_where_none_is_named() {
 }
 
 #[test]
-fn evaluation_needs_a_file_and_a_gate_its_evaluation() {
-    check_error(
-        "model: {source: embedded:tiny}\nevaluate: {text: src}\n",
-        "p.yaml:2: evaluate.text: `src` is a folder, wanted a text file\nhint: give one plain text file",
-    );
+fn a_gate_needs_its_evaluation() {
     check_error(
         "model: {source: embedded:tiny}\ngate: {max_kl: 0.1}\n",
         "p.yaml:2: gate.max_kl: nothing is measured to hold it against\nhint: add `evaluate: {text: FILE}`",
