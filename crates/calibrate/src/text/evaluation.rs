@@ -94,24 +94,9 @@ pub fn evaluation_windows_of(
     let mut account = Account::default();
     let mut not_utf8 = 0;
     let mut pieces = |take: &mut TakePiece| {
-        let mut joined = Joined::default();
         not_utf8 = 0;
-        let (_, read) = read_records(source, reading, &mut |record| match record {
-            Record::Text(text) => joined.document(&text, true, take),
-            Record::Marked(text) => joined.document(&text, false, take),
-            Record::Plain(text, is_last) => {
-                let flow = joined.part(&text, take);
-                joined.ends |= is_last;
-                flow
-            }
-            Record::NotUtf8 => {
-                not_utf8 += 1;
-                Ok(ControlFlow::Continue(()))
-            }
-            Record::Refused | Record::Ids(_) => Ok(ControlFlow::Continue(())),
-        })?;
-        account = read;
-        joined.end(take)
+        account = joined(source, reading, &mut not_utf8, take)?;
+        Ok(())
     };
     let mut found = windows_of(&mut pieces, tokenizer, sequence_length, choice);
     let name = source.name();
@@ -129,6 +114,48 @@ pub fn evaluation_windows_of(
         Err(_) => {}
     }
     found
+}
+
+/// Hands on the text of a source and counts its documents that are not UTF-8.
+fn joined(
+    source: &TextSource,
+    reading: Reading,
+    not_utf8: &mut usize,
+    take: &mut TakePiece,
+) -> Result<Account, TextError> {
+    let mut joined = Joined::default();
+    let (_, account) = read_records(source, reading, &mut |record| match record {
+        Record::Text(text) => joined.document(&text, true, take),
+        Record::Marked(text) => joined.document(&text, false, take),
+        Record::Plain(text, is_last) => {
+            let flow = joined.part(&text, take);
+            joined.ends |= is_last;
+            flow
+        }
+        Record::NotUtf8 => {
+            *not_utf8 += 1;
+            Ok(ControlFlow::Continue(()))
+        }
+        Record::Refused | Record::Ids(_) => Ok(ControlFlow::Continue(())),
+    })?;
+    joined.end(take)?;
+    Ok(account)
+}
+
+/// The pieces of a source's text, as they come.
+#[cfg(test)]
+pub(super) fn text_of(source: &TextSource, take: &mut dyn FnMut(&str)) -> Result<(), TextError> {
+    let reading = Reading {
+        render: None,
+        vocabulary: None,
+        purpose: Purpose::Evaluation,
+        whole_files: false,
+    };
+    joined(source, reading, &mut 0, &mut |piece| {
+        take(piece);
+        Ok(ControlFlow::Continue(()))
+    })
+    .map(drop)
 }
 
 /// Documents to one text: a blank line between two, instead of the line ends that the first has, but where it has marks of its

@@ -97,7 +97,9 @@ impl ChatTemplate {
         let names = [
             (
                 "messages",
-                Jinja::from_iter(messages.iter().map(Jinja::from_serialize)),
+                Jinja::from_iter(messages.iter().map(|message| {
+                    Jinja::from_pairs([("role", &message.role), ("content", &message.content)])
+                })),
             ),
             ("add_generation_prompt", Jinja::from(go_on)),
         ];
@@ -385,7 +387,7 @@ fn special_tokens(folder: &ModelFolder) -> Result<Vec<(String, Jinja)>> {
             let token = match value {
                 Value::Array(list) if name == MORE => {
                     let texts: Vec<&str> = list.iter().filter_map(token_text).collect();
-                    Some(Jinja::from_serialize(texts))
+                    Some(Jinja::from_iter(texts))
                 }
                 value if name.ends_with("_token") => token_text(value).map(Jinja::from),
                 _ => None,
