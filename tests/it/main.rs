@@ -17,4 +17,5 @@ mod program;
 mod snapshot;
 mod sweep;
 mod terminal;
+mod texts;
 mod told;

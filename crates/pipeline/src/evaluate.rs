@@ -70,7 +70,12 @@ pub fn evaluate(request: &EvalRequest, on_event: &mut dyn FnMut(Event)) -> Resul
     }
     let folder = model.weights().folder();
     let tokenizer = folder.tokenizer()?;
-    let text = text.windows(folder, &tokenizer, request.sequence_length, &request.windows)?;
+    let text = text.windows(
+        folder,
+        &tokenizer,
+        request.sequence_length,
+        &request.windows,
+    )?;
     for warning in &text.warnings {
         on_event(Event::Warning(warning.clone()));
     }

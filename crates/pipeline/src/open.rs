@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{
-    self, EvaluationText, RenderChat, SourceKind, SplitMix64, TextSource, WindowChoice, WindowOptions,
-    evaluation_windows, evaluation_windows_of, load_windows,
+    self, EvaluationText, RenderChat, SourceKind, SplitMix64, TextSource, WindowChoice,
+    WindowOptions, evaluation_windows, evaluation_windows_of, load_windows,
 };
 use halfbyte_checkpoint::{
     HubOptions, Identity, ModelFolder, Progress, create_folder, resolve_dataset,
@@ -230,7 +230,12 @@ pub(crate) fn read_calibration(
         random_samples: calibration.random_samples,
     };
     let render = chat_writer(folder);
-    Ok(load_windows(&sources, tokenizer, render.as_deref(), &options)?)
+    Ok(load_windows(
+        &sources,
+        tokenizer,
+        render.as_deref(),
+        &options,
+    )?)
 }
 
 /// Writes chats with the model's own template, where it has one. A template that cannot be read refuses every chat, and so is
@@ -536,7 +541,12 @@ pub(crate) fn open_evaluation(
         text_column: evaluate.text_column.as_deref(),
         chat_template: evaluate.chat_template,
     };
-    text.windows(folder, tokenizer, evaluate.sequence_length, &evaluate.windows)
+    text.windows(
+        folder,
+        tokenizer,
+        evaluate.sequence_length,
+        &evaluate.windows,
+    )
 }
 
 /// The choice of windows in the text crate's own type.

@@ -83,11 +83,8 @@ impl Chat {
         match value {
             Value::Array(messages) => Self::of_list(messages.iter().map(message)),
             Value::Object(columns) => {
-                let column = |names: &[&str]| {
-                    names
-                        .iter()
-                        .find_map(|&name| columns.get(name)?.as_array())
-                };
+                let column =
+                    |names: &[&str]| names.iter().find_map(|&name| columns.get(name)?.as_array());
                 let contents = column(&CONTENT_KEYS)?;
                 let roles = column(&ROLE_KEYS)?;
                 if roles.len() != contents.len() {

@@ -32,7 +32,8 @@ pub(super) fn read_records(
         return Ok(ControlFlow::Continue(()));
     }
     let names = texts(&row, path)?;
-    if let Some(name) = (1..names.len()).find_map(|i| names[..i].contains(&names[i]).then_some(&names[i]))
+    if let Some(name) =
+        (1..names.len()).find_map(|i| names[..i].contains(&names[i]).then_some(&names[i]))
     {
         return Err(TextError::Table {
             place: format!("{}: the first row", path.display()),

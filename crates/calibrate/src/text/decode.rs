@@ -128,9 +128,18 @@ pub(super) fn text(unpacked: Unpacked, path: &Path) -> Result<Bytes, TextError> 
 
 /// Whether every second byte of a text's head is zero, as in UTF-16 of plain letters.
 fn is_wide(head: &[u8]) -> bool {
-    let zeros = |odd: usize| head.iter().skip(odd).step_by(2).filter(|b| **b == 0).count();
+    let zeros = |odd: usize| {
+        head.iter()
+            .skip(odd)
+            .step_by(2)
+            .filter(|b| **b == 0)
+            .count()
+    };
     let half = head.len() / 2;
-    half >= 4 && [(0, 1), (1, 0)].iter().any(|&(a, b)| 4 * zeros(a) >= 3 * half && zeros(b) == 0)
+    half >= 4
+        && [(0, 1), (1, 0)]
+            .iter()
+            .any(|&(a, b)| 4 * zeros(a) >= 3 * half && zeros(b) == 0)
 }
 
 /// UTF-16 to UTF-8.

@@ -102,7 +102,9 @@ pub fn evaluation_windows_of(
     let name = source.name();
     let mut told = account.told(render.is_some() && source.chat_template);
     if not_utf8 > 0 {
-        told.push(format!("{not_utf8} documents were dropped because they are not UTF-8"));
+        told.push(format!(
+            "{not_utf8} documents were dropped because they are not UTF-8"
+        ));
     }
     match &mut found {
         Ok(found) => {
@@ -243,7 +245,10 @@ fn windows_of(
         .map(|i| i * sequence_length..(i + 1) * sequence_length)
         .collect();
     let mut in_order = tokens.ranges(&ranges, text, &tokenizer)?;
-    if in_order.iter().any(|window| window.len() != sequence_length) {
+    if in_order
+        .iter()
+        .any(|window| window.len() != sequence_length)
+    {
         return Err(TextError::Changed);
     }
     let windows = indices

@@ -53,9 +53,7 @@ fn read_array(
             }
         }
     });
-    let read = records
-        .deserialize(&mut parser)
-        .and_then(|()| parser.end());
+    let read = records.deserialize(&mut parser).and_then(|()| parser.end());
     match (stopped, read) {
         (Some(flow), _) => flow,
         (None, Ok(())) => Ok(ControlFlow::Continue(())),

@@ -328,7 +328,9 @@ mod tests {
     ) -> Result<ControlFlow<()>, TextError> {
         let unpacked = decode::unpack(open(path)?, path)?;
         let mut columns = Columns::new(column);
-        read_records(unpacked, path, &mut columns, &mut |found, _| Ok(take(found)))
+        read_records(unpacked, path, &mut columns, &mut |found, _| {
+            Ok(take(found))
+        })
     }
 
     const TWO_COLUMNS: &str =
@@ -406,7 +408,7 @@ mod tests {
         // Two chats: two messages, then one.
         let (definitions, repetitions) = (Some(vec![4, 4, 4]), Some(vec![0, 1, 0]));
         let roles = (
-            vec![b"u".as_slice(), b"a", b"u"],
+            vec![b"user".as_slice(), b"gpt", b"human"],
             definitions.clone(),
             repetitions.clone(),
         );
@@ -439,14 +441,21 @@ mod tests {
         let schema = "message m { optional binary text (STRING); optional binary prompt (STRING); \
                       optional binary completion (STRING); required int32 n; }";
         let columns = "message m { required binary words (STRING); required int32 n; }";
-        let (_folder, path) = file_with_numbers(schema, &[
-            (vec![], Some(vec![0, 0])),
-            (vec![b"ask", b"and"], Some(vec![1, 1])),
-            (vec![b"answer", b"so"], Some(vec![1, 1])),
-        ], 2);
+        let (_folder, path) = file_with_numbers(
+            schema,
+            &[
+                (vec![], Some(vec![0, 0])),
+                (vec![b"ask", b"and"], Some(vec![1, 1])),
+                (vec![b"answer", b"so"], Some(vec![1, 1])),
+            ],
+            2,
+        );
         match &read(&path, None).unwrap()[..] {
             [Found::Chat(one), Found::Chat(two)] => {
-                assert_eq!((one.plain(), two.plain()), ("ask\n\nanswer".into(), "and\n\nso".into()));
+                assert_eq!(
+                    (one.plain(), two.plain()),
+                    ("ask\n\nanswer".into(), "and\n\nso".into())
+                );
             }
             other => panic!("{other:?}"),
         }
@@ -471,12 +480,17 @@ mod tests {
             let values: Vec<ByteArray> = values.iter().map(|v| v.to_vec().into()).collect();
             let mut column = group.next_column().unwrap().unwrap();
             let typed = column.typed::<ByteArrayType>();
-            typed.write_batch(&values, definitions.as_deref(), None).unwrap();
+            typed
+                .write_batch(&values, definitions.as_deref(), None)
+                .unwrap();
             column.close().unwrap();
         }
         let mut column = group.next_column().unwrap().unwrap();
         let numbers: Vec<i32> = (0..rows as i32).collect();
-        column.typed::<Int32Type>().write_batch(&numbers, None, None).unwrap();
+        column
+            .typed::<Int32Type>()
+            .write_batch(&numbers, None, None)
+            .unwrap();
         column.close().unwrap();
         group.close().unwrap();
         writer.close().unwrap();

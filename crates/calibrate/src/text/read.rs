@@ -83,7 +83,9 @@ impl Account {
         };
         tell(
             plain,
-            format!("{plain} chats were read as plain text, their messages joined by blank lines {why}"),
+            format!(
+                "{plain} chats were read as plain text, their messages joined by blank lines {why}"
+            ),
         );
         tell(
             self.refused,
@@ -169,14 +171,17 @@ fn read_file(
     if kind == FileKind::Plain {
         return read_plain(unpacked, path, reading.whole_files, visit);
     }
-    let mut take = |found: Found, place: &dyn Fn() -> String| {
-        visit(account.record(found, reading, place)?)
-    };
+    let mut take =
+        |found: Found, place: &dyn Fn() -> String| visit(account.record(found, reading, place)?);
     match kind {
         FileKind::Parquet => parquet_file::read_records(unpacked, path, columns, &mut take),
-        FileKind::Csv(delimiter) => {
-            csv_file::read_records(decode::text(unpacked, path)?, delimiter, path, columns, &mut take)
-        }
+        FileKind::Csv(delimiter) => csv_file::read_records(
+            decode::text(unpacked, path)?,
+            delimiter,
+            path,
+            columns,
+            &mut take,
+        ),
         FileKind::Json | FileKind::Plain => {
             json::read_records(decode::text(unpacked, path)?, path, columns, &mut take)
         }

@@ -247,7 +247,8 @@ pub(super) fn is_beside(name: &str) -> bool {
         .iter()
         .chain(&CONTEXTS)
         .chain(&SYSTEMS);
-    all.into_iter().any(|known| name.eq_ignore_ascii_case(known))
+    all.into_iter()
+        .any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// A filled field by its name, whatever its case, and the name as it is written.

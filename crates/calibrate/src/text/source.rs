@@ -137,7 +137,9 @@ pub(super) fn kind_by_content(path: &Path, head: &[u8]) -> Result<FileKind, Text
 pub(super) fn files_of(kind: &SourceKind, purpose: Purpose) -> Result<Files, TextError> {
     match kind {
         SourceKind::Texts { .. } => Ok(Files::default()),
-        SourceKind::Files { paths, .. } => Ok(chosen(paths.clone(), &common_folder(paths), purpose)),
+        SourceKind::Files { paths, .. } => {
+            Ok(chosen(paths.clone(), &common_folder(paths), purpose))
+        }
         SourceKind::Path(path) if path.is_dir() => files_in_folder(path, purpose),
         SourceKind::Path(path) if path.exists() => Ok(Files {
             paths: vec![path.clone()],
@@ -325,7 +327,12 @@ fn names(paths: &[PathBuf], folder: &Path) -> String {
     let first: Vec<String> = paths
         .iter()
         .take(NAMED)
-        .map(|path| path.strip_prefix(folder).unwrap_or(path).display().to_string())
+        .map(|path| {
+            path.strip_prefix(folder)
+                .unwrap_or(path)
+                .display()
+                .to_string()
+        })
         .collect();
     let more = match paths.len() > NAMED {
         true => format!(" and {} more", paths.len() - NAMED),

@@ -605,7 +605,12 @@ fn chats_are_joined_plainly_and_reported() {
     assert_eq!(windows.calibration[0].ids, ids(0, 20));
     assert_eq!(windows.calibration[1].ids, ids(20, 20));
     assert_eq!(windows.report.sources[0].documents_chat, 2);
-    assert!(windows.report.warnings[0].contains("2 chats were read as plain text"));
+    let told = windows.report.warnings.join("\n");
+    assert!(
+        told.contains("took conversations of 1 records, messages of 1 records")
+            && told.contains("2 chats were read as plain text"),
+        "{told}"
+    );
 }
 
 /// The documents of a file of calibration text as the tokenizer sees them, and what is told of it.
@@ -652,7 +657,14 @@ fn check_record(record: serde_json::Value, wanted: &str, told: &str) {
     let (found, all) = documents_in("a.jsonl", record.to_string(), Some(&lines_of)).unwrap();
     assert_eq!(found, [wanted], "{record}");
     let all = all.join("\n");
-    assert!(if told.is_empty() { all.is_empty() } else { all.contains(told) }, "{record}: {all}");
+    assert!(
+        if told.is_empty() {
+            all.is_empty()
+        } else {
+            all.contains(told)
+        },
+        "{record}: {all}"
+    );
 }
 
 #[test]
@@ -670,18 +682,51 @@ fn records_of_every_shape_give_their_document() {
         check_record(record, chat, "");
     }
     for (record, told) in [
-        (json!({"prompt": "q", "completion": "a"}), "took prompt and completion of 1 records; set text_column"),
-        (json!({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}), "prompt and completion"),
-        (json!({"instruction": "q", "input": "", "output": "a"}), "instruction and output"),
-        (json!({"question": "q", "answer": "a", "id": "x"}), "question and answer"),
-        (json!({"Question": "q", "Response": "a"}), "Question and Response"),
+        (
+            json!({"prompt": "q", "completion": "a"}),
+            "took prompt and completion of 1 records; set text_column",
+        ),
+        (
+            json!({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}),
+            "prompt and completion",
+        ),
+        (
+            json!({"instruction": "q", "input": "", "output": "a"}),
+            "instruction and output",
+        ),
+        (
+            json!({"question": "q", "answer": "a", "id": "x"}),
+            "question and answer",
+        ),
+        (
+            json!({"Question": "q", "Response": "a"}),
+            "Question and Response",
+        ),
         (json!({"input": "q", "output": "a"}), "input and output"),
-        (json!({"chosen": messages, "rejected": []}), "took chosen of"),
-        (json!({"prompt": "q", "chosen": messages, "rejected": "r"}), "prompt and chosen"),
-        (json!({"prompt": "q", "chosen": "a", "rejected": "r"}), "prompt and chosen"),
-        (json!({"prompt": [messages[0]], "chosen": [messages[1]]}), "prompt and chosen"),
-        (json!({"prompt": [messages[0]], "chosen": messages}), "prompt and chosen"),
-        (json!({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: r"}), "took chosen of"),
+        (
+            json!({"chosen": messages, "rejected": []}),
+            "took chosen of",
+        ),
+        (
+            json!({"prompt": "q", "chosen": messages, "rejected": "r"}),
+            "prompt and chosen",
+        ),
+        (
+            json!({"prompt": "q", "chosen": "a", "rejected": "r"}),
+            "prompt and chosen",
+        ),
+        (
+            json!({"prompt": [messages[0]], "chosen": [messages[1]]}),
+            "prompt and chosen",
+        ),
+        (
+            json!({"prompt": [messages[0]], "chosen": messages}),
+            "prompt and chosen",
+        ),
+        (
+            json!({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: r"}),
+            "took chosen of",
+        ),
     ] {
         check_record(record, chat, told);
     }
@@ -690,15 +735,51 @@ fn records_of_every_shape_give_their_document() {
         "marked user: q\n\nmore\nassistant: a\n",
         "instruction, input and output",
     );
-    check_record(json!({"prompt": "q", "system": "s", "completion": "a"}), "refused", "1 of 1 chats were dropped because the model's chat template refuses them, the first with: no system here");
-    check_record(json!({"messages": messages, "tools": [{"name": "t"}]}), chat, "1 chats have tools");
-    check_record(json!({"messages": ["q", "a"]}), "q\n\na", "1 of them have messages without a role");
-    check_record(json!({"content": "words", "score": 1}), "words", "took content of 1 records");
-    check_record(json!({"whatever": "words", "id": 1, "n": "17"}), "words", "took whatever of 1 records");
-    check_record(json!({"text": "words", "content": "other", "prompt": "q", "completion": "a"}), "words", "");
-    check_record(json!({"chosen": "better", "rejected": "worse"}), "better", "took chosen");
-    check_record(json!({"prompt": "only", "n": 1}), "only", "took prompt of 1 records");
-    check_record(json!({"input_ids": [3, 4, 5, 0], "attention_mask": [1, 1, 1, 0], "labels": [3]}), "[3, 4, 5]", "took input_ids");
+    check_record(
+        json!({"prompt": "q", "system": "s", "completion": "a"}),
+        "refused",
+        "1 of 1 chats were dropped because the model's chat template refuses them, the first with: no system here",
+    );
+    check_record(
+        json!({"messages": messages, "tools": [{"name": "t"}]}),
+        chat,
+        "1 chats have tools",
+    );
+    check_record(
+        json!({"messages": ["q", "a"]}),
+        "q\n\na",
+        "1 of them have messages without a role",
+    );
+    check_record(
+        json!({"content": "words", "score": 1}),
+        "words",
+        "took content of 1 records",
+    );
+    check_record(
+        json!({"whatever": "words", "id": 1, "n": "17"}),
+        "words",
+        "took whatever of 1 records",
+    );
+    check_record(
+        json!({"text": "words", "content": "other", "prompt": "q", "completion": "a"}),
+        "words",
+        "",
+    );
+    check_record(
+        json!({"chosen": "better", "rejected": "worse"}),
+        "better",
+        "took chosen",
+    );
+    check_record(
+        json!({"prompt": "only", "n": 1}),
+        "only",
+        "took prompt of 1 records",
+    );
+    check_record(
+        json!({"input_ids": [3, 4, 5, 0], "attention_mask": [1, 1, 1, 0], "labels": [3]}),
+        "[3, 4, 5]",
+        "took input_ids",
+    );
 }
 
 #[test]
@@ -706,7 +787,10 @@ fn records_that_are_unclear_are_refused_with_their_columns() {
     let of = |lines: &str| documents_in("a.jsonl", lines, None).unwrap_err();
     assert!(of("{\"a\": \"one\", \"b\": \"two\"}").ends_with("set text_column to one of: a, b"));
     let later = of("{\"a\": \"one\"}\n{\"a\": \"x\", \"b\": \"two\"}");
-    assert!(later.contains("a.jsonl:2: no column") && later.ends_with("one of: a, b"), "{later}");
+    assert!(
+        later.contains("a.jsonl:2: no column") && later.ends_with("one of: a, b"),
+        "{later}"
+    );
     let later = of("{\"a\": \"one\"}\n{\"b\": \"two\"}");
     assert!(later.ends_with("one of: b, a"), "{later}");
     assert!(of("{\"n\": 1}").ends_with("set text_column to one of: n"));
@@ -721,10 +805,20 @@ fn records_that_are_unclear_are_refused_with_their_columns() {
 
 #[test]
 fn json_may_have_a_byte_order_mark_and_what_is_no_number() {
-    let array = "\u{feff}[{\"text\": \"one\", \"score\": NaN}, {\"text\": NaN}, {\"text\": \"two\"}]";
+    let array =
+        "\u{feff}[{\"text\": \"one\", \"score\": NaN}, {\"text\": NaN}, {\"text\": \"two\"}]";
     let lines = "\u{feff}{\"text\": \"one\", \"x\": [-Infinity]}\r\n{\"text\": NaN}\r\n\r\n{\"text\": \"two\"}\r\n";
-    for (name, text) in [("a.json", array), ("a.jsonl", array), ("a.jsonl", lines), ("a.json", lines)] {
-        assert_eq!(documents_in(name, text, None).unwrap().0, ["one", "", "two"], "{text}");
+    for (name, text) in [
+        ("a.json", array),
+        ("a.jsonl", array),
+        ("a.jsonl", lines),
+        ("a.json", lines),
+    ] {
+        assert_eq!(
+            documents_in(name, text, None).unwrap().0,
+            ["one", "", "two"],
+            "{text}"
+        );
     }
     let cut = documents_in("a.json", "[{\"text\": \"one\"},\n{\"text\": ", None).unwrap_err();
     assert!(cut.contains("a.json:2: EOF"), "{cut}");
@@ -735,16 +829,25 @@ fn json_may_have_a_byte_order_mark_and_what_is_no_number() {
 #[test]
 fn tables_may_hold_line_breaks_and_delimiters_in_quotes() {
     let csv = "id,text\r\n1,\"one, two\r\nthree \"\"four\"\"\"\r\n2,five\r\n";
-    assert_eq!(documents_in("a.csv", csv, None).unwrap().0, ["one, two\r\nthree \"four\"", "five"]);
+    assert_eq!(
+        documents_in("a.csv", csv, None).unwrap().0,
+        ["one, two\r\nthree \"four\"", "five"]
+    );
     let tsv = "\u{feff}prompt\tresponse\nq, q\ta\n";
-    assert_eq!(documents_in("a.tsv", tsv, Some(&lines_of)).unwrap().0, ["marked user: q, q\nassistant: a\n"]);
+    assert_eq!(
+        documents_in("a.tsv", tsv, Some(&lines_of)).unwrap().0,
+        ["marked user: q, q\nassistant: a\n"]
+    );
     let (found, told) = documents_in("a.csv", "n,words\n1,one\n2,\n3,33\n", None).unwrap();
     assert_eq!(found, ["one", "", "33"]);
     assert!(told[0].contains("took words of 3 records"), "{told:?}");
     let uneven = documents_in("a.csv", "a,b\n1,2\n1,2,3\n", None);
     assert!(uneven.is_err(), "{uneven:?}");
     let uneven = documents_in("a.csv", "text,b\nx,2\ny,2,3\n", None).unwrap_err();
-    assert!(uneven.contains("a.csv:3: 3 cells, and the first row has 2"), "{uneven}");
+    assert!(
+        uneven.contains("a.csv:3: 3 cells, and the first row has 2"),
+        "{uneven}"
+    );
     let twice = documents_in("a.csv", "text,text\nx,2\n", None).unwrap_err();
     assert!(twice.contains("two columns are named \"text\""), "{twice}");
     let bytes = documents_in("a.csv", b"text\nx\n\xff\n", None).unwrap_err();
@@ -764,36 +867,78 @@ fn packed_files_are_unpacked_whatever_their_names() {
     let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 3).unwrap();
     let halves = [gzip(&lines[..16]), gzip(&lines[16..])].concat();
     let frames = [zstd(&lines[..16]), zstd(&lines[16..])].concat();
-    for packed in [gzip(lines), halves, zstd(lines), frames, gzip(&zstd(lines)), lines.to_vec()] {
+    for packed in [
+        gzip(lines),
+        halves,
+        zstd(lines),
+        frames,
+        gzip(&zstd(lines)),
+        lines.to_vec(),
+    ] {
         for name in ["a.jsonl.gz", "a.jsonl.zst", "a.jsonl", "a.json"] {
-            assert_eq!(documents_in(name, &packed, None).unwrap().0, ["one", "two"], "{name}");
+            assert_eq!(
+                documents_in(name, &packed, None).unwrap().0,
+                ["one", "two"],
+                "{name}"
+            );
         }
     }
-    assert_eq!(documents_in("a.txt.gz", gzip(b"one\r\ntwo"), None).unwrap().0, ["one\ntwo"]);
-    assert_eq!(documents_in("a.csv.zst", zstd(b"text\none\n"), None).unwrap().0, ["one"]);
+    assert_eq!(
+        documents_in("a.txt.gz", gzip(b"one\r\ntwo"), None)
+            .unwrap()
+            .0,
+        ["one\ntwo"]
+    );
+    assert_eq!(
+        documents_in("a.csv.zst", zstd(b"text\none\n"), None)
+            .unwrap()
+            .0,
+        ["one"]
+    );
     let cut = documents_in("a.jsonl.gz", &gzip(lines)[..20], None).unwrap_err();
     assert!(cut.ends_with("cannot be read"), "{cut}");
-    for (mark, kind) in [(&b"BZh9..."[..], "bzip2"), (b"\xfd7zXZ\0..", "xz"), (b"PK\x03\x04..", "zip")] {
+    for (mark, kind) in [
+        (&b"BZh9..."[..], "bzip2"),
+        (b"\xfd7zXZ\0..", "xz"),
+        (b"PK\x03\x04..", "zip"),
+    ] {
         let refused = documents_in("a.txt", mark, None).unwrap_err();
-        assert!(refused.contains(&format!("packed with {kind}, which is not read")), "{refused}");
+        assert!(
+            refused.contains(&format!("packed with {kind}, which is not read")),
+            "{refused}"
+        );
     }
 }
 
 #[test]
 fn a_packed_table_of_columns_is_read_by_its_content() {
     use parquet::file::writer::SerializedFileWriter;
-    let schema = parquet::schema::parser::parse_message_type("message m { required binary text (STRING); }");
+    let schema =
+        parquet::schema::parser::parse_message_type("message m { required binary text (STRING); }");
     let mut bytes = Vec::new();
-    let mut writer = SerializedFileWriter::new(&mut bytes, schema.unwrap().into(), Default::default()).unwrap();
+    let mut writer =
+        SerializedFileWriter::new(&mut bytes, schema.unwrap().into(), Default::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
     let mut column = group.next_column().unwrap().unwrap();
     let values = ["one", "two"].map(parquet::data_type::ByteArray::from);
-    column.typed::<parquet::data_type::ByteArrayType>().write_batch(&values, None, None).unwrap();
+    column
+        .typed::<parquet::data_type::ByteArrayType>()
+        .write_batch(&values, None, None)
+        .unwrap();
     column.close().unwrap();
     group.close().unwrap();
     writer.close().unwrap();
-    for (name, bytes) in [("a.parquet.gz", gzip(&bytes)), ("a.parquet", bytes.clone()), ("a.bin", bytes.clone()), ("a.txt", bytes)] {
-        assert_eq!(documents_in(name, bytes, None).unwrap().0, ["one", "two"], "{name}");
+    for (name, bytes) in [
+        ("a.parquet.gz", gzip(&bytes)),
+        ("a.parquet", bytes.clone()),
+        ("a.bin", bytes.clone()),
+        ("a.txt", bytes),
+    ] {
+        assert_eq!(
+            documents_in(name, bytes, None).unwrap().0,
+            ["one", "two"],
+            "{name}"
+        );
     }
 }
 
@@ -806,12 +951,21 @@ fn a_file_of_an_unknown_name_is_told_by_its_content() {
     ] {
         let (found, told) = documents_in("a.dat", text, None).unwrap();
         assert_eq!(found, [wanted]);
-        assert!(told[0].ends_with(&format!("a.dat was read as {kind}, by its content")), "{told:?}");
+        assert!(
+            told[0].ends_with(&format!("a.dat was read as {kind}, by its content")),
+            "{told:?}"
+        );
     }
     let binary = documents_in("model.bin", b"ab\0\0\0cd\xff", None).unwrap_err();
-    assert!(binary.contains("unknown kind of file, binary data; wanted text (.txt"), "{binary}");
+    assert!(
+        binary.contains("unknown kind of file, binary data; wanted text (.txt"),
+        "{binary}"
+    );
     let arrow = documents_in("a.arrow", b"\xff\xff\xff\xff\x10\0", None).unwrap_err();
-    assert!(arrow.contains("an Arrow file; write it as parquet"), "{arrow}");
+    assert!(
+        arrow.contains("an Arrow file; write it as parquet"),
+        "{arrow}"
+    );
 }
 
 #[test]
@@ -822,11 +976,17 @@ fn wide_encodings_with_a_mark_are_decoded_and_others_refused() {
     };
     for order in [u16::to_le_bytes as fn(u16) -> [u8; 2], u16::to_be_bytes] {
         let marked = wide(order, &format!("\u{feff}{text}"));
-        assert_eq!(documents_in("a.txt", &marked, None).unwrap().0, ["wörter 😀\nund mehr\n"]);
+        assert_eq!(
+            documents_in("a.txt", &marked, None).unwrap().0,
+            ["wörter 😀\nund mehr\n"]
+        );
         let json = wide(order, "\u{feff}{\"text\": \"ö\"}");
         assert_eq!(documents_in("a.jsonl", json, None).unwrap().0, ["ö"]);
         let bare = documents_in("a.txt", wide(order, "plain words"), None).unwrap_err();
-        assert!(bare.contains("the text is UTF-16 without a byte order mark"), "{bare}");
+        assert!(
+            bare.contains("the text is UTF-16 without a byte order mark"),
+            "{bare}"
+        );
         let odd = documents_in("a.txt", &marked[..marked.len() - 1], None).unwrap_err();
         assert!(odd.ends_with("cannot be read"), "{odd}");
     }
@@ -854,59 +1014,118 @@ fn splits_are_taken_by_their_purpose_and_what_is_left_is_told() {
     };
     use source::Purpose::{Calibration, Evaluation};
     let hub = [
-        "README.md", ".gitattributes", "dataset_infos.json", "data/train-00001-of-00002.parquet",
-        "data/train-00000-of-00002.parquet", "data/test-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet",
+        "README.md",
+        ".gitattributes",
+        "dataset_infos.json",
+        "data/train-00001-of-00002.parquet",
+        "data/train-00000-of-00002.parquet",
+        "data/test-00000-of-00001.parquet",
+        "data/validation-00000-of-00001.parquet",
     ];
     check(
         &hub,
         Calibration,
-        &["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
-        &["took the split train, 2 files, and left data/test-00000-of-00001.parquet, data/validation-00000-of-00001.parquet"],
+        &[
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+        ],
+        &[
+            "took the split train, 2 files, and left data/test-00000-of-00001.parquet, data/validation-00000-of-00001.parquet",
+        ],
     );
     check(
         &hub,
         Evaluation,
         &["data/test-00000-of-00001.parquet"],
-        &["took the split test, 1 files, and left data/train-00000-of-00002.parquet, data/train-00001-of-00002.parquet, data/validation-00000-of-00001.parquet"],
+        &[
+            "took the split test, 1 files, and left data/train-00000-of-00002.parquet, data/train-00001-of-00002.parquet, data/validation-00000-of-00001.parquet",
+        ],
     );
-    let nested = ["en/train/a.jsonl.gz", "en/dev/a.jsonl.gz", "de/train/b.csv", "picture.png"];
+    let nested = [
+        "en/train/a.jsonl.gz",
+        "en/dev/a.jsonl.gz",
+        "de/train/b.csv",
+        "picture.png",
+    ];
     check(
         &nested,
         Calibration,
         &["de/train/b.csv", "en/train/a.jsonl.gz"],
-        &["took the split train, 2 files, and left en/dev/a.jsonl.gz", "left what is no text file by its name: picture.png"],
+        &[
+            "took the split train, 2 files, and left en/dev/a.jsonl.gz",
+            "left what is no text file by its name: picture.png",
+        ],
     );
-    check(&["a.txt", "test.txt"], Calibration, &["a.txt"], &["took what is of no split, 1 files, and left test.txt"]);
-    check(&["test.txt"], Calibration, &["test.txt"], &["took the split test and what there is beside it, because there is no other"]);
-    check(&["train.txt"], Evaluation, &["train.txt"], &["took the split train and what there is beside it, because there is no other"]);
-    check(&["contest.txt", "b.txt"], Calibration, &["b.txt", "contest.txt"], &[]);
+    check(
+        &["a.txt", "test.txt"],
+        Calibration,
+        &["a.txt"],
+        &["took what is of no split, 1 files, and left test.txt"],
+    );
+    check(
+        &["test.txt"],
+        Calibration,
+        &["test.txt"],
+        &["took the split test and what there is beside it, because there is no other"],
+    );
+    check(
+        &["train.txt"],
+        Evaluation,
+        &["train.txt"],
+        &["took the split train and what there is beside it, because there is no other"],
+    );
+    check(
+        &["contest.txt", "b.txt"],
+        Calibration,
+        &["b.txt", "contest.txt"],
+        &[],
+    );
 }
 
 #[test]
 fn chats_in_a_template_stand_side_by_side_and_a_source_may_forbid_it() {
     let chat = |from: usize| {
         let (a, b) = (words(from, 10), words(from + 10, 10));
-        format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"{a}\"}}, {{\"role\": \"assistant\", \"content\": \"{b}\"}}]}}\n")
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"{a}\"}}, {{\"role\": \"assistant\", \"content\": \"{b}\"}}]}}\n"
+        )
     };
     let (_folder, file) = file("a.jsonl", chat(0) + &chat(20));
     // marks that are words of the vocabulary
     let render = |messages: &[Message]| {
-        let turns = messages.iter().map(|m| format!(" w{} {}", 1000 + m.role.len(), m.content));
+        let turns = messages
+            .iter()
+            .map(|m| format!(" w{} {}", 1000 + m.role.len(), m.content));
         Ok(turns.collect::<String>())
     };
     let with = |source: &TextSource, packing| {
         let options = options(1, 40, packing);
-        load_windows(std::slice::from_ref(source), &TOKENIZER, Some(&render), &options).unwrap()
+        load_windows(
+            std::slice::from_ref(source),
+            &TOKENIZER,
+            Some(&render),
+            &options,
+        )
+        .unwrap()
     };
     let source = path(&file);
     let windows = with(&source, Packing::Concat);
     let turn = |mark: u32, from: usize| [vec![mark], ids(from, 10)].concat();
-    let all = [turn(1004, 0), turn(1009, 10), turn(1004, 20), turn(1009, 30)].concat();
+    let all = [
+        turn(1004, 0),
+        turn(1009, 10),
+        turn(1004, 20),
+        turn(1009, 30),
+    ]
+    .concat();
     assert_eq!(windows.calibration[0].ids, all[..40]);
     let report = &windows.report.sources[0];
     assert_eq!((report.documents_chat, report.documents_templated), (2, 2));
     assert_eq!(windows.report.warnings, Vec::<String>::new());
-    let plain = TextSource { chat_template: false, ..source };
+    let plain = TextSource {
+        chat_template: false,
+        ..source
+    };
     let windows = with(&plain, Packing::Concat);
     assert_eq!(windows.calibration[0].ids, ids(0, 40));
     assert_eq!(windows.report.sources[0].documents_templated, 0);
@@ -927,19 +1146,37 @@ fn chats_that_the_template_refuses_are_counted_and_all_of_them_an_error() {
         // Drop stops when it has enough
         let refused = if packing == Packing::Drop { 1 } else { 2 };
         assert_eq!(source.documents_dropped.refused, refused);
-        assert!(windows.report.warnings.iter().any(|w| w.contains("the first with: no system here")));
+        assert!(
+            windows
+                .report
+                .warnings
+                .iter()
+                .any(|w| w.contains("the first with: no system here"))
+        );
         let (_folder, all) = file("a.jsonl", chat("system"));
-        let error = load_windows(&[path(&all)], &TOKENIZER, Some(&lines_of), &options).unwrap_err().to_string();
-        assert!(error.contains("(1 documents dropped); 1 of 1 chats were dropped") && error.contains("`chat_template: false`"), "{error}");
+        let error = load_windows(&[path(&all)], &TOKENIZER, Some(&lines_of), &options)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("(1 documents dropped); 1 of 1 chats were dropped")
+                && error.contains("`chat_template: false`"),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn token_ids_are_packed_as_they_are() {
-    let lines: String = (0..4).map(|i| format!("{{\"input_ids\": {:?}}}\n", ids(i * 20, 20))).collect();
+    let lines: String = (0..4)
+        .map(|i| format!("{{\"input_ids\": {:?}}}\n", ids(i * 20, 20)))
+        .collect();
     let (_folder, file) = file("a.jsonl", lines);
     let windows = load(&[path(&file)], &options(4, 20, Packing::Concat));
-    let joined: Vec<u32> = windows.calibration.iter().flat_map(|w| w.ids.clone()).collect();
+    let joined: Vec<u32> = windows
+        .calibration
+        .iter()
+        .flat_map(|w| w.ids.clone())
+        .collect();
     assert_eq!(joined, ids(0, 80));
     let windows = load(&[path(&file)], &options(4, 16, Packing::Drop));
     assert_eq!(windows.calibration[3].ids, ids(60, 16));
@@ -949,18 +1186,26 @@ fn token_ids_are_packed_as_they_are() {
 // ---- evaluation text ----
 
 fn evaluation(source: &TextSource, render: Option<&RenderChat>) -> Result<EvaluationText, String> {
-    evaluation_windows_of(source, &TOKENIZER, render, 10, &WindowChoice::All).map_err(|e| e.to_string())
+    evaluation_windows_of(source, &TOKENIZER, render, 10, &WindowChoice::All)
+        .map_err(|e| e.to_string())
 }
 
 #[test]
 fn evaluation_documents_are_joined_by_blank_lines_whatever_the_file() {
     let parts = [words(0, 15), words(15, 15), words(30, 23)];
-    let wanted = evaluation_windows(&parts.join("\n\n"), &TOKENIZER, 10, &WindowChoice::All).unwrap();
-    let lines: String = parts.iter().map(|t| format!("{{\"text\": \"{t}\\n\"}}\n{{\"text\": \"\"}}\n")).collect();
+    let wanted =
+        evaluation_windows(&parts.join("\n\n"), &TOKENIZER, 10, &WindowChoice::All).unwrap();
+    let lines: String = parts
+        .iter()
+        .map(|t| format!("{{\"text\": \"{t}\\n\"}}\n{{\"text\": \"\"}}\n"))
+        .collect();
     for (name, bytes) in [
         ("a.jsonl", lines.clone().into_bytes()),
         ("a.jsonl.gz", gzip(lines.as_bytes())),
-        ("a.csv", format!("text\n{}\n", parts.join("\n")).into_bytes()),
+        (
+            "a.csv",
+            format!("text\n{}\n", parts.join("\n")).into_bytes(),
+        ),
         ("a.txt", parts.join("\r\n\r\n").into_bytes()),
     ] {
         let (_folder, file) = file(name, bytes);
@@ -968,13 +1213,21 @@ fn evaluation_documents_are_joined_by_blank_lines_whatever_the_file() {
     }
     let (_folder, file) = file("a.jsonl", "{\"input_ids\": [1, 2]}");
     let refused = evaluation(&path(&file), None).unwrap_err();
-    assert!(refused.contains("a.jsonl:1: holds token ids, wanted text"), "{refused}");
+    assert!(
+        refused.contains("a.jsonl:1: holds token ids, wanted text"),
+        "{refused}"
+    );
 }
 
 #[test]
 fn the_text_that_is_scored_is_the_file_to_the_byte() {
     // long enough for several pieces, with line ends at its head, its end and where pieces meet
-    for text in ["\n\n w1 w2 \n\n".to_owned(), format!("\n{}\n\n", "w1\n\n\n".repeat(60_000)), "w3".into(), "\n\n".into()] {
+    for text in [
+        "\n\n w1 w2 \n\n".to_owned(),
+        format!("\n{}\n\n", "w1\n\n\n".repeat(60_000)),
+        "w3".into(),
+        "\n\n".into(),
+    ] {
         let mut pieces = String::new();
         let (_folder, file) = file("a.txt", &text);
         let source = path(&file);
@@ -985,13 +1238,20 @@ fn the_text_that_is_scored_is_the_file_to_the_byte() {
 
 #[test]
 fn a_large_text_gives_the_windows_of_the_whole_though_its_ids_are_not_kept() {
-    let text: String = (0..1_300_000).map(|i: usize| format!("w{} ", i * 7919 % 4000)).collect();
+    let text: String = (0..1_300_000)
+        .map(|i: usize| format!("w{} ", i * 7919 % 4000))
+        .collect();
     let (_folder, file) = file("a.txt", &text);
-    for choice in [WindowChoice::Count(7), WindowChoice::List(vec![9000, 3, 12_999])] {
+    for choice in [
+        WindowChoice::Count(7),
+        WindowChoice::List(vec![9000, 3, 12_999]),
+    ] {
         let found = evaluation_windows_of(&path(&file), &TOKENIZER, None, 100, &choice).unwrap();
         assert_eq!((found.n_tokens, found.n_available), (1_300_000, 13_000));
         for (window, index) in found.windows.iter().zip(&found.indices) {
-            let wanted: Vec<u32> = (index * 100..index * 100 + 100).map(|i| (i * 7919 % 4000) as u32).collect();
+            let wanted: Vec<u32> = (index * 100..index * 100 + 100)
+                .map(|i| (i * 7919 % 4000) as u32)
+                .collect();
             assert_eq!(*window, wanted);
         }
     }
@@ -1000,10 +1260,14 @@ fn a_large_text_gives_the_windows_of_the_whole_though_its_ids_are_not_kept() {
 #[test]
 fn scored_chats_are_in_the_template_and_a_folder_gives_its_test_split() {
     let folder = tempfile::tempdir().unwrap();
-    let chat = format!("{{\"messages\": [{{\"role\": \"w77\", \"content\": \"{}\"}}]}}\n", words(0, 30));
+    let chat = format!(
+        "{{\"messages\": [{{\"role\": \"w77\", \"content\": \"{}\"}}]}}\n",
+        words(0, 30)
+    );
     std::fs::write(folder.path().join("test.jsonl"), chat.repeat(2)).unwrap();
     std::fs::write(folder.path().join("train.jsonl"), "x").unwrap();
-    let render = |messages: &[Message]| Ok(format!("{} {} ", messages[0].role, messages[0].content));
+    let render =
+        |messages: &[Message]| Ok(format!("{} {} ", messages[0].role, messages[0].content));
     let found = evaluation(&path(folder.path()), Some(&render)).unwrap();
     let all = [vec![77], ids(0, 30), vec![77], ids(0, 30)].concat();
     assert_eq!(found.windows.concat(), all[..60]);
@@ -1011,7 +1275,10 @@ fn scored_chats_are_in_the_template_and_a_folder_gives_its_test_split() {
     assert!(found.warnings[0].ends_with("took the split test, 1 files, and left train.jsonl"));
     let refuse = |_: &[Message]| Err("never".to_owned());
     let error = evaluation(&path(folder.path()), Some(&refuse)).unwrap_err();
-    assert!(error.contains("0 tokens are 0 windows") && error.contains("the first with: never"), "{error}");
+    assert!(
+        error.contains("0 tokens are 0 windows") && error.contains("the first with: never"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -1186,7 +1453,10 @@ fn a_bad_line_of_json_is_named_by_line() {
 #[test]
 fn a_missing_or_wrong_column_lists_what_there_is() {
     assert_eq!(
-        error_in_file("a.jsonl", "{\"title\": \"a\", \"summary\": \"b\", \"n\": 1}"),
+        error_in_file(
+            "a.jsonl",
+            "{\"title\": \"a\", \"summary\": \"b\", \"n\": 1}"
+        ),
         "DIR/a.jsonl:1: no column \"text\" (nor a chat, a question and its answer, input_ids, or one column of strings \
          alone); set text_column to one of: title, summary"
     );

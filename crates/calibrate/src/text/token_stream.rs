@@ -97,7 +97,11 @@ pub(super) fn tokens(
     text(&mut |piece| {
         joiner.buffer.push_str(piece);
         while joiner.buffer.len() >= joiner.len + sizes.stretch {
-            joiner.go_on(joiner.buffer.floor_char_boundary(joiner.len + sizes.stretch))?;
+            joiner.go_on(
+                joiner
+                    .buffer
+                    .floor_char_boundary(joiner.len + sizes.stretch),
+            )?;
         }
         Ok(ControlFlow::Continue(()))
     })?;
@@ -268,10 +272,11 @@ mod tests {
     fn learned(pre_tokenizer: Value, normalizer: Value, byte_level: bool) -> Tokenizer {
         let mut vocab: Vec<String> = match byte_level {
             true => {
-                let mut all: Vec<String> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet()
-                    .into_iter()
-                    .map(String::from)
-                    .collect();
+                let mut all: Vec<String> =
+                    tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet()
+                        .into_iter()
+                        .map(String::from)
+                        .collect();
                 all.sort();
                 all
             }
@@ -286,8 +291,20 @@ mod tests {
             vocab.extend(letters.iter().cloned());
         }
         let merges: Vec<(String, String)> = [
-            ("a", "b"), (space, "a"), ("b", "c"), ("ab", "c"), (space, "ab"), ("c", "d"), ("1", "2"),
-            (space, space), ("abc", "d"), ("a", "a"), ("aa", "aa"), ("b", space), ("d", "a"), ("12", "12"),
+            ("a", "b"),
+            (space, "a"),
+            ("b", "c"),
+            ("ab", "c"),
+            (space, "ab"),
+            ("c", "d"),
+            ("1", "2"),
+            (space, space),
+            ("abc", "d"),
+            ("a", "a"),
+            ("aa", "aa"),
+            ("b", space),
+            ("d", "a"),
+            ("12", "12"),
         ]
         .iter()
         .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
@@ -331,11 +348,16 @@ mod tests {
         ]
     }
 
-    fn pieces<'a>(text: &'a str, size: usize) -> impl FnMut(&mut TakePiece) -> Result<(), TextError> + 'a {
+    fn pieces<'a>(
+        text: &'a str,
+        size: usize,
+    ) -> impl FnMut(&mut TakePiece) -> Result<(), TextError> + 'a {
         move |take| {
             let mut rest = text;
             while !rest.is_empty() {
-                let at = rest.floor_char_boundary(size).max(rest.chars().next().map_or(0, char::len_utf8));
+                let at = rest
+                    .floor_char_boundary(size)
+                    .max(rest.chars().next().map_or(0, char::len_utf8));
                 if take(&rest[..at])?.is_break() {
                     break;
                 }
@@ -348,7 +370,11 @@ mod tests {
     fn check(text: &str, stretch: usize, overlap: usize, piece: usize) -> usize {
         let mut joined = 0;
         for (name, tokenizer) in tokenizers() {
-            let wanted = tokenizer.encode_fast(text, false).unwrap().get_ids().to_vec();
+            let wanted = tokenizer
+                .encode_fast(text, false)
+                .unwrap()
+                .get_ids()
+                .to_vec();
             let sizes = Sizes { stretch, overlap };
             let mut source = pieces(text, piece);
             let kept = tokens(&mut source, &tokenizer, sizes, usize::MAX).unwrap();
@@ -387,7 +413,9 @@ mod tests {
 
     #[test]
     fn long_texts_are_joined_many_times_and_runs_without_an_end_are_taken_whole() {
-        let words: String = (0..4000).map(|i| ["abc ", "dab ", "12 ", "aab\n", "<|end|>", "c漢 "][i * i % 6]).collect();
+        let words: String = (0..4000)
+            .map(|i| ["abc ", "dab ", "12 ", "aab\n", "<|end|>", "c漢 "][i * i % 6])
+            .collect();
         assert!(check(&words, 64, 64, 1000) > 300);
         check(&"a".repeat(500), 64, 64, 50);
         check(&" ".repeat(500), 64, 64, 50);

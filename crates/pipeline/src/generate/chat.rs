@@ -104,7 +104,10 @@ impl ChatTemplate {
             ("add_generation_prompt", Jinja::from(go_on)),
         ];
         // A token that the tokenizer lacks is undefined rather than empty: templates ask.
-        let tokens = self.tokens.iter().map(|(name, token)| (name.as_str(), token.clone()));
+        let tokens = self
+            .tokens
+            .iter()
+            .map(|(name, token)| (name.as_str(), token.clone()));
         let names = Jinja::from_pairs(names.into_iter().chain(tokens));
         self.environment.get_template(NAME)?.render(names)
     }
@@ -145,7 +148,8 @@ fn without_generation(source: &str) -> String {
 
 /// JSON as Python's `json.dumps` writes it, whose arguments it takes; unlike Jinja's own filter it escapes nothing for HTML.
 fn tojson(value: &Jinja, indent: Option<Jinja>, args: Kwargs) -> Result<Jinja, minijinja::Error> {
-    let failed = |reason: &str| minijinja::Error::new(ErrorKind::InvalidOperation, reason.to_owned());
+    let failed =
+        |reason: &str| minijinja::Error::new(ErrorKind::InvalidOperation, reason.to_owned());
     let indent = match indent {
         Some(indent) => Some(indent),
         None => args.get::<Option<Jinja>>("indent")?,
@@ -177,7 +181,8 @@ fn tojson(value: &Jinja, indent: Option<Jinja>, args: Kwargs) -> Result<Jinja, m
         key,
     };
     args.assert_all_used()?;
-    let value = serde_json::to_value(value).map_err(|_| failed("tojson: no JSON for this value"))?;
+    let value =
+        serde_json::to_value(value).map_err(|_| failed("tojson: no JSON for this value"))?;
     let mut out = String::new();
     style.write(&value, 0, &mut out);
     Ok(Jinja::from_safe_string(out))
@@ -203,11 +208,18 @@ impl Style {
                 if self.sorted {
                     fields.sort_by_key(|(name, _)| name.as_str());
                 }
-                self.between(fields.into_iter(), '{', '}', depth, out, |(name, value), out| {
-                    self.string(name, out);
-                    out.push_str(&self.key);
-                    self.write(value, depth + 1, out);
-                });
+                self.between(
+                    fields.into_iter(),
+                    '{',
+                    '}',
+                    depth,
+                    out,
+                    |(name, value), out| {
+                        self.string(name, out);
+                        out.push_str(&self.key);
+                        self.write(value, depth + 1, out);
+                    },
+                );
             }
             Value::String(text) => self.string(text, out),
             other => out.push_str(&other.to_string()),
@@ -260,11 +272,27 @@ impl Style {
 /// A time in UTC by Python's `strftime`; what it does not know stays as it is written.
 fn strftime(format: &str, seconds: u64) -> String {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September",
-        "October", "November", "December",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
     ];
     const DAYS: [&str; 7] = [
-        "Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday",
+        "Thursday",
+        "Friday",
+        "Saturday",
+        "Sunday",
+        "Monday",
+        "Tuesday",
+        "Wednesday",
     ];
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
     let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
@@ -420,7 +448,12 @@ mod tests {
 
     fn template(source: &str) -> Result<ChatTemplate> {
         let bos = ("bos_token".to_owned(), Jinja::from("<s>"));
-        ChatTemplate::new(source, "model: chat_template.jinja".to_owned(), vec![bos], Today::Fixed)
+        ChatTemplate::new(
+            source,
+            "model: chat_template.jinja".to_owned(),
+            vec![bos],
+            Today::Fixed,
+        )
     }
 
     fn message(role: &str, content: &str) -> Message {
@@ -463,16 +496,37 @@ mod tests {
     #[test]
     fn what_transformers_adds_to_jinja2_is_there() {
         for (source, wanted) in [
-            ("{% for m in messages %}[{%- generation -%} {{ m.content }} {%- endgeneration %}]\n{% endfor %}", "[ Hello ]\n"),
+            (
+                "{% for m in messages %}[{%- generation -%} {{ m.content }} {%- endgeneration %}]\n{% endfor %}",
+                "[ Hello ]\n",
+            ),
             ("{% generation %}\na\n{% endgeneration %}\nb", "a\nb"),
-            ("{{ strftime_now('%d %b %Y, %A %-d. %B %y %H:%M %j %%') }}", "01 Jan 2025, Wednesday 1. January 25 00:00 001 %"),
+            (
+                "{{ strftime_now('%d %b %Y, %A %-d. %B %y %H:%M %j %%') }}",
+                "01 Jan 2025, Wednesday 1. January 25 00:00 001 %",
+            ),
             ("{{ 'ü<&\\'' | tojson }}", "\"ü<&'\""),
-            ("{{ 'ü😀' | tojson(ensure_ascii=true) }}", "\"\\u00fc\\ud83d\\ude00\""),
+            (
+                "{{ 'ü😀' | tojson(ensure_ascii=true) }}",
+                "\"\\u00fc\\ud83d\\ude00\"",
+            ),
             ("{{ 'ü' | tojson(ensure_ascii=False) }}", "\"ü\""),
-            ("{{ {'b': [1, 2.5, none], 'a': {}} | tojson }}", "{\"b\": [1, 2.5, null], \"a\": {}}"),
-            ("{{ {'b': [1], 'a': []} | tojson(indent=2, sort_keys=true) }}", "{\n  \"a\": [],\n  \"b\": [\n    1\n  ]\n}"),
-            ("{{ [1, {'a': 2}] | tojson(separators=(',', ':')) }}", "[1,{\"a\":2}]"),
-            ("{{ messages[0] | tojson }}", "{\"role\": \"user\", \"content\": \" Hello \"}"),
+            (
+                "{{ {'b': [1, 2.5, none], 'a': {}} | tojson }}",
+                "{\"b\": [1, 2.5, null], \"a\": {}}",
+            ),
+            (
+                "{{ {'b': [1], 'a': []} | tojson(indent=2, sort_keys=true) }}",
+                "{\n  \"a\": [],\n  \"b\": [\n    1\n  ]\n}",
+            ),
+            (
+                "{{ [1, {'a': 2}] | tojson(separators=(',', ':')) }}",
+                "[1,{\"a\":2}]",
+            ),
+            (
+                "{{ messages[0] | tojson }}",
+                "{\"role\": \"user\", \"content\": \" Hello \"}",
+            ),
         ] {
             assert_eq!(render(source).unwrap(), wanted, "{source}");
         }
