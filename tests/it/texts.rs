@@ -48,7 +48,7 @@ fn run(model: &Path, folder: &Path, source: &str, evaluate: &str) -> (Value, Out
 }
 
 fn warnings(record: &Value) -> String {
-    let all = record["warnings"].as_array().unwrap();
+    let all = record["summary"]["warnings"].as_array().unwrap();
     let all: Vec<&str> = all.iter().filter_map(Value::as_str).collect();
     all.join("\n")
 }

@@ -313,7 +313,7 @@ mod tests {
 
     fn read(path: &Path, column: Option<&str>) -> Result<Vec<Found>, String> {
         let mut found = Vec::new();
-        read_until(path, column, &mut |record| {
+        let _ = read_until(path, column, &mut |record| {
             found.push(record);
             ControlFlow::Continue(())
         })
