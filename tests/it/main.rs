@@ -18,4 +18,5 @@ mod program;
 mod snapshot;
 mod sweep;
 mod terminal;
+mod texts;
 mod told;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 thread_local! {
     /// How many calls of [`caught`] this thread is in.
@@ -52,6 +52,17 @@ pub fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u3
     match caught(|| tokenizer.encode_fast(text, special)) {
         Ok(Ok(encoding)) => Ok(encoding.get_ids().to_vec()),
         Ok(Err(error)) => Err(error.to_string()),
+        Err(panic) => Err(contradicts(&panic)),
+    }
+}
+
+/// A text's tokens together with the bytes that each stands for, without special ones.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_placed(tokenizer: &Tokenizer, text: &str) -> Result<Encoding, String> {
+    match caught(|| tokenizer.encode(text, false)) {
+        Ok(encoding) => encoding.map_err(|error| error.to_string()),
         Err(panic) => Err(contradicts(&panic)),
     }
 }

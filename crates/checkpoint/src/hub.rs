@@ -25,7 +25,9 @@ const RETRIES: u32 = 3;
 const WAIT: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 200 });
 /// What is asked for before any file.
 const FILE_LIST: &str = "file list";
-const DATASET_ENDINGS: &[&str] = &[".txt", ".jsonl", ".json", ".parquet"];
+const DATASET_ENDINGS: &[&str] = &[
+    ".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst",
+];
 
 /// Finds a model in the cache, or downloads it.
 pub(crate) fn model(
@@ -107,7 +109,7 @@ pub(crate) fn dataset(
         return Err(CheckpointError::HubContent {
             repo: id.to_string(),
             reason: format!(
-                "none of its {all} files is a txt, jsonl, json or parquet file that was asked for"
+                "none of its {all} files is a txt, jsonl, json, csv, tsv or parquet file, packed or not, that was asked for"
             ),
         });
     }

@@ -20,7 +20,7 @@ mod place;
 mod source;
 mod write;
 
-pub use caught::{caught, decode, encode, is_caught};
+pub use caught::{caught, decode, encode, encode_placed, is_caught};
 pub use config::{
     Activation, AttentionBias, FAMILIES, Family, FamilyRow, HeadDimDefault, ModelConfig, Rope,
     RopeScaling, WindowRule, expected_tensors,

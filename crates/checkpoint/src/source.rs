@@ -132,7 +132,7 @@ pub fn resolve_with_progress(
     hub_model(&id, options, progress)
 }
 
-/// Downloads the txt, jsonl, json and parquet files of a hub data set `org/name[@revision]` that `wanted` accepts by
+/// Downloads the txt, jsonl, json, csv, tsv and parquet files, also packed, of a hub data set `org/name[@revision]` that `wanted` accepts by
 /// their name in the repository. Files that the cache has are not downloaded again; the list is asked for each time,
 /// unless offline.
 pub fn resolve_dataset(

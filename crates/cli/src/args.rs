@@ -108,7 +108,7 @@ pub(crate) struct Eval {
     /// The model to compare with, usually the unquantized one
     #[arg(long, value_name = "MODEL")]
     pub(crate) reference: Option<String>,
-    /// Plain text file to measure on; the default is a short text inside the program
+    /// File of text, records or a table to measure on; the default is a short text inside the program
     #[arg(long, value_name = "FILE", default_value = EMBEDDED_EVALUATION)]
     pub(crate) text: PathBuf,
     /// Tokens per sequence
@@ -146,7 +146,7 @@ pub(crate) struct Sensitivity {
     /// The unquantized model it was made from
     #[arg(long, value_name = "MODEL")]
     pub(crate) reference: String,
-    /// Plain text file to measure on; the default is a short text inside the program
+    /// File of text, records or a table to measure on; the default is a short text inside the program
     #[arg(long, value_name = "FILE", default_value = EMBEDDED_EVALUATION)]
     pub(crate) text: PathBuf,
     /// What a part is: all linear layers of one name, those of one block, or each by itself

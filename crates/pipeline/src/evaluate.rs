@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use halfbyte_calibrate::text::{EvaluationText, WindowChoice, evaluation_windows};
 use halfbyte_evaluate::{
     Agreement, Continuation, Evaluation, GenerationCost, agreement, evaluate as score,
 };
@@ -14,7 +13,7 @@ use tokenizers::Tokenizer;
 use crate::config::{Device, Windows};
 use crate::event::{Event, phase};
 use crate::generate::{Engine, Prompts, Sampling, kept_dense_warning, plain_tokenizer};
-use crate::open::{open_weights, read_scored_text, window_choice};
+use crate::open::{ScoredText, open_weights};
 use crate::quantize::device_choice;
 use crate::told;
 
@@ -47,7 +46,8 @@ const PROMPT_TOKENS: usize = 32;
 
 /// Scores a model as asked.
 pub fn evaluate(request: &EvalRequest, on_event: &mut dyn FnMut(Event)) -> Result<Evaluation> {
-    let text = read_scored_text(&request.text)?;
+    let text = ScoredText::at(&request.text);
+    text.check()?;
     let device = open_device(device_choice(request.device))?;
     let mut open = |source: &str| -> Result<Decoder> {
         Ok(Decoder::new(
@@ -68,10 +68,17 @@ pub fn evaluate(request: &EvalRequest, on_event: &mut dyn FnMut(Event)) -> Resul
     if let Some(warning) = length {
         on_event(Event::Warning(warning));
     }
-    let tokenizer = model.weights().folder().tokenizer()?;
-    let choice: WindowChoice = window_choice(&request.windows);
-    let text: EvaluationText =
-        evaluation_windows(&text, &tokenizer, request.sequence_length, &choice)?;
+    let folder = model.weights().folder();
+    let tokenizer = folder.tokenizer()?;
+    let text = text.windows(
+        folder,
+        &tokenizer,
+        request.sequence_length,
+        &request.windows,
+    )?;
+    for warning in &text.warnings {
+        on_event(Event::Warning(warning.clone()));
+    }
     let comparison = match &reference {
         Some(reference) if request.max_new_tokens > 0 => Some(Comparison::plan(
             &model,

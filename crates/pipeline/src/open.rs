@@ -1,12 +1,11 @@
 //! From what the pipeline file names to what is read: model, calibration text, evaluation text.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use halfbyte_calibrate::text::{
-    self, EvaluationText, SourceKind, SplitMix64, TextSource, WindowChoice, WindowOptions,
-    evaluation_windows, load_windows,
+    self, EvaluationText, RenderChat, SourceKind, SplitMix64, TextSource, WindowChoice,
+    WindowOptions, evaluation_windows, evaluation_windows_of, load_windows,
 };
 use halfbyte_checkpoint::{
     HubOptions, Identity, ModelFolder, Progress, create_folder, resolve_dataset,
@@ -20,7 +19,7 @@ use tokenizers::Tokenizer;
 use crate::config::{self, Calibration, Evaluate, Packing, Pipeline, Windows};
 use crate::error::user_error;
 use crate::event::Event;
-use crate::generate::{writing_bytes, written_windows};
+use crate::generate::{ChatTemplate, Today, writing_bytes, written_windows};
 use crate::memory::MemoryLimit;
 use crate::told;
 use crate::usage::Clock;
@@ -177,12 +176,13 @@ pub(crate) fn told_weights(
 /// Token windows of the pipeline's calibration sources; none where the method reads no text.
 pub(crate) fn open_calibration(
     pipeline: &Pipeline,
+    folder: &ModelFolder,
     tokenizer: &Tokenizer,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<text::Windows> {
     let calibration = &pipeline.calibration;
     if pipeline.reads_text() {
-        read_calibration(calibration, tokenizer, on_event)
+        read_calibration(calibration, folder, tokenizer, on_event)
     } else {
         Ok(no_text(calibration))
     }
@@ -191,6 +191,7 @@ pub(crate) fn open_calibration(
 /// Token windows of calibration sources.
 pub(crate) fn read_calibration(
     calibration: &Calibration,
+    folder: &ModelFolder,
     tokenizer: &Tokenizer,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<text::Windows> {
@@ -219,6 +220,7 @@ pub(crate) fn read_calibration(
             kind,
             weight: source.weight,
             text_column: source.text_column.clone(),
+            chat_template: source.chat_template,
         });
     }
     let options = WindowOptions {
@@ -229,7 +231,26 @@ pub(crate) fn read_calibration(
         holdout: calibration.holdout,
         random_samples: calibration.random_samples,
     };
-    Ok(load_windows(&sources, tokenizer, &options)?)
+    let render = chat_writer(folder);
+    Ok(load_windows(
+        &sources,
+        tokenizer,
+        render.as_deref(),
+        &options,
+    )?)
+}
+
+/// Writes chats with the model's own template, where it has one. A template that cannot be read refuses every chat, and so is
+/// told where there are chats and is no matter where there are none.
+fn chat_writer(folder: &ModelFolder) -> Option<Box<RenderChat<'static>>> {
+    match ChatTemplate::of(folder, Today::Fixed) {
+        Ok(None) => None,
+        Ok(Some(template)) => Some(Box::new(move |messages| template.render_said(messages))),
+        Err(error) => {
+            let reason = error.to_string();
+            Some(Box::new(move |_| Err(reason.clone())))
+        }
+    }
 }
 
 /// What the model wrote for a run or a sweep, `OUT/halfbyte/generated.json`: to be read again where work was interrupted, and
@@ -292,14 +313,17 @@ impl Reading<'_> {
         let tokenizer = folder.tokenizer()?;
         let calibration = &self.pipeline.calibration;
         let mut windows = clock.time("tokenize", || match self.reads_text {
-            true => read_calibration(calibration, &tokenizer, on_event),
+            true => read_calibration(calibration, &folder, &tokenizer, on_event),
             false => Ok(no_text(calibration)),
         })?;
         windows.report.warnings.splice(0..0, told);
         let evaluation = match &self.pipeline.evaluate {
-            Some(evaluate) => Some(open_evaluation(evaluate, &tokenizer)?),
+            Some(evaluate) => Some(open_evaluation(evaluate, &folder, &tokenizer)?),
             None => None,
         };
+        if let Some(evaluation) = &evaluation {
+            windows.report.warnings.extend(evaluation.warnings.clone());
+        }
         let weights = clock.time("write text", || {
             self.let_model_write(
                 &mut windows,
@@ -439,31 +463,96 @@ fn packing(packing: Packing) -> text::Packing {
     }
 }
 
-/// Text to score on: a file's, or the one inside the program.
-pub(crate) fn read_scored_text(path: &Path) -> Result<Cow<'static, str>> {
-    match path == Path::new(config::EMBEDDED_EVALUATION) {
-        true => Ok(Cow::Borrowed(EVALUATION_TEXT)),
-        false => Ok(Cow::Owned(text::read_text(path)?)),
+/// A text to score on.
+pub(crate) struct ScoredText<'a> {
+    /// A file or folder, or [`config::EMBEDDED_EVALUATION`] for the one inside the program.
+    pub(crate) path: &'a Path,
+    /// The column that holds the text, where it is not to be found by its name.
+    pub(crate) text_column: Option<&'a str>,
+    /// Whether chats are written with the model's own template, where it has one.
+    pub(crate) chat_template: bool,
+}
+
+impl<'a> ScoredText<'a> {
+    /// A text that only its path is known of.
+    pub(crate) fn at(path: &'a Path) -> Self {
+        Self {
+            path,
+            text_column: None,
+            chat_template: true,
+        }
+    }
+
+    fn is_embedded(&self) -> bool {
+        self.path == Path::new(config::EMBEDDED_EVALUATION)
+    }
+
+    /// Finds early that there is nothing at the path.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.is_embedded() || self.path.exists() {
+            true => Ok(()),
+            false => Err(text::TextError::Missing {
+                path: self.path.to_owned(),
+            }
+            .into()),
+        }
+    }
+
+    /// Its token windows.
+    pub(crate) fn windows(
+        &self,
+        folder: &ModelFolder,
+        tokenizer: &Tokenizer,
+        sequence_length: usize,
+        windows: &Windows,
+    ) -> Result<EvaluationText> {
+        let choice = window_choice(windows);
+        if self.is_embedded() {
+            return Ok(evaluation_windows(
+                EVALUATION_TEXT,
+                tokenizer,
+                sequence_length,
+                &choice,
+            )?);
+        }
+        let source = TextSource {
+            kind: SourceKind::Path(self.path.to_owned()),
+            weight: 1.0,
+            text_column: self.text_column.map(str::to_owned),
+            chat_template: self.chat_template,
+        };
+        let render = chat_writer(folder);
+        Ok(evaluation_windows_of(
+            &source,
+            tokenizer,
+            render.as_deref(),
+            sequence_length,
+            &choice,
+        )?)
     }
 }
 
 /// Token windows of the pipeline's evaluation text.
 pub(crate) fn open_evaluation(
     evaluate: &Evaluate,
+    folder: &ModelFolder,
     tokenizer: &Tokenizer,
 ) -> Result<EvaluationText> {
-    let text = read_scored_text(&evaluate.text.path)?;
-    let choice = window_choice(&evaluate.windows);
-    Ok(evaluation_windows(
-        &text,
+    let text = ScoredText {
+        path: &evaluate.text.path,
+        text_column: evaluate.text_column.as_deref(),
+        chat_template: evaluate.chat_template,
+    };
+    text.windows(
+        folder,
         tokenizer,
         evaluate.sequence_length,
-        &choice,
-    )?)
+        &evaluate.windows,
+    )
 }
 
 /// The choice of windows in the text crate's own type.
-pub(crate) fn window_choice(windows: &Windows) -> WindowChoice {
+fn window_choice(windows: &Windows) -> WindowChoice {
     match windows {
         Windows::All => WindowChoice::All,
         Windows::Count(n) => WindowChoice::Count(*n),
@@ -473,7 +562,11 @@ pub(crate) fn window_choice(windows: &Windows) -> WindowChoice {
 
 /// Files of a data set that hold text we read.
 fn is_text(name: &str) -> bool {
-    [".txt", ".jsonl", ".json", ".parquet"]
+    let name = [".gz", ".zst"]
+        .iter()
+        .find_map(|end| name.strip_suffix(end))
+        .unwrap_or(name);
+    [".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet"]
         .iter()
         .any(|end| name.ends_with(end))
 }

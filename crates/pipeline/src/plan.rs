@@ -116,12 +116,12 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
     let mut warnings = told::of_run(pipeline, &folder, pipeline.reads_text())?;
     let config = folder.config();
     let tokenizer = folder.tokenizer()?;
-    let windows = open_calibration(pipeline, &tokenizer, &mut |_| ())?;
+    let windows = open_calibration(pipeline, &folder, &tokenizer, &mut |_| ())?;
     check_room(out, &destinations, work_bytes(&layout, config, &windows))?;
     let evaluation = pipeline
         .evaluate
         .as_ref()
-        .map(|e| open_evaluation(e, &tokenizer))
+        .map(|e| open_evaluation(e, &folder, &tokenizer))
         .transpose()?;
 
     let mut linears: Vec<PlannedLinears> = Vec::new();
@@ -202,6 +202,7 @@ pub fn plan(pipeline: &Pipeline, out: &Path) -> Result<Plan> {
     notices.extend(memory.notice());
     warnings.extend(too_large_to_write(&folder, [written, for_tuning], memory)?);
     warnings.extend(windows.report.warnings.iter().cloned());
+    warnings.extend(evaluation.iter().flat_map(|text| text.warnings.clone()));
     if pipeline.budget.is_some() {
         // one more walk, over the float model
         operations += config.num_hidden_layers as f64 * tokens as f64 * per_token as f64;

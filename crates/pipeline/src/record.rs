@@ -225,6 +225,7 @@ mod tests {
             n_available: 8,
             n_tokens: 240,
             tokens_dropped_at_end: 0,
+            warnings: vec![],
         };
         let worst = WorstToken {
             window: 1,

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use halfbyte_calibrate::text::{Window, Windows, evaluation_windows};
+use halfbyte_calibrate::text::{Window, Windows};
 use halfbyte_calibrate::{Walk, WalkOptions};
 use halfbyte_evaluate::{
     EvaluateError, Evaluation, Judged, Walked, evaluate_against, own_blocks, walk,
@@ -21,7 +21,7 @@ use crate::config::{self, Device};
 use crate::error::user_error;
 use crate::event::{Event, phase};
 use crate::judge::Judge;
-use crate::open::{open_weights, read_scored_text, window_choice};
+use crate::open::{ScoredText, open_weights};
 use crate::quantize::device_choice;
 use crate::recipe::MIXED_WINDOWS;
 use crate::told;
@@ -120,7 +120,8 @@ pub fn sensitivity(
     request: &SensitivityRequest,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<Sensitivity> {
-    let text = read_scored_text(&request.text)?;
+    let text = ScoredText::at(&request.text);
+    text.check()?;
     let device = open_device(device_choice(request.device))?;
     let model = open_weights(&request.model, on_event)?;
     let float = open_weights(&request.reference, on_event)?;
@@ -129,9 +130,16 @@ pub fn sensitivity(
     if let Some(warning) = length {
         on_event(Event::Warning(warning));
     }
-    let tokenizer = float.folder().tokenizer()?;
-    let choice = window_choice(&request.windows);
-    let text = evaluation_windows(&text, &tokenizer, request.sequence_length, &choice)?;
+    let folder = float.folder();
+    let text = text.windows(
+        folder,
+        &folder.tokenizer()?,
+        request.sequence_length,
+        &request.windows,
+    )?;
+    for warning in &text.warnings {
+        on_event(Event::Warning(warning.clone()));
+    }
     let (mut members, names) = members(&model, request.by)?;
     let apart = Apart {
         model,

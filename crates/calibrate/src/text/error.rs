@@ -47,19 +47,37 @@ pub enum TextError {
         /// What the system said.
         source: io::Error,
     },
-    /// A file whose name does not say how to read it.
+    /// A file of which neither name nor content say how to read it.
     #[error(
-        "{}: unknown kind of file; wanted .txt, .text, .md, .raw, .jsonl, .ndjson, .json or .parquet \
-         (unpack compressed files first)",
+        "{}: unknown kind of file, {found}; wanted text (.txt, .md), JSON Lines or JSON (.jsonl, .json), .csv, .tsv or \
+         .parquet, each also as .gz or .zst",
         path.display()
     )]
     UnknownKind {
         /// The file.
         path: PathBuf,
+        /// What it seems to be.
+        found: &'static str,
+    },
+    /// A file packed in a way that is not unpacked.
+    #[error("{}: packed with {kind}, which is not read; unpack it, or pack it with gzip or zstd", path.display())]
+    Packed {
+        /// The file.
+        path: PathBuf,
+        /// How it is packed.
+        kind: &'static str,
+    },
+    /// Text in an encoding that is not decoded.
+    #[error("{}: the text is {found}, which is not read; save the file as UTF-8", path.display())]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+        /// The encoding.
+        found: &'static str,
     },
     /// A folder without a file of a known kind.
     #[error(
-        "{}: no .txt, .jsonl, .json or .parquet file in this folder ({found}); subfolders are not searched",
+        "{}: no .txt, .jsonl, .json, .csv, .tsv or .parquet file in this folder or below ({found})",
         path.display()
     )]
     EmptyFolder {
@@ -67,6 +85,33 @@ pub enum TextError {
         path: PathBuf,
         /// What is there instead.
         found: String,
+    },
+    /// A table whose rows do not fit its columns.
+    #[error("{place}: {problem}; wanted a table with one name a column in its first row")]
+    Table {
+        /// `file:line`.
+        place: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error(
+        "{place}: token id {id} is not in the model's vocabulary of {vocabulary}; the ids are another tokenizer's, give \
+         the text instead"
+    )]
+    UnknownId {
+        /// The file and the record.
+        place: String,
+        /// The id.
+        id: u32,
+        /// Ids below this are known.
+        vocabulary: usize,
+    },
+    /// Token ids where text is wanted.
+    #[error("{place}: holds token ids, wanted text; give the text that they were made from")]
+    Ids {
+        /// The file and the record.
+        place: String,
     },
     /// Bytes that are not UTF-8.
     #[error("{place}: not UTF-8 at byte {offset} of the file; save the file as UTF-8")]
@@ -123,12 +168,14 @@ pub enum TextError {
         problem: String,
     },
     /// Sources without a single token.
-    #[error("no calibration text: nothing in {names} ({dropped} documents dropped)")]
+    #[error("no calibration text: nothing in {names} ({dropped} documents dropped){told}")]
     NoText {
         /// The sources.
         names: String,
-        /// Documents that were there but empty, too short or not UTF-8.
+        /// Documents that were there but empty, too short, not UTF-8 or refused by the chat template.
         dropped: usize,
+        /// What is to be told of how they were read, each after a semicolon.
+        told: String,
     },
     /// Fewer windows than asked for.
     #[error(
@@ -158,7 +205,7 @@ pub enum TextError {
     /// Evaluation text with fewer windows than asked for.
     #[error(
         "too little evaluation text: {n_tokens} tokens are {available} windows of {sequence_length}, wanted {wanted}; \
-         add text, set windows: {}, or shorten sequence_length",
+         add text, set windows: {}, or shorten sequence_length{told}",
         if *available == 0 { "all".to_string() } else { available.to_string() }
     )]
     TooFewWindows {
@@ -170,7 +217,12 @@ pub enum TextError {
         sequence_length: usize,
         /// Windows asked for; at least 1.
         wanted: usize,
+        /// What is to be told of how the text was read, each after a semicolon.
+        told: String,
     },
+    /// A text that was read twice and is not the same.
+    #[error("the evaluation text changed while it was read; start again when nothing writes to it")]
+    Changed,
     /// A window index past the end, or named twice.
     #[error("evaluation window {index} {problem}; the text has windows 0 to {last}")]
     WindowIndex {

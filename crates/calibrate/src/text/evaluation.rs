@@ -1,8 +1,15 @@
-//! Evaluation text: one string, tokenized whole, cut into windows that do not overlap.
+//! Evaluation text: one string, tokenized as a whole, cut into windows that do not overlap.
+
+use std::ops::ControlFlow;
 
 use tokenizers::Tokenizer;
 
-use super::{TextError, tokenize};
+use super::chat::RenderChat;
+use super::pack::SEPARATOR;
+use super::read::{Account, Reading, Record, read_records};
+use super::source::Purpose;
+use super::token_stream::{Sizes, TakePiece, Text, tokens};
+use super::{TextError, TextSource, tokenize};
 
 /// Which windows of the evaluation text are scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +35,14 @@ pub struct EvaluationText {
     pub n_tokens: usize,
     /// Tokens after the last full window, which no choice of windows covers.
     pub tokens_dropped_at_end: usize,
+    /// What the user should know; each names the text.
+    pub warnings: Vec<String>,
 }
 
-/// Tokenizes the text as one string, so that the ids are those any other tool gets from it, without special
+/// Token ids kept while a text is read, so that a text that has no more is tokenized once.
+const IDS_KEPT: usize = 1 << 20;
+
+/// Tokenizes the text as if it were one string, so that the ids are those any other tool gets from it, without special
 /// tokens, and cuts it into windows of `sequence_length` that do not overlap: the perplexity protocol of GPTQ,
 /// Frantar et al., arXiv 2210.17323, section 5.
 ///
@@ -43,6 +55,172 @@ pub fn evaluation_windows(
     sequence_length: usize,
     choice: &WindowChoice,
 ) -> Result<EvaluationText, TextError> {
+    let mut pieces = |take: &mut TakePiece| {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
+            if take(piece)?.is_break() {
+                break;
+            }
+            rest = after;
+        }
+        Ok(())
+    };
+    windows_of(&mut pieces, tokenizer, sequence_length, choice)
+}
+
+/// Text handed on at once.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// The windows of a source, as [`evaluation_windows`] makes them of its documents joined by blank lines. The text is read as a
+/// stream, so that memory does not grow with it; chats are written by `render`, the model's chat template, where there is
+/// one and the source does not forbid it.
+///
+/// # Errors
+/// As [`evaluation_windows`], and a source that cannot be read or holds token ids.
+pub fn evaluation_windows_of(
+    source: &TextSource,
+    tokenizer: &Tokenizer,
+    render: Option<&RenderChat>,
+    sequence_length: usize,
+    choice: &WindowChoice,
+) -> Result<EvaluationText, TextError> {
+    let reading = Reading {
+        render,
+        vocabulary: None,
+        purpose: Purpose::Evaluation,
+        whole_files: false,
+    };
+    let mut account = Account::default();
+    let mut not_utf8 = 0;
+    let mut pieces = |take: &mut TakePiece| {
+        not_utf8 = 0;
+        account = joined(source, reading, &mut not_utf8, take)?;
+        Ok(())
+    };
+    let mut found = windows_of(&mut pieces, tokenizer, sequence_length, choice);
+    let name = source.name();
+    let mut told = account.told(render.is_some() && source.chat_template);
+    if not_utf8 > 0 {
+        told.push(format!(
+            "{not_utf8} documents were dropped because they are not UTF-8"
+        ));
+    }
+    match &mut found {
+        Ok(found) => {
+            found.warnings = told.iter().map(|told| format!("{name}: {told}")).collect();
+        }
+        Err(TextError::TooFewWindows { told: all, .. }) => {
+            *all = told.iter().map(|told| format!("; {told}")).collect();
+        }
+        Err(_) => {}
+    }
+    found
+}
+
+/// Hands on the text of a source and counts its documents that are not UTF-8.
+fn joined(
+    source: &TextSource,
+    reading: Reading,
+    not_utf8: &mut usize,
+    take: &mut TakePiece,
+) -> Result<Account, TextError> {
+    let mut joined = Joined::default();
+    let (_, account) = read_records(source, reading, &mut |record| match record {
+        Record::Text(text) => joined.document(&text, true, take),
+        Record::Marked(text) => joined.document(&text, false, take),
+        Record::Plain(text, is_last) => {
+            let flow = joined.part(&text, take);
+            joined.ends |= is_last;
+            flow
+        }
+        Record::NotUtf8 => {
+            *not_utf8 += 1;
+            Ok(ControlFlow::Continue(()))
+        }
+        Record::Refused | Record::Ids(_) => Ok(ControlFlow::Continue(())),
+    })?;
+    joined.end(take)?;
+    Ok(account)
+}
+
+/// The pieces of a source's text, as they come.
+#[cfg(test)]
+pub(super) fn text_of(source: &TextSource, take: &mut dyn FnMut(&str)) -> Result<(), TextError> {
+    let reading = Reading {
+        render: None,
+        vocabulary: None,
+        purpose: Purpose::Evaluation,
+        whole_files: false,
+    };
+    joined(source, reading, &mut 0, &mut |piece| {
+        take(piece);
+        Ok(ControlFlow::Continue(()))
+    })
+    .map(drop)
+}
+
+/// Documents to one text: a blank line between two, instead of the line ends that the first has, but where it has marks of its
+/// own.
+#[derive(Default)]
+struct Joined {
+    /// Line ends after the last document's text.
+    held: String,
+    /// Whether a document has ended that a blank line parts from the next.
+    ends: bool,
+}
+
+impl Joined {
+    /// A whole document; one without text is none.
+    fn document(
+        &mut self,
+        text: &str,
+        parted: bool,
+        take: &mut TakePiece,
+    ) -> Result<ControlFlow<()>, TextError> {
+        if text.trim().is_empty() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let flow = self.part(text, take);
+        self.ends = parted;
+        flow
+    }
+
+    /// A part of a document.
+    fn part(&mut self, text: &str, take: &mut TakePiece) -> Result<ControlFlow<()>, TextError> {
+        let between = match std::mem::take(&mut self.ends) {
+            true => {
+                self.held.clear();
+                SEPARATOR.to_owned()
+            }
+            false => std::mem::take(&mut self.held),
+        };
+        let body = text.trim_end_matches(['\n', '\r']);
+        if body.is_empty() {
+            self.held = format!("{between}{text}");
+            return Ok(ControlFlow::Continue(()));
+        }
+        self.held = text[body.len()..].to_owned();
+        match between.is_empty() {
+            true => take(body),
+            false => take(&format!("{between}{body}")),
+        }
+    }
+
+    fn end(self, take: &mut TakePiece) -> Result<(), TextError> {
+        match self.held.is_empty() {
+            true => Ok(()),
+            false => take(&self.held).map(drop),
+        }
+    }
+}
+
+fn windows_of(
+    text: &mut Text,
+    tokenizer: &Tokenizer,
+    sequence_length: usize,
+    choice: &WindowChoice,
+) -> Result<EvaluationText, TextError> {
     if sequence_length < 2 {
         let found = sequence_length.to_string();
         return Err(TextError::Option {
@@ -51,22 +229,42 @@ pub fn evaluation_windows(
             wanted: "2 or more",
         });
     }
-    let ids = tokenize::ids(
-        "evaluation text",
-        text,
-        tokenize::plain(tokenizer)?.as_ref(),
-    )?;
-    let n_available = ids.len() / sequence_length;
-    let indices = chosen(choice, n_available, ids.len(), sequence_length)?;
+    let tokenizer = tokenize::plain(tokenizer)?;
+    let keep = match choice {
+        // the windows hold them all
+        WindowChoice::All => usize::MAX,
+        WindowChoice::Count(_) | WindowChoice::List(_) => IDS_KEPT,
+    };
+    let tokens = tokens(text, &tokenizer, Sizes::DEFAULT, keep)?;
+    let n_available = tokens.total / sequence_length;
+    let indices = chosen(choice, n_available, tokens.total, sequence_length)?;
+    let mut rising = indices.clone();
+    rising.sort_unstable();
+    let ranges: Vec<_> = rising
+        .iter()
+        .map(|i| i * sequence_length..(i + 1) * sequence_length)
+        .collect();
+    let mut in_order = tokens.ranges(&ranges, text, &tokenizer)?;
+    if in_order
+        .iter()
+        .any(|window| window.len() != sequence_length)
+    {
+        return Err(TextError::Changed);
+    }
+    let windows = indices
+        .iter()
+        .map(|i| {
+            let at = rising.partition_point(|r| r < i);
+            std::mem::take(&mut in_order[at])
+        })
+        .collect();
     Ok(EvaluationText {
-        windows: indices
-            .iter()
-            .map(|&i| ids[i * sequence_length..][..sequence_length].to_vec())
-            .collect(),
+        windows,
         indices,
         n_available,
-        n_tokens: ids.len(),
-        tokens_dropped_at_end: ids.len() % sequence_length,
+        n_tokens: tokens.total,
+        tokens_dropped_at_end: tokens.total % sequence_length,
+        warnings: Vec::new(),
     })
 }
 
@@ -100,6 +298,7 @@ fn chosen(
             available,
             sequence_length,
             wanted,
+            told: String::new(),
         });
     }
     match choice {

@@ -7,7 +7,7 @@ use tokenizers::Tokenizer;
 
 use super::mix::one_per_stretch;
 use super::random::SplitMix64;
-use super::read::{Record, read_records};
+use super::read::{Account, Reading, Record, read_records};
 use super::source::files_of;
 use super::{Packing, SourceReport, TextError, TextSource, Window, WindowOptions, tokenize};
 
@@ -41,11 +41,12 @@ pub(super) fn supply(
     source: &TextSource,
     wanted: usize,
     tokenizer: &Tokenizer,
+    reading: Reading,
     options: &WindowOptions,
 ) -> Result<Supply, TextError> {
     match options.packing {
-        Packing::Concat => stream(source, wanted, tokenizer, options.sequence_length),
-        Packing::Truncate | Packing::Drop => documents(source, wanted, tokenizer, options),
+        Packing::Concat => stream(source, wanted, tokenizer, reading, options.sequence_length),
+        Packing::Truncate | Packing::Drop => documents(source, wanted, tokenizer, reading, options),
     }
 }
 
@@ -103,8 +104,9 @@ fn full_window(ids: &[u32]) -> Window {
 }
 
 /// A report with the source's name and files.
-fn opened(source: &TextSource) -> Result<SourceReport, TextError> {
-    let files = files_of(&source.kind)?
+fn opened(source: &TextSource, reading: Reading) -> Result<SourceReport, TextError> {
+    let files = files_of(&source.kind, reading.purpose)?
+        .paths
         .iter()
         .map(|path| path.display().to_string())
         .collect();
@@ -116,16 +118,35 @@ fn opened(source: &TextSource) -> Result<SourceReport, TextError> {
     })
 }
 
+impl SourceReport {
+    /// Enters what the reader counted.
+    fn read(&mut self, account: &Account, has_template: bool) {
+        self.documents_chat = account.chats;
+        self.documents_templated = account.templated;
+        self.told = account.told(has_template);
+    }
+}
+
 /// Hashes the texts of a source, with a byte between two that UTF-8 never holds.
 #[derive(Default)]
 struct TextHash(Sha256, bool);
 
 impl TextHash {
     fn add(&mut self, text: &str) {
+        self.add_bytes(text.as_bytes());
+    }
+
+    /// Of ids, four bytes each, the lowest first.
+    fn add_ids(&mut self, ids: &[u32]) {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        self.add_bytes(&bytes);
+    }
+
+    fn add_bytes(&mut self, bytes: &[u8]) {
         if std::mem::replace(&mut self.1, true) {
             self.0.update([0xff]);
         }
-        self.0.update(text.as_bytes());
+        self.0.update(bytes);
     }
 
     fn finish(self) -> String {
@@ -143,26 +164,31 @@ fn documents(
     source: &TextSource,
     wanted: usize,
     tokenizer: &Tokenizer,
+    reading: Reading,
     options: &WindowOptions,
 ) -> Result<Supply, TextError> {
-    let mut report = opened(source)?;
+    let mut report = opened(source, reading)?;
     let mut windows = Vec::new();
     let mut hash = TextHash::default();
     let mut exhausted = false;
     if wanted > 0 {
         let name = report.name.clone();
-        let flow = read_records(source, &mut |record| {
+        let (flow, account) = read_records(source, reading, &mut |record| {
             match record {
                 Record::NotUtf8 => {
                     report.documents_read += 1;
                     report.documents_dropped.not_utf8 += 1;
                 }
-                Record::Text(text) | Record::Chat(text) if text.trim().is_empty() => {
+                Record::Refused => {
+                    report.documents_read += 1;
+                    report.documents_dropped.refused += 1;
+                }
+                Record::Text(text) | Record::Marked(text) if text.trim().is_empty() => {
                     hash.add(&text);
                     report.documents_read += 1;
                     report.documents_dropped.empty += 1;
                 }
-                Record::Plain(text) => {
+                Record::Plain(text, _) => {
                     hash.add(&text);
                     report.bytes_read += text.len() as u64;
                     return documents_of_plain_text(&name, &text, tokenizer, options, &mut |ids| {
@@ -170,16 +196,25 @@ fn documents(
                         windows.len() == wanted
                     });
                 }
-                Record::Text(ref text) | Record::Chat(ref text) => {
-                    hash.add(text);
+                Record::Text(text) | Record::Marked(text) => {
+                    hash.add(&text);
                     report.bytes_read += text.len() as u64;
-                    report.documents_chat += usize::from(matches!(record, Record::Chat(_)));
-                    let ids = tokenize::ids(&name, text, tokenizer)?;
+                    let ids = tokenize::ids(&name, &text, tokenizer)?;
+                    windows.extend(window_of(&ids, options, &mut report));
+                }
+                Record::Ids(ids) if ids.is_empty() => {
+                    report.documents_read += 1;
+                    report.documents_dropped.empty += 1;
+                }
+                Record::Ids(ids) => {
+                    hash.add_ids(&ids);
+                    report.bytes_read += ID_BYTES * ids.len() as u64;
                     windows.extend(window_of(&ids, options, &mut report));
                 }
             }
             Ok(flow(windows.len() == wanted))
         })?;
+        report.read(&account, reading.render.is_some() && source.chat_template);
         exhausted = flow.is_continue();
     }
     report.text_sha256 = hash.finish();
@@ -189,6 +224,9 @@ fn documents(
         tokens: Tokens::Windows(windows),
     })
 }
+
+/// Bytes that a token id counts for, where a source holds ids.
+const ID_BYTES: u64 = 4;
 
 fn flow(stop: bool) -> ControlFlow<()> {
     if stop {
@@ -292,8 +330,8 @@ fn runs_of_lines(text: &str, join: bool) -> Vec<(usize, usize)> {
 /// ids may differ from those of the whole document by a token or two per 32 KiB.
 const PIECE_BYTES: usize = 32 << 10;
 
-/// Between two documents.
-const SEPARATOR: &str = "\n\n";
+/// Between two documents, but for those with marks of their own.
+pub(super) const SEPARATOR: &str = "\n\n";
 
 /// Text kept of a source, at least; a source of this size is tokenized whole.
 const TEXT_BYTES_LEAST: usize = 4 << 20;
@@ -305,6 +343,7 @@ fn stream(
     source: &TextSource,
     wanted: usize,
     tokenizer: &Tokenizer,
+    reading: Reading,
     sequence_length: usize,
 ) -> Result<Supply, TextError> {
     let mut budget = TEXT_BYTES_LEAST.max(
@@ -313,15 +352,21 @@ fn stream(
             .saturating_mul(TEXT_BYTES_PER_TOKEN),
     );
     loop {
-        let (pieces, mut report) = gather(source, budget)?;
-        let texts: Vec<&str> = pieces.iter().map(|piece| piece.text.as_str()).collect();
+        let (pieces, mut report) = gather(source, reading, budget)?;
+        let texts: Vec<&str> = pieces
+            .iter()
+            .filter_map(|piece| match &piece.content {
+                Content::Text(text) => Some(text.as_str()),
+                Content::Ids(_) => None,
+            })
+            .collect();
+        let mut of_texts = tokenize::ids_of_each(&report.name, &texts, tokenizer)?.into_iter();
         let (mut ids, mut stretches) = (Vec::new(), Vec::new());
-        for (piece, piece_ids) in
-            pieces
-                .iter()
-                .zip(tokenize::ids_of_each(&report.name, &texts, tokenizer)?)
-        {
-            ids.extend(piece_ids);
+        for piece in pieces {
+            match piece.content {
+                Content::Text(_) => ids.extend(of_texts.next().unwrap_or_default()),
+                Content::Ids(own) => ids.extend(own),
+            }
             stretches.push(Stretch {
                 document: piece.document,
                 end: ids.len(),
@@ -348,65 +393,97 @@ fn stream(
 
 struct Piece {
     document: usize,
-    /// Whether the document ends with it.
-    last: bool,
-    text: String,
+    /// Whether a document ends with it that a blank line parts from the next.
+    parted: bool,
+    content: Content,
+}
+
+enum Content {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+impl Piece {
+    fn bytes(&self) -> usize {
+        match &self.content {
+            Content::Text(text) => text.len(),
+            Content::Ids(ids) => ID_BYTES as usize * ids.len(),
+        }
+    }
 }
 
 /// The text of a source in pieces, thinned evenly to about `budget` bytes: whenever more is held, every second
 /// piece goes and from there on only every second one is kept. One pass, bounded memory, no knowledge of the
 /// size beforehand; the head of a large source gets no more room than its end.
-fn gather(source: &TextSource, budget: usize) -> Result<(Vec<Piece>, SourceReport), TextError> {
-    let mut report = opened(source)?;
+fn gather(
+    source: &TextSource,
+    reading: Reading,
+    budget: usize,
+) -> Result<(Vec<Piece>, SourceReport), TextError> {
+    let mut report = opened(source, reading)?;
     let mut hash = TextHash::default();
     let mut pieces: Vec<(usize, Piece)> = Vec::new();
     let (mut stride, mut seen, mut held) = (1, 0, 0);
-    let _ = read_records(source, &mut |record| {
+    let (_, account) = read_records(source, reading, &mut |record| {
         let document = report.documents_read;
         report.documents_read += 1;
-        let chat = matches!(record, Record::Chat(_));
-        let (Record::Text(text) | Record::Chat(text) | Record::Plain(text)) = record else {
-            report.documents_dropped.not_utf8 += 1;
-            return Ok(ControlFlow::Continue(()));
-        };
-        hash.add(&text);
-        if text.trim().is_empty() {
-            report.documents_dropped.empty += 1;
-            return Ok(ControlFlow::Continue(()));
-        }
-        report.bytes_read += text.len() as u64;
-        report.documents_chat += usize::from(chat);
-        let mut parts = split(&text, PIECE_BYTES).peekable();
-        while let Some(part) = parts.next() {
+        let mut keep = |piece: Piece| {
             if seen % stride == 0 {
-                held += part.len();
-                pieces.push((
-                    seen,
-                    Piece {
-                        document,
-                        last: parts.peek().is_none(),
-                        text: part.into(),
-                    },
-                ));
+                held += piece.bytes();
+                pieces.push((seen, piece));
             }
             seen += 1;
             while held > budget && pieces.len() > 1 {
                 stride *= 2;
                 pieces.retain(|(i, _)| i % stride == 0);
-                held = pieces.iter().map(|(_, piece)| piece.text.len()).sum();
+                held = pieces.iter().map(|(_, piece)| piece.bytes()).sum();
+            }
+        };
+        match record {
+            Record::NotUtf8 => report.documents_dropped.not_utf8 += 1,
+            Record::Refused => report.documents_dropped.refused += 1,
+            Record::Ids(ids) => {
+                hash.add_ids(&ids);
+                report.documents_dropped.empty += usize::from(ids.is_empty());
+                report.bytes_read += ID_BYTES * ids.len() as u64;
+                for part in ids.chunks(PIECE_BYTES / ID_BYTES as usize) {
+                    keep(Piece {
+                        document,
+                        parted: false,
+                        content: Content::Ids(part.to_vec()),
+                    });
+                }
+            }
+            Record::Text(ref text) | Record::Marked(ref text) | Record::Plain(ref text, _) => {
+                hash.add(text);
+                if text.trim().is_empty() {
+                    report.documents_dropped.empty += 1;
+                    return Ok(ControlFlow::Continue(()));
+                }
+                report.bytes_read += text.len() as u64;
+                let marked = matches!(record, Record::Marked(_));
+                let mut parts = split(text, PIECE_BYTES).peekable();
+                while let Some(part) = parts.next() {
+                    keep(Piece {
+                        document,
+                        parted: parts.peek().is_none() && !marked,
+                        content: Content::Text(part.into()),
+                    });
+                }
             }
         }
         Ok(ControlFlow::Continue(()))
     })?;
+    report.read(&account, reading.render.is_some() && source.chat_template);
     report.text_sha256 = hash.finish();
     report.bytes_skipped = report.bytes_read - held as u64;
     let mut pieces: Vec<Piece> = pieces.into_iter().map(|(_, piece)| piece).collect();
     let ends = pieces.len().saturating_sub(1);
-    for piece in pieces[..ends].iter_mut().filter(|piece| piece.last) {
-        piece
-            .text
-            .truncate(piece.text.trim_end_matches(['\n', '\r']).len());
-        piece.text.push_str(SEPARATOR);
+    for piece in pieces[..ends].iter_mut().filter(|piece| piece.parted) {
+        if let Content::Text(text) = &mut piece.content {
+            text.truncate(text.trim_end_matches(['\n', '\r']).len());
+            text.push_str(SEPARATOR);
+        }
     }
     Ok((pieces, report))
 }

@@ -1,75 +1,163 @@
-//! Parquet files to records: a column of strings, or a column of chats.
+//! Parquet files to records: a column of strings, or rows of which a chat or token ids are taken.
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use halfbyte_checkpoint::caught;
 use parquet::basic::Type as PhysicalType;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::types::Type;
 use serde_json::Value;
 
 use super::TextError;
-use super::json::{CHAT_COLUMNS, missing_column, record_of};
-use super::read::{Record, Visit, open};
+use super::decode::Unpacked;
+use super::json::VisitFound;
+use super::read::{all_bytes, open};
+use super::record::{Columns, TEXT_COLUMNS, is_beside, is_known, is_of_pair, missing_column};
 
 /// Rows decoded at once.
 const BATCH_ROWS: usize = 256;
 
-/// The records of the text column, row group by row group. The parquet crate panics on some damaged files; that is an error
-/// like its others.
+/// The records of a file, row group by row group. A packed one is unpacked in memory, because parquet is read from its
+/// end. The parquet crate panics on some damaged files; that is an error like its others.
 pub(super) fn read_records(
+    unpacked: Unpacked,
     path: &Path,
-    column: Option<&str>,
-    visit: &mut Visit,
+    columns: &mut Columns,
+    visit: &mut VisitFound,
 ) -> Result<ControlFlow<()>, TextError> {
-    caught(|| read_unguarded(path, column, visit)).unwrap_or_else(|panic| {
-        Err(TextError::Parquet {
-            path: path.into(),
-            source: ParquetError::General(format!("it contradicts itself ({panic})")),
-        })
+    caught(|| match unpacked.packed {
+        true => {
+            let bytes = bytes::Bytes::from(all_bytes(unpacked, path)?);
+            read(bytes, path, columns, visit)
+        }
+        false => read(open(path)?, path, columns, visit),
+    })
+    .unwrap_or_else(|panic| {
+        let problem = format!("it contradicts itself ({panic})");
+        Err(failed(path, ParquetError::General(problem)))
     })
 }
 
-fn read_unguarded(
+fn read<R: ChunkReader + 'static>(
+    chunks: R,
     path: &Path,
-    column: Option<&str>,
-    visit: &mut Visit,
+    columns: &mut Columns,
+    visit: &mut VisitFound,
 ) -> Result<ControlFlow<()>, TextError> {
-    let failed = |source| TextError::Parquet {
+    let file = SerializedFileReader::new(chunks).map_err(|source| failed(path, source))?;
+    match taken(&file, path, columns.wanted())? {
+        Taken::Strings(field) => read_strings(&file, &field, path, columns, visit),
+        Taken::Rows(fields) => read_rows(&file, fields, path, columns, visit),
+    }
+}
+
+fn failed(path: &Path, source: ParquetError) -> TextError {
+    TextError::Parquet {
         path: path.into(),
         source,
-    };
-    let file = SerializedFileReader::new(open(path)?).map_err(failed)?;
-    let field = text_field(&file, path, column)?;
-    if !field.is_primitive() {
-        return read_chats(&file, &field, path, visit);
     }
+}
+
+/// What is read of a file.
+enum Taken {
+    /// A column of strings that is the text.
+    Strings(Arc<Type>),
+    /// Columns of which every row's document is chosen.
+    Rows(Vec<Arc<Type>>),
+}
+
+fn taken<R: ChunkReader + 'static>(
+    file: &SerializedFileReader<R>,
+    path: &Path,
+    column: Option<&str>,
+) -> Result<Taken, TextError> {
+    let fields = file.metadata().file_metadata().schema().get_fields();
+    let is_strings =
+        |f: &Type| f.is_primitive() && f.get_physical_type() == PhysicalType::BYTE_ARRAY;
+    let names = || fields.iter().map(|f| f.name());
     let place = || path.display().to_string();
-    if field.get_physical_type() != PhysicalType::BYTE_ARRAY {
-        let found = format!("{} values", field.get_physical_type());
-        return Err(TextError::NotText {
-            place: place(),
-            column: field.name().into(),
-            found,
-        });
+    // with it what stands beside a chat or ids
+    let with_beside = |is_taken: &dyn Fn(&str) -> bool| {
+        let wanted = |f: &&Arc<Type>| is_taken(f.name()) || is_beside(f.name());
+        Taken::Rows(fields.iter().filter(wanted).cloned().collect())
+    };
+    if let Some(column) = column {
+        let field = fields.iter().find(|f| f.name() == column);
+        let field = field.ok_or_else(|| missing_column(Some(column), names(), place()))?;
+        return match field.is_primitive() {
+            true if is_strings(field) => Ok(Taken::Strings(field.clone())),
+            true => Err(TextError::NotText {
+                place: place(),
+                column: column.into(),
+                found: format!("{} values", field.get_physical_type()),
+            }),
+            false => Ok(with_beside(&|name| name == column)),
+        };
     }
-    let leaf = leaf_of(&file, field.name());
+    let known: Vec<&Arc<Type>> = fields.iter().filter(|f| is_known(f.name())).collect();
+    match known.as_slice() {
+        [] => {}
+        [one] if is_strings(one) && is_text_name(one.name()) => {
+            return Ok(Taken::Strings((*one).clone()));
+        }
+        known => {
+            let strings = || fields.iter().filter(|f| is_strings(f));
+            // a question without its answer is text if it is the only text there is
+            let unpaired = known.len() == 1 && is_strings(known[0]) && is_of_pair(known[0].name());
+            return Ok(match unpaired && strings().count() > 1 {
+                true => {
+                    let names = strings().map(|f| f.name());
+                    return Err(missing_column(None, names, place()));
+                }
+                false => with_beside(&is_known),
+            });
+        }
+    }
+    let strings: Vec<&Arc<Type>> = fields.iter().filter(|f| is_strings(f)).collect();
+    match strings.as_slice() {
+        [only] => Ok(Taken::Strings((*only).clone())),
+        [] => Err(missing_column(None, names(), place())),
+        several => Err(missing_column(
+            None,
+            several.iter().map(|f| f.name()),
+            place(),
+        )),
+    }
+}
+
+/// Whether a column of this name is text whatever stands beside it.
+fn is_text_name(name: &str) -> bool {
+    std::iter::once(&"text")
+        .chain(&TEXT_COLUMNS)
+        .any(|known| name.eq_ignore_ascii_case(known))
+}
+
+fn read_strings<R: ChunkReader + 'static>(
+    file: &SerializedFileReader<R>,
+    field: &Type,
+    path: &Path,
+    columns: &mut Columns,
+    visit: &mut VisitFound,
+) -> Result<ControlFlow<()>, TextError> {
+    let failed = |source| failed(path, source);
+    let leaf = leaf_of(file, field.name());
+    let mut row = 0;
     for group in 0..file.num_row_groups() {
         let reader = file
             .get_row_group(group)
             .and_then(|g| g.get_column_reader(leaf))
             .map_err(failed)?;
         let ColumnReader::ByteArrayColumnReader(mut reader) = reader else {
-            let found = "other values than its schema says".into();
             return Err(TextError::NotText {
-                place: place(),
+                place: path.display().to_string(),
                 column: field.name().into(),
-                found,
+                found: "other values than its schema says".into(),
             });
         };
         loop {
@@ -77,39 +165,22 @@ fn read_unguarded(
             if rows.is_empty() {
                 break;
             }
-            for row in rows {
-                if visit(record(row))?.is_break() {
+            for bytes in rows {
+                let place = || format!("{}: row {row}", path.display());
+                columns.took(field.name());
+                let found = columns.cell(field.name(), bytes.as_ref().map(|b| b.data()));
+                if visit(found, &place)?.is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
+                row += 1;
             }
         }
     }
     Ok(ControlFlow::Continue(()))
 }
 
-/// The column asked for, or else `text`, or else a chat.
-fn text_field(
-    file: &SerializedFileReader<std::fs::File>,
-    path: &Path,
-    column: Option<&str>,
-) -> Result<std::sync::Arc<Type>, TextError> {
-    let fields = file.metadata().file_metadata().schema().get_fields();
-    let known: Vec<&str> = match column {
-        Some(column) => vec![column],
-        None => std::iter::once("text").chain(CHAT_COLUMNS).collect(),
-    };
-    known
-        .iter()
-        .find_map(|name| fields.iter().find(|f| f.name() == *name))
-        .cloned()
-        .ok_or_else(|| {
-            let names: Vec<&str> = fields.iter().map(|f| f.name()).collect();
-            missing_column(column, &names, path.display().to_string())
-        })
-}
-
 /// The index among the file's leaf columns of a primitive field at its root.
-fn leaf_of(file: &SerializedFileReader<std::fs::File>, name: &str) -> usize {
+fn leaf_of<R: ChunkReader + 'static>(file: &SerializedFileReader<R>, name: &str) -> usize {
     let schema = file.metadata().file_metadata().schema_descr();
     (0..schema.num_columns())
         .find(|&i| schema.column(i).path().parts() == [name])
@@ -141,58 +212,50 @@ fn next_rows(
         .collect())
 }
 
-fn record(row: Option<ByteArray>) -> Record {
-    match row.as_ref().map(|bytes| std::str::from_utf8(bytes.data())) {
-        None => Record::Text(String::new()),
-        Some(Ok(text)) => Record::Text(text.into()),
-        Some(Err(_)) => Record::NotUtf8,
-    }
-}
-
-fn read_chats(
-    file: &SerializedFileReader<std::fs::File>,
-    field: &std::sync::Arc<Type>,
+fn read_rows<R: ChunkReader + 'static>(
+    file: &SerializedFileReader<R>,
+    fields: Vec<Arc<Type>>,
     path: &Path,
-    visit: &mut Visit,
+    columns: &mut Columns,
+    visit: &mut VisitFound,
 ) -> Result<ControlFlow<()>, TextError> {
-    let failed = |source| TextError::Parquet {
-        path: path.into(),
-        source,
-    };
+    let failed = |source| failed(path, source);
     let root = file.metadata().file_metadata().schema().name();
     let projection = Type::group_type_builder(root)
-        .with_fields(vec![field.clone()])
+        .with_fields(fields)
         .build()
         .map_err(failed)?;
-    for (i, row) in file
-        .get_row_iter(Some(projection))
-        .map_err(failed)?
-        .enumerate()
-    {
+    let rows = file.get_row_iter(Some(projection)).map_err(failed)?;
+    for (i, row) in rows.enumerate() {
         let row = row.map_err(failed)?;
         let fields = row
             .get_column_iter()
             .map(|(name, field)| (name.clone(), json_of(field)))
             .collect();
         let place = || format!("{}: row {i}", path.display());
-        if visit(record_of(
-            &Value::Object(fields),
-            Some(field.name()),
-            &place,
-        )?)?
-        .is_break()
-        {
+        let found = columns.record_of(&Value::Object(fields), &place)?;
+        if visit(found, &place)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
     Ok(ControlFlow::Continue(()))
 }
 
-/// The strings, lists and groups of a chat. Whatever else stands beside the messages (numbers, flags, dates) is
-/// of no use for their text and becomes null.
+/// The strings, whole numbers, lists and groups of a row. Whatever else stands there (fractions, dates) is of no use for text
+/// and becomes null.
 fn json_of(field: &Field) -> Value {
     match field {
         Field::Str(text) => Value::String(text.clone()),
+        Field::Bytes(bytes) => std::str::from_utf8(bytes.data()).map_or(Value::Null, Value::from),
+        Field::Bool(yes) => Value::from(u8::from(*yes)),
+        Field::Byte(n) => Value::from(*n),
+        Field::Short(n) => Value::from(*n),
+        Field::Int(n) => Value::from(*n),
+        Field::Long(n) => Value::from(*n),
+        Field::UByte(n) => Value::from(*n),
+        Field::UShort(n) => Value::from(*n),
+        Field::UInt(n) => Value::from(*n),
+        Field::ULong(n) => Value::from(*n),
         Field::ListInternal(list) => Value::Array(list.elements().iter().map(json_of).collect()),
         Field::Group(row) => Value::Object(
             row.get_column_iter()
@@ -209,7 +272,10 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::Arc;
 
+    use super::super::decode;
+    use super::super::record::Found;
     use parquet::basic::Compression;
+    use parquet::data_type::Int32Type;
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
@@ -250,14 +316,26 @@ mod tests {
         (folder, path)
     }
 
-    fn read(path: &Path, column: Option<&str>) -> Result<Vec<Record>, String> {
+    fn read(path: &Path, column: Option<&str>) -> Result<Vec<Found>, String> {
         let mut found = Vec::new();
-        let _ = read_records(path, column, &mut |record| {
+        let _ = read_until(path, column, &mut |record| {
             found.push(record);
-            Ok(ControlFlow::Continue(()))
+            ControlFlow::Continue(())
         })
         .map_err(|e| e.to_string())?;
         Ok(found)
+    }
+
+    fn read_until(
+        path: &Path,
+        column: Option<&str>,
+        take: &mut dyn FnMut(Found) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, TextError> {
+        let unpacked = decode::unpack(open(path)?, path)?;
+        let mut columns = Columns::new(column);
+        read_records(unpacked, path, &mut columns, &mut |found, _| {
+            Ok(take(found))
+        })
     }
 
     const TWO_COLUMNS: &str =
@@ -268,6 +346,10 @@ mod tests {
         for compression in [
             Compression::UNCOMPRESSED,
             Compression::SNAPPY,
+            Compression::GZIP(Default::default()),
+            Compression::BROTLI(Default::default()),
+            Compression::LZ4,
+            Compression::LZ4_RAW,
             Compression::ZSTD(Default::default()),
         ] {
             let ids = || (vec![b"x".as_slice(), b"y", b"z"], None, None);
@@ -282,13 +364,13 @@ mod tests {
                 compression,
                 &[vec![ids(), texts], vec![ids(), more]],
             );
-            let text = |t: &str| Record::Text(t.into());
+            let text = |t: &str| Found::Text(t.into());
             assert_eq!(
                 read(&path, None).unwrap(),
                 [
                     text("one"),
                     text(""),
-                    Record::NotUtf8,
+                    Found::NotUtf8,
                     text("two"),
                     text(""),
                     text("drei ü")
@@ -310,29 +392,28 @@ mod tests {
             Compression::SNAPPY,
             &[vec![leaf]],
         );
-        let expected: Vec<Record> = texts.into_iter().map(Record::Text).collect();
+        let expected: Vec<Found> = texts.into_iter().map(Found::Text).collect();
         assert_eq!(read(&path, None).unwrap(), expected);
         let mut seen = 0;
-        let flow = read_records(&path, None, &mut |_| {
+        let flow = read_until(&path, None, &mut |_| {
             seen += 1;
-            Ok(if seen == 3 {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            })
+            match seen {
+                3 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
         });
         assert!(flow.unwrap().is_break());
         assert_eq!(seen, 3);
     }
 
     #[test]
-    fn a_column_of_chats_is_joined() {
+    fn a_column_of_chats_keeps_its_roles() {
         let schema = "message m { optional group messages (LIST) { repeated group list { \
                       optional group element { optional binary role (STRING); optional binary content (STRING); } } } }";
         // Two chats: two messages, then one.
         let (definitions, repetitions) = (Some(vec![4, 4, 4]), Some(vec![0, 1, 0]));
         let roles = (
-            vec![b"u".as_slice(), b"a", b"u"],
+            vec![b"user".as_slice(), b"gpt", b"human"],
             definitions.clone(),
             repetitions.clone(),
         );
@@ -342,13 +423,83 @@ mod tests {
             repetitions,
         );
         let (_folder, path) = file(schema, Compression::SNAPPY, &[vec![roles, contents]]);
+        let chats: Vec<_> = read(&path, None)
+            .unwrap()
+            .into_iter()
+            .map(|found| match found {
+                Found::Chat(chat) => chat.messages,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let message = |role: &str, text: &str| (Some(role.to_owned()), text.to_owned());
         assert_eq!(
-            read(&path, None).unwrap(),
+            chats,
             [
-                Record::Chat("ask\n\nanswer".into()),
-                Record::Chat("more".into())
+                vec![message("user", "ask"), message("assistant", "answer")],
+                vec![message("user", "more")]
             ]
         );
+    }
+
+    #[test]
+    fn null_text_beside_a_chat_and_the_only_column_of_strings_are_found() {
+        let schema = "message m { optional binary text (STRING); optional binary prompt (STRING); \
+                      optional binary completion (STRING); required int32 n; }";
+        let columns = "message m { required binary words (STRING); required int32 n; }";
+        let (_folder, path) = file_with_numbers(
+            schema,
+            &[
+                (vec![], Some(vec![0, 0])),
+                (vec![b"ask", b"and"], Some(vec![1, 1])),
+                (vec![b"answer", b"so"], Some(vec![1, 1])),
+            ],
+            2,
+        );
+        match &read(&path, None).unwrap()[..] {
+            [Found::Chat(one), Found::Chat(two)] => {
+                assert_eq!(
+                    (one.plain(), two.plain()),
+                    ("ask\n\nanswer".into(), "and\n\nso".into())
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        let (_folder, path) = file_with_numbers(columns, &[(vec![b"one", b"two"], None)], 2);
+        let text = |t: &str| Found::Text(t.into());
+        assert_eq!(read(&path, None).unwrap(), [text("one"), text("two")]);
+    }
+
+    /// One row group of columns of strings, then one of numbers.
+    fn file_with_numbers(
+        schema: &str,
+        leaves: &[(Vec<&[u8]>, Option<Vec<i16>>)],
+        rows: usize,
+    ) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let out = std::fs::File::create(&path).unwrap();
+        let mut writer = SerializedFileWriter::new(out, schema, Default::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        for (values, definitions) in leaves {
+            let values: Vec<ByteArray> = values.iter().map(|v| v.to_vec().into()).collect();
+            let mut column = group.next_column().unwrap().unwrap();
+            let typed = column.typed::<ByteArrayType>();
+            typed
+                .write_batch(&values, definitions.as_deref(), None)
+                .unwrap();
+            column.close().unwrap();
+        }
+        let mut column = group.next_column().unwrap().unwrap();
+        let numbers: Vec<i32> = (0..rows as i32).collect();
+        column
+            .typed::<Int32Type>()
+            .write_batch(&numbers, None, None)
+            .unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        (folder, path)
     }
 
     #[test]

@@ -62,8 +62,10 @@ pub struct SourceReport {
     pub documents_unused: usize,
     /// Documents dropped, by reason.
     pub documents_dropped: DroppedDocuments,
-    /// Documents that were chats, their messages joined by blank lines without any chat template.
+    /// Documents that were chats, those that the chat template refused included.
     pub documents_chat: usize,
+    /// Chats written with the model's own chat template; the other ones' messages are joined by blank lines.
+    pub documents_templated: usize,
     /// Tokens of the text that was tokenized.
     pub tokens_available: usize,
     /// Tokens in the windows.
@@ -80,6 +82,9 @@ pub struct SourceReport {
     pub windows_used: usize,
     /// Windows with padding.
     pub windows_padded: usize,
+    /// What the user should know of how it was read; among the warnings of [`TextReport`].
+    #[serde(skip)]
+    pub(super) told: Vec<String>,
 }
 
 /// Documents dropped, by reason.
@@ -91,11 +96,13 @@ pub struct DroppedDocuments {
     pub too_short: usize,
     /// Not UTF-8 (parquet records; a text or JSON file that is not UTF-8 is an error).
     pub not_utf8: usize,
+    /// Chats that the model's chat template refuses.
+    pub refused: usize,
 }
 
 impl DroppedDocuments {
     /// All reasons together.
     pub fn total(&self) -> usize {
-        self.empty + self.too_short + self.not_utf8
+        self.empty + self.too_short + self.not_utf8 + self.refused
     }
 }

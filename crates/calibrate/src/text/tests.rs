@@ -57,6 +57,7 @@ fn memory(texts: Vec<String>) -> TextSource {
         },
         weight: 1.0,
         text_column: None,
+        chat_template: true,
     }
 }
 
@@ -65,6 +66,7 @@ fn path(path: &Path) -> TextSource {
         kind: SourceKind::Path(path.into()),
         weight: 1.0,
         text_column: None,
+        chat_template: true,
     }
 }
 
@@ -77,7 +79,7 @@ fn file(name: &str, bytes: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
 }
 
 fn load(sources: &[TextSource], options: &WindowOptions) -> Windows {
-    let windows = load_windows(sources, &TOKENIZER, options).unwrap();
+    let windows = load_windows(sources, &TOKENIZER, None, options).unwrap();
     check_accounts(&windows, options);
     windows
 }
@@ -97,8 +99,8 @@ fn random_windows_come_on_top_and_leave_the_text_as_it_is() {
         random_samples: 300,
         ..plain.clone()
     };
-    let plain = load_windows(&source, &tokenizer, &plain).unwrap();
-    let windows = load_windows(&source, &tokenizer, &mixed).unwrap();
+    let plain = load_windows(&source, &tokenizer, None, &plain).unwrap();
+    let windows = load_windows(&source, &tokenizer, None, &mixed).unwrap();
     assert_eq!(windows.holdout, plain.holdout);
     let (text, random) = windows.calibration.split_at(plain.calibration.len());
     assert_eq!(text, plain.calibration);
@@ -144,7 +146,7 @@ fn random_windows_come_on_top_and_leave_the_text_as_it_is() {
     assert!(counts.iter().all(|n| *n < 30));
     assert_eq!(
         windows,
-        load_windows(&source, &tokenizer, &mixed).unwrap(),
+        load_windows(&source, &tokenizer, None, &mixed).unwrap(),
         "the same seed"
     );
 }
@@ -200,7 +202,7 @@ fn check_accounts(windows: &Windows, options: &WindowOptions) {
 }
 
 fn error(sources: &[TextSource], options: &WindowOptions) -> String {
-    load_windows(sources, &TOKENIZER, options)
+    load_windows(sources, &TOKENIZER, None, options)
         .unwrap_err()
         .to_string()
 }
@@ -272,7 +274,8 @@ fn truncate_pads_short_documents_and_drops_shorter_ones() {
         DroppedDocuments {
             empty: 1,
             too_short: 1,
-            not_utf8: 0
+            not_utf8: 0,
+            refused: 0
         }
     );
     assert_eq!(
@@ -408,6 +411,7 @@ fn a_truncation_in_the_tokenizer_file_is_ignored() {
     let windows = load_windows(
         &[memory(vec![words(0, 40)])],
         &tokenizer,
+        None,
         &options(1, 40, Packing::Truncate),
     )
     .unwrap();
@@ -563,14 +567,14 @@ fn a_folder_is_read_in_name_order_without_its_readme() {
         ),
     );
     std::fs::create_dir(folder.path().join("deeper")).unwrap();
-    put("deeper/d.txt", &words(3200, 50));
-    let windows = load(&[path(folder.path())], &options(4, 10, Packing::Concat));
+    put("deeper/d.txt", &words(3200, 10));
+    let windows = load(&[path(folder.path())], &options(5, 10, Packing::Concat));
     let joined: Vec<u32> = windows
         .calibration
         .iter()
         .flat_map(|w| w.ids.clone())
         .collect();
-    assert_eq!(joined, ids(0, 40));
+    assert_eq!(joined, [ids(0, 40), ids(3200, 10)].concat());
     let source = &windows.report.sources[0];
     let names: Vec<&str> = source.files.iter().map(|f| &f[f.len() - 7..]).collect();
     assert!(
@@ -580,7 +584,7 @@ fn a_folder_is_read_in_name_order_without_its_readme() {
     );
     assert_eq!(
         (source.documents_read, source.documents_dropped.empty),
-        (5, 1)
+        (6, 1)
     );
 }
 
@@ -601,7 +605,680 @@ fn chats_are_joined_plainly_and_reported() {
     assert_eq!(windows.calibration[0].ids, ids(0, 20));
     assert_eq!(windows.calibration[1].ids, ids(20, 20));
     assert_eq!(windows.report.sources[0].documents_chat, 2);
+    let told = windows.report.warnings.join("\n");
+    assert!(
+        told.contains("took conversations of 1 records, messages of 1 records")
+            && told.contains("2 chats were read as plain text"),
+        "{told}"
+    );
+}
+
+/// The documents of a file of calibration text as the tokenizer sees them, and what is told of it.
+fn documents_in(
+    name: &str,
+    bytes: impl AsRef<[u8]>,
+    render: Option<&RenderChat>,
+) -> Result<(Vec<String>, Vec<String>), String> {
+    let (_folder, file) = file(name, bytes);
+    let reading = read::Reading {
+        render,
+        vocabulary: Some(WORDS),
+        purpose: source::Purpose::Calibration,
+        whole_files: true,
+    };
+    let mut found = Vec::new();
+    let (_, account) = read::read_records(&path(&file), reading, &mut |record| {
+        found.push(match record {
+            read::Record::Text(text) | read::Record::Plain(text, _) => text,
+            read::Record::Marked(text) => format!("marked {text}"),
+            read::Record::Ids(ids) => format!("{ids:?}"),
+            read::Record::NotUtf8 => "not UTF-8".into(),
+            read::Record::Refused => "refused".into(),
+        });
+        Ok(std::ops::ControlFlow::Continue(()))
+    })
+    .map_err(|e| e.to_string())?;
+    Ok((found, account.told(render.is_some())))
+}
+
+/// `role: content` of each message, one a line; systems are refused.
+fn lines_of(messages: &[Message]) -> Result<String, String> {
+    let mut out = String::new();
+    for message in messages {
+        if message.role == "system" {
+            return Err("no system here".into());
+        }
+        writeln!(out, "{}: {}", message.role, message.content).unwrap();
+    }
+    Ok(out)
+}
+
+fn check_record(record: serde_json::Value, wanted: &str, told: &str) {
+    let (found, all) = documents_in("a.jsonl", record.to_string(), Some(&lines_of)).unwrap();
+    assert_eq!(found, [wanted], "{record}");
+    let all = all.join("\n");
+    assert!(
+        if told.is_empty() {
+            all.is_empty()
+        } else {
+            all.contains(told)
+        },
+        "{record}: {all}"
+    );
+}
+
+#[test]
+fn records_of_every_shape_give_their_document() {
+    use serde_json::json;
+    let chat = "marked user: q\nassistant: a\n";
+    let messages = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+    for record in [
+        json!({"messages": messages}),
+        json!({"text": null, "messages": messages}),
+        json!({"text": " ", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
+        json!({"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}}),
+        json!({"messages": messages.to_string()}),
+    ] {
+        check_record(record, chat, "");
+    }
+    for (record, told) in [
+        (
+            json!({"prompt": "q", "completion": "a"}),
+            "took prompt and completion of 1 records; set text_column",
+        ),
+        (
+            json!({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}),
+            "prompt and completion",
+        ),
+        (
+            json!({"instruction": "q", "input": "", "output": "a"}),
+            "instruction and output",
+        ),
+        (
+            json!({"question": "q", "answer": "a", "id": "x"}),
+            "question and answer",
+        ),
+        (
+            json!({"Question": "q", "Response": "a"}),
+            "Question and Response",
+        ),
+        (json!({"input": "q", "output": "a"}), "input and output"),
+        (
+            json!({"chosen": messages, "rejected": []}),
+            "took chosen of",
+        ),
+        (
+            json!({"prompt": "q", "chosen": messages, "rejected": "r"}),
+            "prompt and chosen",
+        ),
+        (
+            json!({"prompt": "q", "chosen": "a", "rejected": "r"}),
+            "prompt and chosen",
+        ),
+        (
+            json!({"prompt": [messages[0]], "chosen": [messages[1]]}),
+            "prompt and chosen",
+        ),
+        (
+            json!({"prompt": [messages[0]], "chosen": messages}),
+            "prompt and chosen",
+        ),
+        (
+            json!({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: r"}),
+            "took chosen of",
+        ),
+    ] {
+        check_record(record, chat, told);
+    }
+    check_record(
+        json!({"instruction": "q", "input": "more", "output": "a"}),
+        "marked user: q\n\nmore\nassistant: a\n",
+        "instruction, input and output",
+    );
+    check_record(
+        json!({"prompt": "q", "system": "s", "completion": "a"}),
+        "refused",
+        "1 of 1 chats were dropped because the model's chat template refuses them, the first with: no system here",
+    );
+    check_record(
+        json!({"messages": messages, "tools": [{"name": "t"}]}),
+        chat,
+        "1 chats have tools",
+    );
+    check_record(
+        json!({"messages": ["q", "a"]}),
+        "q\n\na",
+        "1 of them have messages without a role",
+    );
+    check_record(
+        json!({"content": "words", "score": 1}),
+        "words",
+        "took content of 1 records",
+    );
+    check_record(
+        json!({"whatever": "words", "id": 1, "n": "17"}),
+        "words",
+        "took whatever of 1 records",
+    );
+    check_record(
+        json!({"text": "words", "content": "other", "prompt": "q", "completion": "a"}),
+        "words",
+        "",
+    );
+    check_record(
+        json!({"chosen": "better", "rejected": "worse"}),
+        "better",
+        "took chosen",
+    );
+    check_record(
+        json!({"prompt": "only", "n": 1}),
+        "only",
+        "took prompt of 1 records",
+    );
+    check_record(
+        json!({"input_ids": [3, 4, 5, 0], "attention_mask": [1, 1, 1, 0], "labels": [3]}),
+        "[3, 4, 5]",
+        "took input_ids",
+    );
+}
+
+#[test]
+fn records_that_are_unclear_are_refused_with_their_columns() {
+    let of = |lines: &str| documents_in("a.jsonl", lines, None).unwrap_err();
+    assert!(of("{\"a\": \"one\", \"b\": \"two\"}").ends_with("set text_column to one of: a, b"));
+    let later = of("{\"a\": \"one\"}\n{\"a\": \"x\", \"b\": \"two\"}");
+    assert!(
+        later.contains("a.jsonl:2: no column") && later.ends_with("one of: a, b"),
+        "{later}"
+    );
+    let later = of("{\"a\": \"one\"}\n{\"b\": \"two\"}");
+    assert!(later.ends_with("one of: b, a"), "{later}");
+    assert!(of("{\"n\": 1}").ends_with("set text_column to one of: n"));
+    assert!(of("{}").ends_with("set text_column to one of: (none)"));
+    assert!(of("{\"input_ids\": [-100, 5]}").contains("holds numbers that are no token ids"));
+    let unknown = of("{\"input_ids\": [5]}\n{\"input_ids\": [5, 4000]}");
+    assert!(
+        unknown.contains("a.jsonl:2: token id 4000 is not in the model's vocabulary of 4000"),
+        "{unknown}"
+    );
+}
+
+#[test]
+fn json_may_have_a_byte_order_mark_and_what_is_no_number() {
+    let array =
+        "\u{feff}[{\"text\": \"one\", \"score\": NaN}, {\"text\": NaN}, {\"text\": \"two\"}]";
+    let lines = "\u{feff}{\"text\": \"one\", \"x\": [-Infinity]}\r\n{\"text\": NaN}\r\n\r\n{\"text\": \"two\"}\r\n";
+    for (name, text) in [
+        ("a.json", array),
+        ("a.jsonl", array),
+        ("a.jsonl", lines),
+        ("a.json", lines),
+    ] {
+        assert_eq!(
+            documents_in(name, text, None).unwrap().0,
+            ["one", "", "two"],
+            "{text}"
+        );
+    }
+    let cut = documents_in("a.json", "[{\"text\": \"one\"},\n{\"text\": ", None).unwrap_err();
+    assert!(cut.contains("a.json:2: EOF"), "{cut}");
+    let after = documents_in("a.json", "[{\"text\": \"one\"}]\nx", None).unwrap_err();
+    assert!(after.contains("a.json:2: trailing characters"), "{after}");
+}
+
+#[test]
+fn tables_may_hold_line_breaks_and_delimiters_in_quotes() {
+    let csv = "id,text\r\n1,\"one, two\r\nthree \"\"four\"\"\"\r\n2,five\r\n";
+    assert_eq!(
+        documents_in("a.csv", csv, None).unwrap().0,
+        ["one, two\r\nthree \"four\"", "five"]
+    );
+    let tsv = "\u{feff}prompt\tresponse\nq, q\ta\n";
+    assert_eq!(
+        documents_in("a.tsv", tsv, Some(&lines_of)).unwrap().0,
+        ["marked user: q, q\nassistant: a\n"]
+    );
+    let (found, told) = documents_in("a.csv", "n,words\n1,one\n2,\n3,33\n", None).unwrap();
+    assert_eq!(found, ["one", "", "33"]);
+    assert!(told[0].contains("took words of 3 records"), "{told:?}");
+    let uneven = documents_in("a.csv", "a,b\n1,2\n1,2,3\n", None);
+    assert!(uneven.is_err(), "{uneven:?}");
+    let uneven = documents_in("a.csv", "text,b\nx,2\ny,2,3\n", None).unwrap_err();
+    assert!(
+        uneven.contains("a.csv:3: 3 cells, and the first row has 2"),
+        "{uneven}"
+    );
+    let twice = documents_in("a.csv", "text,text\nx,2\n", None).unwrap_err();
+    assert!(twice.contains("two columns are named \"text\""), "{twice}");
+    let bytes = documents_in("a.csv", b"text\nx\n\xff\n", None).unwrap_err();
+    assert!(bytes.contains("a.csv:3: not UTF-8"), "{bytes}");
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+    out.write_all(bytes).unwrap();
+    out.finish().unwrap()
+}
+
+#[test]
+fn packed_files_are_unpacked_whatever_their_names() {
+    let lines = b"{\"text\": \"one\"}\n{\"text\": \"two\"}\n";
+    let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 3).unwrap();
+    let halves = [gzip(&lines[..16]), gzip(&lines[16..])].concat();
+    let frames = [zstd(&lines[..16]), zstd(&lines[16..])].concat();
+    for packed in [
+        gzip(lines),
+        halves,
+        zstd(lines),
+        frames,
+        gzip(&zstd(lines)),
+        lines.to_vec(),
+    ] {
+        for name in ["a.jsonl.gz", "a.jsonl.zst", "a.jsonl", "a.json"] {
+            assert_eq!(
+                documents_in(name, &packed, None).unwrap().0,
+                ["one", "two"],
+                "{name}"
+            );
+        }
+    }
+    assert_eq!(
+        documents_in("a.txt.gz", gzip(b"one\r\ntwo"), None)
+            .unwrap()
+            .0,
+        ["one\ntwo"]
+    );
+    assert_eq!(
+        documents_in("a.csv.zst", zstd(b"text\none\n"), None)
+            .unwrap()
+            .0,
+        ["one"]
+    );
+    let cut = documents_in("a.jsonl.gz", &gzip(lines)[..20], None).unwrap_err();
+    assert!(cut.ends_with("cannot be read"), "{cut}");
+    for (mark, kind) in [
+        (&b"BZh9..."[..], "bzip2"),
+        (b"\xfd7zXZ\0..", "xz"),
+        (b"PK\x03\x04..", "zip"),
+    ] {
+        let refused = documents_in("a.txt", mark, None).unwrap_err();
+        assert!(
+            refused.contains(&format!("packed with {kind}, which is not read")),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn a_packed_table_of_columns_is_read_by_its_content() {
+    use parquet::file::writer::SerializedFileWriter;
+    let schema =
+        parquet::schema::parser::parse_message_type("message m { required binary text (STRING); }");
+    let mut bytes = Vec::new();
+    let mut writer =
+        SerializedFileWriter::new(&mut bytes, schema.unwrap().into(), Default::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let values = ["one", "two"].map(parquet::data_type::ByteArray::from);
+    column
+        .typed::<parquet::data_type::ByteArrayType>()
+        .write_batch(&values, None, None)
+        .unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+    for (name, bytes) in [
+        ("a.parquet.gz", gzip(&bytes)),
+        ("a.parquet", bytes.clone()),
+        ("a.bin", bytes.clone()),
+        ("a.txt", bytes),
+    ] {
+        assert_eq!(
+            documents_in(name, bytes, None).unwrap().0,
+            ["one", "two"],
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_file_of_an_unknown_name_is_told_by_its_content() {
+    for (text, kind, wanted) in [
+        ("{\"text\": \"one\"}\n", "JSON", "one"),
+        ("\u{feff}[{\"text\": \"one\"}]", "JSON", "one"),
+        ("[1] one", "plain text", "[1] one"),
+    ] {
+        let (found, told) = documents_in("a.dat", text, None).unwrap();
+        assert_eq!(found, [wanted]);
+        assert!(
+            told[0].ends_with(&format!("a.dat was read as {kind}, by its content")),
+            "{told:?}"
+        );
+    }
+    let binary = documents_in("model.bin", b"ab\0\0\0cd\xff", None).unwrap_err();
+    assert!(
+        binary.contains("unknown kind of file, binary data; wanted text (.txt"),
+        "{binary}"
+    );
+    let arrow = documents_in("a.arrow", b"\xff\xff\xff\xff\x10\0", None).unwrap_err();
+    assert!(
+        arrow.contains("an Arrow file; write it as parquet"),
+        "{arrow}"
+    );
+}
+
+#[test]
+fn wide_encodings_with_a_mark_are_decoded_and_others_refused() {
+    let text = "wörter 😀\r\nund mehr\r\n";
+    let wide = |order: fn(u16) -> [u8; 2], text: &str| -> Vec<u8> {
+        text.encode_utf16().flat_map(order).collect()
+    };
+    for order in [u16::to_le_bytes as fn(u16) -> [u8; 2], u16::to_be_bytes] {
+        let marked = wide(order, &format!("\u{feff}{text}"));
+        assert_eq!(
+            documents_in("a.txt", &marked, None).unwrap().0,
+            ["wörter 😀\nund mehr\n"]
+        );
+        let json = wide(order, "\u{feff}{\"text\": \"ö\"}");
+        assert_eq!(documents_in("a.jsonl", json, None).unwrap().0, ["ö"]);
+        let bare = documents_in("a.txt", wide(order, "plain words"), None).unwrap_err();
+        assert!(
+            bare.contains("the text is UTF-16 without a byte order mark"),
+            "{bare}"
+        );
+        let odd = documents_in("a.txt", &marked[..marked.len() - 1], None).unwrap_err();
+        assert!(odd.ends_with("cannot be read"), "{odd}");
+    }
+    let utf32 = documents_in("a.txt", b"\xff\xfe\0\0a\0\0\0", None).unwrap_err();
+    assert!(utf32.contains("the text is UTF-32"), "{utf32}");
+}
+
+#[test]
+fn splits_are_taken_by_their_purpose_and_what_is_left_is_told() {
+    let check = |names: &[&str], purpose, wanted: &[&str], told: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "x").unwrap();
+        }
+        let files = source::files_of(&SourceKind::Path(folder.path().into()), purpose).unwrap();
+        let found: Vec<String> = files
+            .paths
+            .iter()
+            .map(|p| p.strip_prefix(folder.path()).unwrap().display().to_string())
+            .collect();
+        assert_eq!(found, wanted);
+        assert_eq!(files.told, told);
+    };
+    use source::Purpose::{Calibration, Evaluation};
+    let hub = [
+        "README.md",
+        ".gitattributes",
+        "dataset_infos.json",
+        "data/train-00001-of-00002.parquet",
+        "data/train-00000-of-00002.parquet",
+        "data/test-00000-of-00001.parquet",
+        "data/validation-00000-of-00001.parquet",
+    ];
+    check(
+        &hub,
+        Calibration,
+        &[
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+        ],
+        &[
+            "took the split train, 2 files, and left data/test-00000-of-00001.parquet, data/validation-00000-of-00001.parquet",
+        ],
+    );
+    check(
+        &hub,
+        Evaluation,
+        &["data/test-00000-of-00001.parquet"],
+        &[
+            "took the split test, 1 files, and left data/train-00000-of-00002.parquet, data/train-00001-of-00002.parquet, data/validation-00000-of-00001.parquet",
+        ],
+    );
+    let nested = [
+        "en/train/a.jsonl.gz",
+        "en/dev/a.jsonl.gz",
+        "de/train/b.csv",
+        "picture.png",
+    ];
+    check(
+        &nested,
+        Calibration,
+        &["de/train/b.csv", "en/train/a.jsonl.gz"],
+        &[
+            "took the split train, 2 files, and left en/dev/a.jsonl.gz",
+            "left what is no text file by its name: picture.png",
+        ],
+    );
+    check(
+        &["a.txt", "test.txt"],
+        Calibration,
+        &["a.txt"],
+        &["took what is of no split, 1 files, and left test.txt"],
+    );
+    check(
+        &["test.txt"],
+        Calibration,
+        &["test.txt"],
+        &["took the split test and what there is beside it, because there is no other"],
+    );
+    check(
+        &["train.txt"],
+        Evaluation,
+        &["train.txt"],
+        &["took the split train and what there is beside it, because there is no other"],
+    );
+    check(
+        &["contest.txt", "b.txt"],
+        Calibration,
+        &["b.txt", "contest.txt"],
+        &[],
+    );
+}
+
+#[test]
+fn chats_in_a_template_stand_side_by_side_and_a_source_may_forbid_it() {
+    let chat = |from: usize| {
+        let (a, b) = (words(from, 10), words(from + 10, 10));
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"{a}\"}}, {{\"role\": \"assistant\", \"content\": \"{b}\"}}]}}\n"
+        )
+    };
+    let (_folder, file) = file("a.jsonl", chat(0) + &chat(20));
+    // marks that are words of the vocabulary
+    let render = |messages: &[Message]| {
+        let turns = messages
+            .iter()
+            .map(|m| format!(" w{} {}", 1000 + m.role.len(), m.content));
+        Ok(turns.collect::<String>())
+    };
+    let with = |source: &TextSource, packing| {
+        let options = options(1, 40, packing);
+        load_windows(
+            std::slice::from_ref(source),
+            &TOKENIZER,
+            Some(&render),
+            &options,
+        )
+        .unwrap()
+    };
+    let source = path(&file);
+    let windows = with(&source, Packing::Concat);
+    let turn = |mark: u32, from: usize| [vec![mark], ids(from, 10)].concat();
+    let all = [
+        turn(1004, 0),
+        turn(1009, 10),
+        turn(1004, 20),
+        turn(1009, 30),
+    ]
+    .concat();
+    assert_eq!(windows.calibration[0].ids, all[..40]);
+    let report = &windows.report.sources[0];
+    assert_eq!((report.documents_chat, report.documents_templated), (2, 2));
+    assert_eq!(windows.report.warnings, Vec::<String>::new());
+    let plain = TextSource {
+        chat_template: false,
+        ..source
+    };
+    let windows = with(&plain, Packing::Concat);
+    assert_eq!(windows.calibration[0].ids, ids(0, 40));
+    assert_eq!(windows.report.sources[0].documents_templated, 0);
     assert!(windows.report.warnings[0].contains("2 chats were read as plain text"));
+}
+
+#[test]
+fn chats_that_the_template_refuses_are_counted_and_all_of_them_an_error() {
+    let chat = |role: &str| {
+        let text = words(0, 40);
+        format!("{{\"messages\": [{{\"role\": \"{role}\", \"content\": \"{text}\"}}]}}\n")
+    };
+    for packing in [Packing::Concat, Packing::Drop] {
+        let (_folder, mixed) = file("a.jsonl", chat("system") + &chat("user") + &chat("system"));
+        let options = options(1, 20, packing);
+        let windows = load_windows(&[path(&mixed)], &TOKENIZER, Some(&lines_of), &options).unwrap();
+        let source = &windows.report.sources[0];
+        // Drop stops when it has enough
+        let refused = if packing == Packing::Drop { 1 } else { 2 };
+        assert_eq!(source.documents_dropped.refused, refused);
+        assert!(
+            windows
+                .report
+                .warnings
+                .iter()
+                .any(|w| w.contains("the first with: no system here"))
+        );
+        let (_folder, all) = file("a.jsonl", chat("system"));
+        let error = load_windows(&[path(&all)], &TOKENIZER, Some(&lines_of), &options)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("(1 documents dropped); 1 of 1 chats were dropped")
+                && error.contains("`chat_template: false`"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn token_ids_are_packed_as_they_are() {
+    let lines: String = (0..4)
+        .map(|i| format!("{{\"input_ids\": {:?}}}\n", ids(i * 20, 20)))
+        .collect();
+    let (_folder, file) = file("a.jsonl", lines);
+    let windows = load(&[path(&file)], &options(4, 20, Packing::Concat));
+    let joined: Vec<u32> = windows
+        .calibration
+        .iter()
+        .flat_map(|w| w.ids.clone())
+        .collect();
+    assert_eq!(joined, ids(0, 80));
+    let windows = load(&[path(&file)], &options(4, 16, Packing::Drop));
+    assert_eq!(windows.calibration[3].ids, ids(60, 16));
+    assert_eq!(windows.report.sources[0].tokens_truncated, 16);
+}
+
+// ---- evaluation text ----
+
+fn evaluation(source: &TextSource, render: Option<&RenderChat>) -> Result<EvaluationText, String> {
+    evaluation_windows_of(source, &TOKENIZER, render, 10, &WindowChoice::All)
+        .map_err(|e| e.to_string())
+}
+
+#[test]
+fn evaluation_documents_are_joined_by_blank_lines_whatever_the_file() {
+    let parts = [words(0, 15), words(15, 15), words(30, 23)];
+    let wanted =
+        evaluation_windows(&parts.join("\n\n"), &TOKENIZER, 10, &WindowChoice::All).unwrap();
+    let lines: String = parts
+        .iter()
+        .map(|t| format!("{{\"text\": \"{t}\\n\"}}\n{{\"text\": \"\"}}\n"))
+        .collect();
+    for (name, bytes) in [
+        ("a.jsonl", lines.clone().into_bytes()),
+        ("a.jsonl.gz", gzip(lines.as_bytes())),
+        (
+            "a.csv",
+            format!("text\n{}\n", parts.join("\n")).into_bytes(),
+        ),
+        ("a.txt", parts.join("\r\n\r\n").into_bytes()),
+    ] {
+        let (_folder, file) = file(name, bytes);
+        assert_eq!(evaluation(&path(&file), None).unwrap(), wanted, "{name}");
+    }
+    let (_folder, file) = file("a.jsonl", "{\"input_ids\": [1, 2]}");
+    let refused = evaluation(&path(&file), None).unwrap_err();
+    assert!(
+        refused.contains("a.jsonl:1: holds token ids, wanted text"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn the_text_that_is_scored_is_the_file_to_the_byte() {
+    // long enough for several pieces, with line ends at its head, its end and where pieces meet
+    for text in [
+        "\n\n w1 w2 \n\n".to_owned(),
+        format!("\n{}\n\n", "w1\n\n\n".repeat(60_000)),
+        "w3".into(),
+        "\n\n".into(),
+    ] {
+        let mut pieces = String::new();
+        let (_folder, file) = file("a.txt", &text);
+        let source = path(&file);
+        evaluation::text_of(&source, &mut |piece| pieces.push_str(piece)).unwrap();
+        assert_eq!(pieces, text);
+    }
+}
+
+#[test]
+fn a_large_text_gives_the_windows_of_the_whole_though_its_ids_are_not_kept() {
+    let text: String = (0..1_300_000)
+        .map(|i: usize| format!("w{} ", i * 7919 % 4000))
+        .collect();
+    let (_folder, file) = file("a.txt", &text);
+    for choice in [
+        WindowChoice::Count(7),
+        WindowChoice::List(vec![9000, 3, 12_999]),
+    ] {
+        let found = evaluation_windows_of(&path(&file), &TOKENIZER, None, 100, &choice).unwrap();
+        assert_eq!((found.n_tokens, found.n_available), (1_300_000, 13_000));
+        for (window, index) in found.windows.iter().zip(&found.indices) {
+            let wanted: Vec<u32> = (index * 100..index * 100 + 100)
+                .map(|i| (i * 7919 % 4000) as u32)
+                .collect();
+            assert_eq!(*window, wanted);
+        }
+    }
+}
+
+#[test]
+fn scored_chats_are_in_the_template_and_a_folder_gives_its_test_split() {
+    let folder = tempfile::tempdir().unwrap();
+    let chat = format!(
+        "{{\"messages\": [{{\"role\": \"w77\", \"content\": \"{}\"}}]}}\n",
+        words(0, 30)
+    );
+    std::fs::write(folder.path().join("test.jsonl"), chat.repeat(2)).unwrap();
+    std::fs::write(folder.path().join("train.jsonl"), "x").unwrap();
+    let render =
+        |messages: &[Message]| Ok(format!("{} {} ", messages[0].role, messages[0].content));
+    let found = evaluation(&path(folder.path()), Some(&render)).unwrap();
+    let all = [vec![77], ids(0, 30), vec![77], ids(0, 30)].concat();
+    assert_eq!(found.windows.concat(), all[..60]);
+    assert_eq!(found.warnings.len(), 1);
+    assert!(found.warnings[0].ends_with("took the split test, 1 files, and left train.jsonl"));
+    let refuse = |_: &[Message]| Err("never".to_owned());
+    let error = evaluation(&path(folder.path()), Some(&refuse)).unwrap_err();
+    assert!(
+        error.contains("0 tokens are 0 windows") && error.contains("the first with: never"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -739,14 +1416,11 @@ fn a_missing_path_and_an_unknown_kind_are_named() {
         error(&[path(Path::new("no/such.txt"))], &good),
         "no/such.txt: no such file or folder; paths are relative to the folder halfbyte is started in"
     );
-    assert!(
-        error_in_file("a.csv", "x").starts_with("DIR/a.csv: unknown kind of file; wanted .txt,")
-    );
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("a.csv"), "x").unwrap();
+    std::fs::write(folder.path().join("a.dat"), "x").unwrap();
     let message = error(&[path(folder.path())], &good);
     assert!(
-        message.ends_with("in this folder (it holds a.csv); subfolders are not searched"),
+        message.ends_with("in this folder or below (it holds a.dat)"),
         "{message}"
     );
 }
@@ -779,8 +1453,12 @@ fn a_bad_line_of_json_is_named_by_line() {
 #[test]
 fn a_missing_or_wrong_column_lists_what_there_is() {
     assert_eq!(
-        error_in_file("a.jsonl", "{\"body\": \"a\", \"id\": 1}"),
-        "DIR/a.jsonl:1: no column \"text\" (nor \"messages\" nor \"conversations\"); set text_column to one of: body, id"
+        error_in_file(
+            "a.jsonl",
+            "{\"title\": \"a\", \"summary\": \"b\", \"n\": 1}"
+        ),
+        "DIR/a.jsonl:1: no column \"text\" (nor a chat, a question and its answer, input_ids, or one column of strings \
+         alone); set text_column to one of: title, summary"
     );
     let (_folder, file) = file("a.json", "[{\"body\": \"a\", \"id\": 1}]");
     let with = |column: &str| {
@@ -834,7 +1512,7 @@ proptest! {
         ];
         let mut options = WindowOptions { seed, holdout: 0.2, ..options(100_000, length, packing) };
         // What the error says is there is what can be had.
-        let available = match load_windows(&sources, &TOKENIZER, &options) {
+        let available = match load_windows(&sources, &TOKENIZER, None, &options) {
             Err(TextError::TooLittle { windows_found, .. }) => windows_found,
             Err(TextError::NoText { .. }) => 0,
             other => panic!("{other:?}"),
@@ -846,6 +1524,6 @@ proptest! {
         options.num_samples = available;
         load(&sources, &options);
         options.num_samples = available + 1;
-        prop_assert!(load_windows(&sources, &TOKENIZER, &options).is_err());
+        prop_assert!(load_windows(&sources, &TOKENIZER, None, &options).is_err());
     }
 }

@@ -28,6 +28,12 @@ pub(super) fn plain(tokenizer: &Tokenizer) -> Result<Cow<'_, Tokenizer>, TextErr
     Ok(Cow::Owned(plain))
 }
 
+/// Ids from here on are not in the vocabulary.
+pub(super) fn vocabulary(tokenizer: &Tokenizer) -> usize {
+    let ids = tokenizer.get_vocab(true).into_values();
+    ids.max().map_or(0, |id| id as usize + 1)
+}
+
 /// The ids of one text, which is tokenized as one string.
 pub(super) fn ids(name: &str, text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>, TextError> {
     encode(tokenizer, text, false).map_err(|problem| failed(name, problem))
@@ -57,7 +63,7 @@ pub(super) fn ids_of_each(
     Ok(all)
 }
 
-fn failed(name: &str, problem: String) -> TextError {
+pub(super) fn failed(name: &str, problem: String) -> TextError {
     TextError::Tokenize {
         name: name.to_string(),
         problem,

@@ -5,8 +5,11 @@ use std::collections::HashSet;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
+use super::chat::RenderChat;
 use super::pack::{self, Supply};
 use super::random::SplitMix64;
+use super::read::Reading;
+use super::source::Purpose;
 use super::{SourceReport, TextError, TextReport, TextSource, mix, tokenize};
 
 /// How documents become windows.
@@ -89,22 +92,30 @@ impl WindowOptions {
 /// Reads the sources and makes `num_samples` windows of them.
 ///
 /// Each source gives a share of the windows proportional to its weight (largest remainder); where a source runs
-/// out, the others give the rest and a warning says so. The same sources, tokenizer and options give the same
+/// out, the others give the rest and a warning says so. Chats are written by `render`, the model's chat template, where
+/// there is one and the source does not forbid it. The same sources, tokenizer and options give the same
 /// windows, whatever the number of threads.
 ///
 /// # Errors
 /// No source, a weight or option out of range, files that are missing, unreadable, not UTF-8, not JSON, not
-/// parquet or without the text column, no text, or less of it than `num_samples` windows: see [`TextError`].
+/// parquet or without the text column, token ids of another vocabulary, no text, or less of it than `num_samples` windows: see [`TextError`].
 pub fn load_windows(
     sources: &[TextSource],
     tokenizer: &Tokenizer,
+    render: Option<&RenderChat>,
     options: &WindowOptions,
 ) -> Result<Windows, TextError> {
     check(sources, options)?;
     let tokenizer = tokenize::plain(tokenizer)?;
+    let reading = Reading {
+        render,
+        vocabulary: Some(tokenize::vocabulary(&tokenizer)),
+        purpose: Purpose::Calibration,
+        whole_files: true,
+    };
     let weights: Vec<f64> = sources.iter().map(|source| source.weight).collect();
     let wanted = mix::apportion(options.num_samples, &weights);
-    let (supplies, counts) = supplies(sources, &weights, &wanted, &tokenizer, options)?;
+    let (supplies, counts) = supplies(sources, &weights, &wanted, &tokenizer, reading, options)?;
 
     let mut windows = Vec::new();
     let mut reports = Vec::new();
@@ -229,12 +240,13 @@ fn supplies(
     weights: &[f64],
     wanted: &[usize],
     tokenizer: &Tokenizer,
+    reading: Reading,
     options: &WindowOptions,
 ) -> Result<(Vec<Supply>, Vec<usize>), TextError> {
     let mut counts = wanted.to_vec();
     let mut supplies = Vec::with_capacity(sources.len());
     for (source, &count) in sources.iter().zip(&counts) {
-        supplies.push(pack::supply(source, count, tokenizer, options)?);
+        supplies.push(pack::supply(source, count, tokenizer, reading, options)?);
     }
     loop {
         for (count, supply) in counts.iter_mut().zip(&supplies) {
@@ -257,7 +269,7 @@ fn supplies(
         for (&i, share) in more.iter().zip(shares) {
             counts[i] += share;
             if counts[i] > supplies[i].available() && !supplies[i].exhausted {
-                supplies[i] = pack::supply(&sources[i], counts[i], tokenizer, options)?;
+                supplies[i] = pack::supply(&sources[i], counts[i], tokenizer, reading, options)?;
             }
         }
     }
@@ -275,7 +287,13 @@ fn too_little(supplies: &[Supply], options: &WindowOptions) -> TextError {
         .map(|s| s.report.documents_dropped.total())
         .sum();
     if tokens_found == 0 {
-        return TextError::NoText { names, dropped };
+        let told = supplies.iter().flat_map(|s| &s.report.told);
+        let told = told.map(|told| format!("; {told}")).collect();
+        return TextError::NoText {
+            names,
+            dropped,
+            told,
+        };
     }
     TextError::TooLittle {
         names,
@@ -376,22 +394,18 @@ fn warnings(
         let dropped = source.documents_dropped;
         if 2 * dropped.total() > source.documents_read {
             warnings.push(format!(
-                "{name}: {} of {} documents were dropped: {} empty, {} below {} tokens, {} not UTF-8",
+                "{name}: {} of {} documents were dropped: {} empty, {} below {} tokens, {} not UTF-8, {} refused by the chat \
+                 template",
                 dropped.total(),
                 source.documents_read,
                 dropped.empty,
                 dropped.too_short,
                 options.shortest_document(),
-                dropped.not_utf8
+                dropped.not_utf8,
+                dropped.refused
             ));
         }
-        if source.documents_chat > 0 {
-            warnings.push(format!(
-                "{name}: {} chats were read as plain text, their messages joined by blank lines without the \
-                 model's chat template",
-                source.documents_chat
-            ));
-        }
+        warnings.extend(source.told.iter().map(|told| format!("{name}: {told}")));
         if source.windows_wanted == 0 {
             warnings.push(format!(
                 "{name}: its weight is too small for one of {} windows; raise weight or num_samples",

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use halfbyte_calibrate::text::{
-    Packing, SourceKind, TextSource, WindowChoice, WindowOptions, evaluation_windows, load_windows,
-    read_text,
+    Packing, SourceKind, TextSource, WindowChoice, WindowOptions, evaluation_windows_of,
+    load_windows,
 };
 use halfbyte_checkpoint::ModelFolder;
 use parquet::basic::{Compression, ConvertedType, Repetition, Type as PhysicalType, ZstdLevel};
@@ -37,8 +37,9 @@ pub(super) fn windows_of_text(text: &str, tokenizer: &tokenizers::Tokenizer) -> 
         },
         weight: 1.0,
         text_column: None,
+        chat_template: true,
     };
-    load_windows(&[source], tokenizer, &options())
+    load_windows(&[source], tokenizer, None, &options())
         .map(drop)
         .map_err(|error| error.to_string())
 }
@@ -52,16 +53,15 @@ fn reader(name: &'static str) -> Reader {
         write(folder.path(), name, bytes);
         let path = folder.path().join(name);
         let source = TextSource {
-            kind: SourceKind::Path(path.clone()),
+            kind: SourceKind::Path(path),
             weight: 1.0,
             text_column: None,
+            chat_template: true,
         };
-        let windows = load_windows(&[source], &tokenizer, &options());
-        if bytes.len() < 4000
-            && let Ok(text) = read_text(&path)
-        {
-            let _ = evaluation_windows(&text, &tokenizer, 4, &WindowChoice::All);
+        if bytes.len() < 4000 {
+            let _ = evaluation_windows_of(&source, &tokenizer, None, 4, &WindowChoice::All);
         }
+        let windows = load_windows(&[source], &tokenizer, None, &options());
         match windows {
             Ok(windows) => format!("ok {}", windows.report.warnings.join(" ")),
             Err(error) => error.to_string(),

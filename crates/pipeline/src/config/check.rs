@@ -302,6 +302,7 @@ fn source(index: usize, file: &SourceFile, base_dir: &Path) -> Result<Source, Fa
         text,
         weight,
         text_column: file.text_column.clone(),
+        chat_template: file.chat_template.unwrap_or(true),
     })
 }
 
@@ -564,7 +565,10 @@ fn evaluate(switch: &EvaluateSwitch, base_dir: &Path) -> Result<Option<Evaluate>
         text,
         sequence_length,
         windows,
+        text_column,
+        chat_template,
     } = file;
+    let (text_column, chat_template) = (text_column.clone(), chat_template.unwrap_or(true));
     if text == EMBEDDED_EVALUATION {
         return Ok(Some(Evaluate {
             text: Located {
@@ -573,6 +577,8 @@ fn evaluate(switch: &EvaluateSwitch, base_dir: &Path) -> Result<Option<Evaluate>
             },
             sequence_length: *sequence_length,
             windows: (windows.clone()).unwrap_or_else(|| Windows::default_for(Path::new(text))),
+            text_column,
+            chat_template,
         }));
     }
     let at = ["evaluate", "text"];
@@ -583,13 +589,6 @@ fn evaluate(switch: &EvaluateSwitch, base_dir: &Path) -> Result<Option<Evaluate>
             "paths are taken from the pipeline file's folder, then from the working folder",
         )
     })?;
-    if path.is_dir() {
-        return Err(Fault::new(
-            &at,
-            format!("`{text}` is a folder, wanted a text file"),
-            "give one plain text file",
-        ));
-    }
     Ok(Some(Evaluate {
         text: Located {
             written: text.clone(),
@@ -597,6 +596,8 @@ fn evaluate(switch: &EvaluateSwitch, base_dir: &Path) -> Result<Option<Evaluate>
         },
         sequence_length: *sequence_length,
         windows: windows.clone().unwrap_or_default(),
+        text_column,
+        chat_template,
     }))
 }
 

@@ -115,7 +115,7 @@ pub(super) struct CalibrationFile {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct SourceFile {
-    /// A txt, jsonl or parquet file, a folder of them, or `embedded:calibration`.
+    /// A txt, jsonl, json, csv, tsv or parquet file, also packed as gz or zst, a folder of them, or `embedded:calibration`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) path: Option<String>,
     /// The id of a data set on the hub.
@@ -125,9 +125,15 @@ pub(super) struct SourceFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub(super) weight: Option<f64>,
-    /// The column of jsonl and parquet files that holds the text.
+    /// The column of jsonl, csv and parquet files that holds the text, a chat or token ids. Left out, the first that is
+    /// there of text, a chat (messages, conversations), chosen, a question and its answer (prompt and completion and
+    /// their like), input_ids, content and other usual names, or the only column of strings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) text_column: Option<String>,
+    /// Whether chats are written with the model's own chat template, where it has one; false joins their messages by blank
+    /// lines. Left out, true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) chat_template: Option<bool>,
 }
 
 /// Scheme and solver settings.
@@ -321,7 +327,8 @@ pub(super) enum EvaluateSwitch {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EvaluateFile {
-    /// A text file; left out, a short text inside the program that calibration does not read.
+    /// A text of the kinds that calibration reads, or a folder of them, of which the split test or else validation is taken;
+    /// left out, a short text inside the program that calibration does not read.
     #[serde(default = "default_evaluate_text")]
     pub(super) text: String,
     /// Tokens a window.
@@ -332,6 +339,13 @@ pub(super) struct EvaluateFile {
     #[serde(default, with = "windows", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "windows_schema")]
     pub(super) windows: Option<Windows>,
+    /// The column of jsonl, csv and parquet files that holds the text; left out, it is found as for calibration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) text_column: Option<String>,
+    /// Whether chats are written with the model's own chat template, where it has one; false joins their messages by blank
+    /// lines. Left out, true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) chat_template: Option<bool>,
 }
 
 /// What the score must reach.

@@ -152,14 +152,16 @@ pub struct Source {
     pub text: TextSource,
     /// Its share of the windows, against the other sources' weights; positive.
     pub weight: f64,
-    /// The column of jsonl and parquet files that holds the text; none takes `text`, or the only text column.
+    /// The column of jsonl, csv and parquet files that holds the text; none finds it by the names there are.
     pub text_column: Option<String>,
+    /// Whether chats are written with the model's own chat template, where it has one.
+    pub chat_template: bool,
 }
 
 /// Where a text is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TextSource {
-    /// A txt, jsonl or parquet file, or a folder of them.
+    /// A file of text, records or a table, or a folder of them.
     Path(Located),
     /// A data set on the hub, by its id.
     Dataset(String),
@@ -263,6 +265,10 @@ pub struct Evaluate {
     pub sequence_length: usize,
     /// Which windows.
     pub windows: Windows,
+    /// The column of jsonl, csv and parquet files that holds the text; none finds it by the names there are.
+    pub text_column: Option<String>,
+    /// Whether chats are written with the model's own chat template, where it has one.
+    pub chat_template: bool,
 }
 
 /// What the score must reach.
@@ -597,6 +603,8 @@ impl From<&Pipeline> for PipelineFile {
                     text: e.text.written.clone(),
                     sequence_length: e.sequence_length,
                     windows: Some(e.windows.clone()),
+                    text_column: e.text_column.clone(),
+                    chat_template: (!e.chat_template).then_some(false),
                 })
             }),
             gate: GateFile {
@@ -631,6 +639,7 @@ impl From<&Calibration> for CalibrationFile {
                 dataset,
                 weight: Some(source.weight),
                 text_column: source.text_column.clone(),
+                chat_template: (!source.chat_template).then_some(false),
             }
         };
         Self {

@@ -223,7 +223,7 @@ pub(super) const SPELLINGS: &[Spelling] = &[
     by!(&[""], &["format", "formats"], Any => [Form(forms::export)]),
     by!(&[""], &["export"], Text => [Form(forms::export)], Like(has_words) => [Form(forms::export)], Like(one_entry) => [Form(forms::export)]),
     by!(WHOLE, &["version"],
-        Words(&["gemm"]) => [Sets(&[("export", Exports("awq"))])],
+        Words(&["gemm"]) => [Soft(&[("export", Exports("awq"))])],
         Words(&["gemv", "gemv_fast", "marlin", "exllama", "exllamav2", "ipex", "llm-awq"]) => [Wrong(
             "of AWQ's layouts the GEMM one is written, which every reader takes", "write `version: GEMM`, or `export: [{format: awq}]`")],
         Like(is_version) => [Idle("it is the version of another tool or of its file")]),

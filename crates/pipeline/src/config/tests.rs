@@ -988,11 +988,28 @@ fn evaluation_takes_the_text_inside_the_program_where_none_is_named() {
 }
 
 #[test]
-fn evaluation_needs_a_file_and_a_gate_its_evaluation() {
-    check_error(
-        "model: {source: embedded:tiny}\nevaluate: {text: src}\n",
-        "p.yaml:2: evaluate.text: `src` is a folder, wanted a text file\nhint: give one plain text file",
-    );
+fn chats_go_through_the_template_unless_a_key_says_otherwise() {
+    let of = |more: &str| {
+        let text = format!("model: {{source: embedded:tiny}}\n{more}");
+        let pipeline = parse(&text).unwrap();
+        let written = parse(&pipeline.to_value().to_string()).unwrap();
+        assert_eq!(pipeline.calibration, written.calibration);
+        assert_eq!(pipeline.evaluate, written.evaluate);
+        let evaluate = pipeline.evaluate.unwrap();
+        (
+            pipeline.calibration.sources[0].chat_template,
+            evaluate.chat_template,
+            evaluate.text_column,
+        )
+    };
+    assert_eq!(of("evaluate: {}"), (true, true, None));
+    let off = "calibration: {sources: [{path: embedded:calibration, chat_template: false}]}\n\
+               evaluate: {chat_template: false, text_column: body}";
+    assert_eq!(of(off), (false, false, Some("body".to_owned())));
+}
+
+#[test]
+fn a_gate_needs_its_evaluation() {
     check_error(
         "model: {source: embedded:tiny}\ngate: {max_kl: 0.1}\n",
         "p.yaml:2: gate.max_kl: nothing is measured to hold it against\nhint: add `evaluate: {text: FILE}`",

@@ -527,7 +527,8 @@ impl Translator {
     fn settle(&mut self) -> Result<(), Fault> {
         let mut told: Vec<(Here, Vec<String>)> = Vec::new();
         for (ours, value, at) in std::mem::take(&mut self.soft) {
-            if self.given.contains_key(&ours) {
+            // said as it stands, or in its parts
+            if self.given.keys().any(|given| given.starts_with(&ours)) {
                 continue;
             }
             let sources = path("calibration.sources");

@@ -15,6 +15,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::Result;
+use halfbyte_calibrate::text::Message;
 use halfbyte_evaluate::KeptDense;
 use halfbyte_model::{Execution, LoadedModel, Weights, open_device};
 use serde::Serialize;
@@ -27,7 +28,7 @@ use crate::open::{open_model, told_weights};
 use crate::quantize::device_choice;
 use crate::usage::usage;
 
-use chat::ChatTemplate;
+pub(crate) use chat::{ChatTemplate, Today};
 pub(crate) use prompts::{Prompts, plain_tokenizer};
 use sampling::Sampler;
 use text::TextStream;
@@ -206,10 +207,16 @@ impl Generator {
         let tokenizer = plain_tokenizer(weights.folder())?;
         let template = match request.raw {
             true => None,
-            false => ChatTemplate::of(weights.folder())?,
+            false => ChatTemplate::of(weights.folder(), Today::Clock)?,
         };
         let prompt = match &template {
-            Some(template) => prompts::ids(&template.render(&request.prompt)?, false, &tokenizer)?,
+            Some(template) => {
+                let said = Message {
+                    role: "user".to_owned(),
+                    content: request.prompt.clone(),
+                };
+                prompts::ids(&template.render(&[said], true)?, false, &tokenizer)?
+            }
             None => prompts::opening(&request.prompt, weights.folder(), &tokenizer)?,
         };
         let positions = weights.config().max_position_embeddings;
