@@ -122,7 +122,7 @@ fn a_tokenizer_that_contradicts_itself_is_no_bug_of_ours() {
 fn yaml_that_nests_or_repeats_itself_without_end_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pipeline.yaml");
-    let nine = |of: &str| vec![of; 9].join(", ");
+    let nine = |of: &str| [of; 9].join(", ");
     let mut laughs = format!("a0: &a0 [{}]\n", nine("x"));
     for level in 1..9 {
         laughs += &format!(

@@ -75,7 +75,8 @@ mod weight;
 #[cfg(not(feature = "gpu"))]
 mod without_gpu;
 
-#[cfg(all(test, feature = "gpu"))]
+#[cfg(test)]
+#[cfg(feature = "gpu")]
 mod tests;
 
 pub use capabilities::Capabilities;

@@ -469,10 +469,13 @@ mod tests {
         assert_eq!(read(&path, None).unwrap(), [text("one"), text("two")]);
     }
 
+    /// A leaf column without repetitions: values, definition levels.
+    type Flat<'a> = (Vec<&'a [u8]>, Option<Vec<i16>>);
+
     /// One row group of columns of strings, then one of numbers.
     fn file_with_numbers(
         schema: &str,
-        leaves: &[(Vec<&[u8]>, Option<Vec<i16>>)],
+        leaves: &[Flat<'_>],
         rows: usize,
     ) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
