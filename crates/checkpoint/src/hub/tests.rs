@@ -439,6 +439,7 @@ fn data_sets_are_listed_filtered_and_cached() {
         "b.txt",
         "c.parquet",
         "d.csv",
+        "e.zip",
     ];
     let files = names
         .iter()
@@ -464,7 +465,8 @@ fn data_sets_are_listed_filtered_and_cached() {
         [
             Path::new("a/train.jsonl"),
             Path::new("b.txt"),
-            Path::new("c.parquet")
+            Path::new("c.parquet"),
+            Path::new("d.csv")
         ]
     );
     for (path, name) in found.files.iter().zip(&names) {
@@ -479,7 +481,7 @@ fn data_sets_are_listed_filtered_and_cached() {
     let none = resolve_dataset("org/text", &|_| false, &options, &mut |_| ()).unwrap_err();
     assert_eq!(
         none.to_string(),
-        "org/text@main: none of its 6 files is a txt, jsonl, json or parquet file that was asked for"
+        "org/text@main: none of its 7 files is a txt, jsonl, json, csv, tsv or parquet file, packed or not, that was asked for"
     );
     let form = resolve_dataset("text", &wanted, &options, &mut |_| ()).unwrap_err();
     assert_eq!(
