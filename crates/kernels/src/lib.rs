@@ -61,12 +61,7 @@ mod error;
 mod host;
 #[cfg(feature = "gpu")]
 mod kernel;
-#[cfg_attr(
-    not(feature = "gpu"),
-    expect(dead_code, reason = "what only the GPU's kernels ask a layout")
-)]
 mod layout;
-#[cfg(any(feature = "gpu", test))]
 mod reference;
 #[cfg(feature = "gpu")]
 mod self_test;

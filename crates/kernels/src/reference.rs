@@ -16,6 +16,7 @@ pub(crate) fn dequantize(weight: &PackedWeight) -> Vec<f32> {
 }
 
 /// `y = x Wᵀ` for `x` `[tokens, in_features]`, to `[tokens, out_features]`, both row-major.
+#[cfg(any(feature = "gpu", test))]
 pub(crate) fn multiply(x: &[f32], weight: &PackedWeight) -> Vec<f64> {
     let dense = dequantize(weight);
     let mut y = Vec::new();
