@@ -467,14 +467,19 @@ pub(super) fn safetensors() -> Target {
         ],
         reader: || {
             let folder = model_in_scratch();
-            Box::new(move |bytes| {
-                write(folder.path(), "model.safetensors", bytes);
-                let read = ModelFolder::open(folder.path()).map_err(|error| error.to_string());
-                read.and_then(|model| read_tensors(&model))
-                    .unwrap_or_else(|error| error)
-            })
+            tensors_with(folder, "model.safetensors")
         },
     }
+}
+
+/// Reads a folder's tensors with one of its files spoiled.
+fn tensors_with(folder: tempfile::TempDir, file: &'static str) -> super::Reader {
+    Box::new(move |bytes| {
+        write(folder.path(), file, bytes);
+        let read = ModelFolder::open(folder.path()).map_err(|error| error.to_string());
+        read.and_then(|model| read_tensors(&model))
+            .unwrap_or_else(|error| error)
+    })
 }
 
 pub(super) fn index() -> Target {
@@ -520,12 +525,7 @@ pub(super) fn index() -> Target {
                     &file,
                 );
             }
-            Box::new(move |bytes| {
-                write(folder.path(), "model.safetensors.index.json", bytes);
-                let read = ModelFolder::open(folder.path()).map_err(|error| error.to_string());
-                read.and_then(|model| read_tensors(&model))
-                    .unwrap_or_else(|error| error)
-            })
+            tensors_with(folder, "model.safetensors.index.json")
         },
     }
 }

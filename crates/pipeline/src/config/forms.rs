@@ -275,14 +275,19 @@ pub(super) fn export(t: &mut Translator, at: &Here, value: &Value) -> Result<(),
             false => t.descend(&ours, &written, export.clone())?,
         }
     }
+    note_list(t, at, value, "export", exports);
+    Ok(())
+}
+
+/// Tells what list of ours a value is read as.
+fn note_list(t: &mut Translator, at: &Here, value: &Value, ours: &str, list: Vec<Value>) {
     let text = format!(
-        "`{}: {}` is read as `export: {}`",
+        "`{}: {}` is read as `{ours}: {}`",
         at.written.join("."),
         shown(value),
-        shown(&Value::Array(exports))
+        shown(&Value::Array(list))
     );
     t.note(at, text);
-    Ok(())
 }
 
 /// A format's word where one of ours is wanted.
@@ -351,13 +356,7 @@ pub(super) fn texts(t: &mut Translator, at: &Here, value: &Value) -> Result<(), 
             shown_entries.push(entry.clone());
         }
     }
-    let text = format!(
-        "`{}: {}` is read as `calibration.sources: {}`",
-        at.written.join("."),
-        shown(value),
-        shown(&Value::Array(shown_entries))
-    );
-    t.note(at, text);
+    note_list(t, at, value, "calibration.sources", shown_entries);
     Ok(())
 }
 
